@@ -1,0 +1,58 @@
+# keymesh: `make demo` shows the product, `make check` is the fast loop, `make test` is everything.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.SUFFIXES:
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q
+# workers for tests that may share the machine
+JOBS ?= 2
+CHECK_SEEDS ?= 20
+TEST_SEEDS ?= 200
+
+.PHONY: help setup dev demo check static unit test soak bench lock clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup:  ## create .venv with the locked runtime packages and the keymesh command
+	@PYTHON="$(PYTHON)" .ci/setup runtime
+
+dev:
+	@PYTHON="$(PYTHON)" .ci/setup dev
+
+demo: setup  ## bring up a mesh, show and measure the product, take it down
+	@$(BIN)/keymesh demo
+
+static: dev
+	$(BIN)/ruff format --check --no-cache src tests .ci
+	$(BIN)/ruff check --no-cache src tests .ci
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+unit: dev
+	$(PYTEST) -n $(JOBS) -m "not slow and not integration" tests/unit tests/vectors
+
+check: static unit  ## format, lint, types, import contracts, unit and vector tests, some seeds (about a minute)
+	$(BIN)/keymesh sim run --seeds $(CHECK_SEEDS) --json
+
+test: static  ## everything: check, contract, integration and simulation tests (under 15 minutes)
+	$(PYTEST) -n $(JOBS) --durations=10 -m "not serial" tests
+	$(PYTEST) --durations=10 -m serial tests
+	$(BIN)/keymesh sim run --seeds $(TEST_SEEDS) --json
+
+soak: dev  ## the same tests with their full counts; prints one JSON object at the end
+	@KEYMESH_SOAK=1 $(BIN)/python .ci/soak.py
+
+bench: setup  ## measure the Edge and the kill switch, each beside a reference from the same run
+	@$(BIN)/keymesh bench edge --json
+	@$(BIN)/keymesh bench killswitch --json
+
+lock:  ## write the hashed locks afresh (uses a throw-away environment outside the tree)
+	@.ci/lock
+
+clean:  ## remove what the targets made
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

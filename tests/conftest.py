@@ -1,0 +1,54 @@
+"""Shared test settings: markers by directory, hypothesis profiles, where shared vectors lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parents[1]
+SOAK = os.environ.get("KEYMESH_SOAK") == "1"
+
+# Fixed examples in the ordinary runs, so that a failure is the change's own; fresh and many in a soak.
+settings.register_profile(
+    "quick",
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile(
+    "soak", max_examples=2_000, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("soak" if SOAK else "quick")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything under ``tests/integration`` starts processes and is timed: it runs alone."""
+    for item in items:
+        if ROOT / "tests" / "integration" in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.serial)
+
+
+@pytest.fixture(scope="session")
+def soak() -> bool:
+    """Whether the full counts are asked for (``make soak``)."""
+    return SOAK
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Where published vectors too large for this tree lie: KEYMESH_SHARED, else ``../shared``."""
+    path = Path(os.environ.get("KEYMESH_SHARED", ROOT.parent / "shared"))
+    if not path.is_dir():
+        pytest.fail(f"no shared vectors at {path}; set KEYMESH_SHARED")
+    return path
