@@ -1,0 +1,192 @@
+"""Kinds of entries: their arguments, whether they restrict or grant, their lane, and whose word they need.
+
+A restriction is applied first and recorded after; a grant is recorded first (DESIGN section 2).  ``authority``
+names who must have signed the command beside the Registry's online signature on the entry.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, dataclass_transform
+
+from msgspec import Struct
+
+from keymesh.control.rows import (
+    DelegationRow,
+    NodeRow,
+    PolicyRow,
+    RegionRow,
+    RootRow,
+    ServiceRow,
+    SettingsRow,
+    SignersRow,
+    VotersRow,
+)
+from keymesh.model.states import Lane
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # subclasses inherit both from Struct
+class Args(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all arguments."""
+
+
+class Genesis(Args):
+    """First entry of ``mesh``: everything that trust starts from."""
+
+    root: RootRow
+    delegations: dict[str, DelegationRow]
+    settings: SettingsRow
+    regions: dict[str, RegionRow]
+    nodes: dict[str, NodeRow]  # "<region>/<node>"
+    voters: VotersRow
+
+
+class RegionJoin(Args):
+    region: str
+    row: RegionRow
+    nodes: dict[str, NodeRow]  # "<node>" -> row
+
+
+class RotateIvk(Args):
+    region: str
+    generation: int
+
+
+class TenantCreate(Args):
+    policy: PolicyRow
+    signers: SignersRow
+    binding_id: str
+    provider: str
+    descriptor: dict[str, Any]
+
+
+class SwitchL1(Args):
+    """A new binding becomes active, the old one retiring; every live L2 version is wanted under the new one."""
+
+    binding_id: str
+    provider: str
+    descriptor: dict[str, Any]
+
+
+class RetireBinding(Args):
+    binding_id: str
+
+
+class SetLabels(Args):
+    labels: dict[str, str]
+
+
+class SetService(Args):
+    """Creates the service or replaces its policy; ``row.version`` is the old one plus one (1 at first)."""
+
+    service: str
+    row: ServiceRow
+
+
+class WantKey(Args):
+    """``version`` of ``key`` (``l2`` or ``l3/<service>``) is wanted: exactly one above the highest wanted."""
+
+    key: str
+    version: int
+
+
+class WantRewrap(Args):
+    key: str
+    parent: str
+
+
+class CreateKey(Args):
+    key: str
+    version: int
+    kid: str
+    digest: str
+    parent: str
+
+
+class ActivateKey(Args):
+    """Pre-Active becomes Active; where ``wrapping``, it also becomes the wrapping version."""
+
+    key: str
+    version: int
+    wrapping: bool
+
+
+class Rewrapped(Args):
+    """``revision`` is the old one plus one (compare)."""
+
+    key: str
+    version: int
+    revision: int
+    digest: str
+    parent: str
+
+
+class ScopeArgs(Args):
+    """``abandon_children``: revoke a key version though other keys are wrapped under it."""
+
+    scope: str
+    reason: str = ""
+    abandon_children: bool = False
+
+
+class Effect(Enum):
+    RESTRICTION = "restriction"
+    GRANT = "grant"
+
+
+class AuthorityBy(Enum):
+    """Whose authority a kind needs beyond the Registry's signature."""
+
+    NONE = "none"
+    ROOT = "root"  # root threshold
+    OFFICERS = "officers"  # delegation "officers", threshold
+    SIGNERS = "signers"  # the tenant's signers, threshold
+    FOUR_EYES_IF_WIDE = "four-eyes-if-wide"  # officers when the scope is region or mesh, else none
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    name: str
+    args: type[Args]
+    effect: Effect
+    lane: Lane
+    namespace: str  # "mesh", "tenant" or "any"
+    authority: AuthorityBy
+    needs_commit: bool  # voters must countersign before any node may apply it (resume), or before a bound is claimed
+
+
+def _kind(
+    name: str,
+    args: type[Args],
+    lane: Lane,
+    namespace: str,
+    authority: AuthorityBy = AuthorityBy.NONE,
+    effect: Effect = Effect.GRANT,
+    needs_commit: bool = False,
+) -> tuple[str, Kind]:
+    return name, Kind(name, args, effect, lane, namespace, authority, needs_commit)
+
+
+_R, _O, _N = Lane.RESTRICTION, Lane.ONBOARDING, Lane.ROUTINE
+
+KINDS: Final[dict[str, Kind]] = dict(
+    [
+        _kind("mesh.genesis", Genesis, _O, "mesh", AuthorityBy.ROOT),
+        _kind("region.join", RegionJoin, _O, "mesh", AuthorityBy.ROOT),
+        _kind("region.rotate-ivk", RotateIvk, _N, "mesh"),
+        _kind("tenant.create", TenantCreate, _O, "tenant", AuthorityBy.SIGNERS),
+        _kind("tenant.labels", SetLabels, _N, "tenant"),
+        _kind("l1.switch", SwitchL1, _O, "tenant", AuthorityBy.SIGNERS),
+        _kind("l1.retire", RetireBinding, _N, "tenant"),
+        _kind("service.set", SetService, _O, "tenant"),
+        _kind("key.want", WantKey, _N, "tenant"),
+        _kind("key.want-rewrap", WantRewrap, _N, "tenant"),
+        _kind("key.create", CreateKey, _O, "tenant"),
+        _kind("key.activate", ActivateKey, _O, "tenant"),
+        _kind("key.rewrapped", Rewrapped, _N, "tenant"),
+        _kind("suspend", ScopeArgs, _R, "any", AuthorityBy.FOUR_EYES_IF_WIDE, Effect.RESTRICTION, True),
+        _kind("revoke", ScopeArgs, _R, "any", AuthorityBy.FOUR_EYES_IF_WIDE, Effect.RESTRICTION, True),
+        _kind("resume", ScopeArgs, _O, "any", AuthorityBy.FOUR_EYES_IF_WIDE, Effect.GRANT, True),
+    ]
+)

@@ -1,0 +1,202 @@
+"""What nodes, voters and the Registry say to each other about freshness and commitment (DESIGN sections 2, 3, 5).
+
+Signed ones travel as ``Sealed``: a DSSE envelope in production, an object in simulation; ``signing.Suite`` makes and
+opens both.  Times are durations in ms, never instants of somebody else's clock.
+"""
+
+from __future__ import annotations
+
+from typing import Any, dataclass_transform
+
+from msgspec import Struct
+
+from keymesh.control.entry import Leaf
+from keymesh.crypto.dsse import Envelope
+from keymesh.model.ids import Digest
+
+Sealed = Envelope
+"""Only a ``Suite`` looks inside; a simulation's suite puts objects of its own in its place."""
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # subclasses inherit both from Struct
+class Message(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all messages."""
+
+
+class PendingItem(Message):
+    """A grant in work: this node does not yet hold (or, for L2, has not yet opened) that key revision."""
+
+    namespace: str
+    key: str
+    version: int
+    revision: int
+
+
+class Heartbeat(Message):
+    """Node to Registry, signed by the node.  ``boot_id`` names this life of the process, ``counter`` rises in it.
+
+    ``manifest_root`` is the map-tree root over the leaves as applied, each state recomputed from what is stored;
+    ``leaves`` come along when the last answer's root differed.
+    """
+
+    mesh: str
+    epoch: int
+    region: str
+    node: str
+    boot_id: str
+    counter: int
+    nonce: str
+    manifest_root: Digest
+    index_seen: int
+    leaves: dict[str, Leaf] | None = None
+    pending: tuple[PendingItem, ...] = ()
+    ivk_generation: int = 0
+    modes: dict[str, str] | None = None  # tenant -> Mode value, for people
+
+
+class Answer(Message):
+    """Registry to node, signed by the Registry, accepted once for its nonce.
+
+    ``poll_age_ms``: by how long the poll that a majority of voters answered was sent before the heartbeat arrived
+    (0 where after); the lease starts that much earlier.  ``index``: of a linearizable read begun after the heartbeat
+    arrived.  ``heads_root``: over one leaf for each namespace that this region may hold.
+    """
+
+    mesh: str
+    epoch: int
+    region: str
+    node: str
+    nonce: str
+    index: int
+    ttl_ms: int
+    poll_age_ms: int
+    heads_root: Digest
+
+
+class AnswerMessage(Message):
+    """``leaves`` are unsigned: they count only where their root is the signed one."""
+
+    answer: Sealed
+    leaves: dict[str, Leaf] | None = None
+
+
+class HeartbeatMessage(Message):
+    heartbeat: Sealed
+
+
+class CountersignRequest(Message):
+    """Registry to voter.  ``blind`` = HMAC-SHA256(mesh salt, namespace) in hex."""
+
+    mesh: str
+    epoch: int
+    set_id: int
+    blind: str
+    seq: int
+    entry_hash: Digest
+    restriction: bool
+
+
+class Countersignature(Message):
+    """Signed by the voter's node key, after it is durable there."""
+
+    mesh: str
+    epoch: int
+    set_id: int
+    voter: str  # region
+    blind: str
+    seq: int
+    entry_hash: Digest
+    restriction: bool
+
+
+class CountersignatureMessage(Message):
+    countersignature: Sealed
+
+
+class Poll(Message):
+    mesh: str
+    epoch: int
+    set_id: int
+    poll_id: int
+
+
+class PollAnswer(Message):
+    mesh: str
+    epoch: int
+    set_id: int
+    poll_id: int
+    voter: str
+
+
+class RestrictionAck(Message):
+    """One restriction in force at a node, and by when the Edge leases that it granted under it are over."""
+
+    scope: str
+    seq: int
+    entry_hash: Digest | None  # of the entry that set it, where the node applied exactly that entry
+    edge_leases_end_in_ms: int
+    open_edge_leases: int
+
+
+class Ack(Message):
+    """Node to Registry, signed: applied ``leaf`` of ``namespace``, durably, every restriction in it in force."""
+
+    mesh: str
+    region: str
+    node: str
+    boot_id: str
+    counter: int
+    namespace: str
+    leaf: Leaf
+    outcome: str  # "applied", "stale", "quarantined", "refused"
+    reason: str
+    restrictions: tuple[RestrictionAck, ...]
+    correlation_id: str
+
+
+class AckMessage(Message):
+    ack: Sealed
+
+
+class SubmitVersion(Message):
+    """Minter to Registry: the version exists as stored bytes, re-opened.  ``holders``: regions that have the blob."""
+
+    namespace: str
+    key: str
+    version: int
+    kid: str
+    digest: str
+    parent: str
+    holders: tuple[str, ...]
+    correlation_id: str
+
+
+class SubmitRewrap(Message):
+    namespace: str
+    key: str
+    version: int
+    revision: int
+    digest: str
+    parent: str
+    correlation_id: str
+
+
+class ForwardRestriction(Message):
+    """Node to Registry: a local suspension that wants to become an entry.  Repeated until ``Recorded``."""
+
+    command_id: str
+    scope: str
+    action: str  # "suspend" or "revoke"
+    actor: str
+    correlation_id: str
+    authority: tuple[dict[str, Any], ...] = ()
+
+
+class Recorded(Message):
+    """Registry to node: the command is entry (epoch, seq) of ``namespace``, or was refused for good."""
+
+    command_id: str
+    namespace: str
+    epoch: int
+    seq: int
+    refused: str = ""

@@ -1,0 +1,216 @@
+"""The rows of a namespace's desired state: names, typed values, and their one encoding.
+
+A namespace is a map from row name to canonical JSON; its map-tree root is what every entry's ``state`` attests
+(DESIGN section 2).  Digests and kids only, never key bytes, wrapped or not.
+
+Tenant namespaces hold ``policy``, ``signers``, ``labels``, ``binding/<id>``, ``service/<s>``, ``want/<key>``,
+``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and ``restriction/<scope>``, where <key> is ``l2`` or
+``l3/<service>``.  ``mesh`` holds ``settings``, ``root``, ``delegation/<role>``, ``region/<r>``, ``node/<r>/<n>``,
+``voters`` and ``restriction/<scope>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar, dataclass_transform
+
+from msgspec import Struct
+
+from keymesh.model import strict_json
+from keymesh.model.errors import Integrity
+from keymesh.model.ids import ServiceName
+from keymesh.model.limits import TASK_MAX_BYTES
+
+Rows = Mapping[str, bytes]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)  # subclasses inherit both from Struct
+class Row(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all rows."""
+
+
+class PolicyRow(Row):
+    """Who the tenant is and where it may be.  ``version`` rises with every change; ``regions`` is sorted."""
+
+    version: int
+    home: str
+    domain: str
+    regions: tuple[str, ...]
+    admins: tuple[str, ...]  # admin names that hold the tenant-admin role
+    ttl_ms: int | None = None  # governance ttl; None: the mesh's
+    standby: str = "allow"  # or "deny"
+
+
+class SignersRow(Row):
+    """The tenant's own signing keys: key id -> raw Ed25519 public key in hex."""
+
+    keys: dict[str, str]
+    threshold: int
+
+
+class LabelsRow(Row):
+    labels: dict[str, str]
+
+
+class BindingRow(Row):
+    """One sovereign binding of the tenant to a key in the customer's KMS.  ``descriptor`` is the provider's own."""
+
+    provider: str
+    descriptor: dict[str, Any]
+    state: str  # "active" (new wraps go here), "retiring" (still opens), "retired"
+
+
+class ServiceRow(Row):
+    """Policy of one service, pushed to its Edges.  ``version`` rises with every change; budgets are per lease."""
+
+    version: int
+    custody: str  # Custody value
+    edge_ttl_ms: int
+    mint_budget: int | None = None
+    open_budget: int | None = None
+
+
+class WantRow(Row):
+    """Highest key version that is wanted to exist; the home region's minter makes the missing one."""
+
+    version: int
+
+
+class RewrapRow(Row):
+    """All live versions are wanted under ``parent``: a binding id for L2, an L2 kid for L3."""
+
+    parent: str
+
+
+class WrappingRow(Row):
+    """The version that protects new data."""
+
+    version: int
+
+
+class KeyRow(Row):
+    """One key version.  ``digest`` is that of the sovereign binding (L2) or of the L2 wrap (L3)."""
+
+    kid: str
+    revision: int
+    state: str  # KeyState value; a suspension is a restriction row, not a key state
+    digest: str
+    parent: str  # binding id (L2) or kid of the L2 (L3)
+
+
+class RestrictionRow(Row):
+    """``seq`` is the entry that set it.  ``none`` is kept after a resume so that its proof can be asked for."""
+
+    state: str  # "suspended", "revoked", "none"
+    seq: int
+    command_id: str
+
+
+class SettingsRow(Row):
+    """Mesh-wide timing.  ``salt`` (hex, 32 bytes) blinds namespaces in voters' leaves."""
+
+    ttl_ms: int
+    heartbeat_ms: int
+    l1_probe_ms: int
+    l1_ttl_ms: int
+    snapshot_ms: int
+    salt: str
+    development: bool
+
+
+class RootRow(Row):
+    version: int
+    keys: dict[str, str]
+    threshold: int
+
+
+class DelegationRow(Row):
+    """Keys that may sign (role ``registry``) or authorise (other roles) ``kinds`` in ``scope``."""
+
+    keys: dict[str, str]
+    threshold: int
+    kinds: tuple[str, ...]
+    scope: str  # "mesh", "tenant" or "any"
+
+
+class RegionRow(Row):
+    domain: str  # residency domain
+    failure_domain: str
+    ca_fingerprint: str
+    ivk_generation: int = 1
+
+
+class NodeRow(Row):
+    signing_key: str  # raw Ed25519 public key, hex
+
+
+class VotersRow(Row):
+    set_id: int
+    regions: tuple[str, ...]
+
+
+R = TypeVar("R", bound=Row)
+
+_FIXED: Final[dict[str, type[Row]]] = {
+    "policy": PolicyRow,
+    "signers": SignersRow,
+    "labels": LabelsRow,
+    "settings": SettingsRow,
+    "root": RootRow,
+    "voters": VotersRow,
+}
+_PREFIXED: Final[dict[str, type[Row]]] = {
+    "binding": BindingRow,
+    "service": ServiceRow,
+    "want": WantRow,
+    "rewrap": RewrapRow,
+    "wrapping": WrappingRow,
+    "key": KeyRow,
+    "restriction": RestrictionRow,
+    "delegation": DelegationRow,
+    "region": RegionRow,
+    "node": NodeRow,
+}
+
+
+def shape_of(name: str) -> type[Row] | None:
+    """The row type that ``name`` holds, or None for a name that this release does not know."""
+    head, slash, _ = name.partition("/")
+    return _PREFIXED.get(head) if slash else _FIXED.get(head)
+
+
+def encode(row: Row) -> bytes:
+    return strict_json.dumps(row)
+
+
+def decode(name: str, raw: bytes) -> Row:
+    """The typed row.  Raises Integrity for a name or shape that this release does not know."""
+    shape = shape_of(name)
+    if shape is None:
+        raise Integrity("unknown-row", f"row {name!r} is not known to this release", field=name)
+    return strict_json.decode(raw, shape, max_bytes=TASK_MAX_BYTES)
+
+
+def get(rows: Rows, name: str, shape: type[R]) -> R | None:
+    """The row ``name`` as ``shape``, or None where absent."""
+    raw = rows.get(name)
+    return None if raw is None else strict_json.decode(raw, shape, max_bytes=TASK_MAX_BYTES)
+
+
+def l3_name(service: ServiceName | str) -> str:
+    return f"l3/{service}"
+
+
+L2_NAME: Final = "l2"
+
+
+def key_row_name(key_name: str, version: int) -> str:
+    """``key_name`` is ``l2`` or ``l3/<service>``."""
+    return f"key/{key_name}/{version}"
+
+
+def split_key_row(name: str) -> tuple[str, int]:
+    """(key_name, version) of ``key/<key_name>/<version>``."""
+    _, _, rest = name.partition("/")
+    key_name, _, version = rest.rpartition("/")
+    return key_name, int(version)

@@ -1,0 +1,105 @@
+"""What every protocol machine shares: how it is stepped, and the effects that all of them use.
+
+A machine is ``step(state, now, event) -> effects``: no I/O, no clock, no chance, no key bytes.  The shell (or the
+simulator) carries out the effects of one step strictly in order, and may crash between any two of them:
+``Persist`` is durable before the next effect of the same step starts, and is answered at once by ``Persisted``
+(or by ``PersistFailed``, after which the rest of that step's effects are *not* carried out).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NewType
+
+from keymesh.model.time import Instant
+
+Address = NewType("Address", str)
+"""``registry``, ``node:<region>/<node>``, ``edge:<region>/<tenant>/<service>/<instance>``."""
+
+REGISTRY = Address("registry")
+
+
+def node_address(region: str, node: str) -> Address:
+    return Address(f"node:{region}/{node}")
+
+
+def edge_address(region: str, tenant: str, service: str, instance: str) -> Address:
+    return Address(f"edge:{region}/{tenant}/{service}/{instance}")
+
+
+@dataclass(frozen=True, slots=True)
+class BootMark:
+    """Which boot of the kernel this is, and how far into it; tells a restart from a reboot."""
+
+    boot_id: str
+    boottime_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """First event of every life of a machine.  ``records`` is what ``Persist`` left, as it was given."""
+
+    records: dict[str, Any]
+    mark: BootMark
+    entropy: bytes  # 32 bytes, for nonces; machines draw from it by hashing a counter
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A ``Wake`` came due (or a spurious wake-up, which changes nothing)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """An authenticated peer's message.  ``sender`` is its identity as the transport proved it, never its claim."""
+
+    sender: Address
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class PersistFailed:
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClockWentBack:
+    """The wall clock fell by more than 1 s: drop keys and leases (DESIGN section 3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Hand ``message`` to the transport: at most once, unordered, may be lost."""
+
+    to: Address
+    message: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make ``puts`` and ``deletes`` durable in one transaction."""
+
+    token: str
+    puts: tuple[tuple[str, Any], ...]
+    deletes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Ask for a ``Tick`` at ``at`` or soon after; several may be outstanding."""
+
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something worth a log line and a counter: ``name`` is a stable word, ``fields`` never hold a secret."""
+
+    name: str
+    correlation_id: str
+    fields: tuple[tuple[str, str | int], ...] = ()

@@ -1,0 +1,97 @@
+"""Scopes of the kill switch: key version, service, tenant, region, mesh; one text form each.
+
+``tenant:T``, ``service:T/S``, ``key:T/S@V``, ``region:R``, ``mesh``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from keymesh.model.errors import Refused
+from keymesh.model.ids import (
+    MESH_NAMESPACE,
+    Namespace,
+    RegionId,
+    ServiceName,
+    TenantId,
+    check_region,
+    check_service,
+    check_tenant,
+)
+
+
+class ScopeKind(Enum):
+    KEY = "key"
+    SERVICE = "service"
+    TENANT = "tenant"
+    REGION = "region"
+    MESH = "mesh"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What a restriction covers.  ``version`` is 1-based and set for key scopes only."""
+
+    kind: ScopeKind
+    tenant: TenantId | None = None
+    service: ServiceName | None = None
+    version: int | None = None
+    region: RegionId | None = None
+
+    def __str__(self) -> str:
+        match self.kind:
+            case ScopeKind.KEY:
+                return f"key:{self.tenant}/{self.service}@{self.version}"
+            case ScopeKind.SERVICE:
+                return f"service:{self.tenant}/{self.service}"
+            case ScopeKind.TENANT:
+                return f"tenant:{self.tenant}"
+            case ScopeKind.REGION:
+                return f"region:{self.region}"
+            case ScopeKind.MESH:
+                return "mesh"
+
+    @property
+    def namespace(self) -> Namespace:
+        """The control-log namespace whose entries restrict this scope."""
+        return MESH_NAMESPACE if self.tenant is None else Namespace(self.tenant)
+
+    @property
+    def needs_four_eyes(self) -> bool:
+        return self.kind in (ScopeKind.REGION, ScopeKind.MESH)
+
+    def covers(self, *, region: RegionId, tenant: TenantId, service: ServiceName | None, version: int | None) -> bool:
+        """Whether a use of that tenant's key (a tenant-wide use where ``service`` is None) falls under this scope."""
+        match self.kind:
+            case ScopeKind.MESH:
+                return True
+            case ScopeKind.REGION:
+                return self.region == region
+            case ScopeKind.TENANT:
+                return self.tenant == tenant
+            case ScopeKind.SERVICE:
+                return self.tenant == tenant and self.service == service
+            case ScopeKind.KEY:
+                return self.tenant == tenant and self.service == service and self.version == version
+
+
+def parse_scope(text: str) -> Scope:
+    """The scope that ``text`` names.  Raises Refused naming the field ``scope`` and the accepted forms."""
+    head, colon, rest = text.partition(":")
+    if text == "mesh":
+        return Scope(ScopeKind.MESH)
+    if colon and head == "region":
+        return Scope(ScopeKind.REGION, region=check_region(rest))
+    if colon and head == "tenant":
+        return Scope(ScopeKind.TENANT, tenant=check_tenant(rest))
+    tenant, slash, tail = rest.partition("/")
+    if slash and head == "service":
+        return Scope(ScopeKind.SERVICE, tenant=check_tenant(tenant), service=check_service(tail))
+    service, at, version = tail.partition("@")
+    if slash and at and head == "key" and version.isascii() and version.isdigit() and 0 < len(version) < 10:
+        if int(version) > 0 and not version.startswith("0"):
+            return Scope(
+                ScopeKind.KEY, tenant=check_tenant(tenant), service=check_service(service), version=int(version)
+            )
+    raise Refused.bad_field("scope", "one of tenant:T, service:T/S, key:T/S@V, region:R, mesh")

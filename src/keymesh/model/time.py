@@ -1,0 +1,61 @@
+"""Instants, the Clock and Entropy ports, and the elapsed-time rule of DESIGN section 3.
+
+An ``Instant`` is milliseconds, anchored at the wall clock when the process started and moved on by
+max(CLOCK_BOOTTIME, wall clock); it never goes back within a process.  A deadline's own instant is expired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, NewType, Protocol
+
+Instant = NewType("Instant", int)
+
+NEVER: Final = Instant(2**62)
+WALL_BACK_LIMIT_MS: Final = 1_000
+
+
+class Clock(Protocol):
+    """Raw readings.  Adapters implement it; rules take ``now`` instead."""
+
+    def boottime_ms(self) -> int: ...
+
+    def wall_ms(self) -> int: ...
+
+    def boot_id(self) -> str: ...
+
+
+class Entropy(Protocol):
+    def token(self, n_bytes: int) -> bytes:
+        """``n_bytes`` from the operating system's generator."""
+        ...
+
+
+@dataclass(slots=True)
+class Timekeeper:
+    """Turns raw readings into Instants, and notices a wall clock that went back (DESIGN section 3)."""
+
+    boot_zero_ms: int
+    wall_zero_ms: int
+    last_ms: int = 0
+    max_wall_lead_ms: int = 0
+
+    def observe(self, *, boottime_ms: int, wall_ms: int) -> tuple[Instant, bool]:
+        """(now, clock_went_back).
+
+        ``clock_went_back`` is true once when the wall clock fell by more than 1 s against boot time since the
+        furthest lead seen; the caller then drops keys and leases.
+        """
+        boot = boottime_ms - self.boot_zero_ms
+        wall = wall_ms - self.wall_zero_ms
+        lead = wall - boot
+        back = lead < self.max_wall_lead_ms - WALL_BACK_LIMIT_MS
+        self.max_wall_lead_ms = lead if back else max(self.max_wall_lead_ms, lead)
+        elapsed = max(boot, wall, self.last_ms)
+        self.last_ms = elapsed
+        return Instant(self.wall_zero_ms + elapsed), back
+
+
+def is_live(deadline: Instant, now: Instant) -> bool:
+    """Half-open: dead *at* the deadline."""
+    return now < deadline

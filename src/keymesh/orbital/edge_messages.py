@@ -1,0 +1,90 @@
+"""What Crypto Edges and their Core say to each other: leases, revocations, acknowledgements, usage (ADR-602).
+
+The plaintext L3 bytes of a grant are not in these types: the shells carry them beside ``LeaseGrant.versions``, in the
+same order, straight from key page to key page.
+"""
+
+from __future__ import annotations
+
+from keymesh.control.messages import Message, Sealed
+from keymesh.control.rows import ServiceRow
+
+
+class LeaseRequest(Message):
+    """``nonce`` is echoed.  ``signing_key``: raw Ed25519 public key (hex) that will sign acknowledgements."""
+
+    tenant: str
+    service: str
+    nonce: str
+    signing_key: str
+    policy_version: int  # highest that this Edge has applied; 0: none
+
+
+class LeasedVersion(Message):
+    kid: str
+    version: int
+    may_wrap: bool  # this is the wrapping version
+
+
+class LeaseGrant(Message):
+    """Lives ``ttl_ms`` from the moment the Edge *sent* its request.  ``versions`` is empty for core-held custody.
+
+    ``policy`` is the service's row; ``policy_entry`` is the Registry-signed entry envelope (JSON) that set it.
+    """
+
+    lease_id: str
+    nonce: str
+    tenant: str
+    service: str
+    ttl_ms: int
+    versions: tuple[LeasedVersion, ...]
+    policy: ServiceRow
+    policy_entry: Sealed
+
+
+class LeaseRefused(Message):
+    """``code``: ``restricted`` (drop what you hold), ``closed``, ``not-loaded``, ``unknown``; retry after a while."""
+
+    nonce: str
+    code: str
+    retry_after_ms: int
+
+
+class Revocation(Message):
+    """Core to Edge: drop the leases named (all their versions) and say so.  Repeated until acknowledged."""
+
+    revocation_id: str
+    lease_ids: tuple[str, ...]
+    tenant: str
+    service: str
+    epoch: int
+    seq: int
+    correlation_id: str
+
+
+class EdgeAck(Message):
+    """Signed by the Edge with the key that it gave when it took the lease: gone from memory, by lease."""
+
+    lease_id: str
+    revocation_id: str
+    edge: str
+    dropped: bool
+
+
+class EdgeAckMessage(Message):
+    ack: Sealed
+
+
+class UsageReport(Message):
+    """Counts since the last report; ``report_id`` makes a repeated one harmless."""
+
+    report_id: str
+    tenant: str
+    service: str
+    minted: int
+    opened: int
+    refused: int
+
+
+class UsageRecorded(Message):
+    report_id: str
