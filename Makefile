@@ -50,8 +50,8 @@ bench: setup  ## measure the Edge and the kill switch, each beside a reference f
 	@$(BIN)/keymesh bench edge --json
 	@$(BIN)/keymesh bench killswitch --json
 
-lock:  ## write the hashed locks afresh (uses a throw-away environment outside the tree)
-	@.ci/lock
+lock:  ## write the hashed locks afresh (newest versions: LOCK_ARGS=--upgrade)
+	@LOCK_ARGS="$(LOCK_ARGS)" .ci/lock
 
 clean:  ## remove what the targets made
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis
