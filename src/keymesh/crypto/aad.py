@@ -66,16 +66,21 @@ def utf8(field: str, value: str) -> bytes:
 
 def encode_pairs(pairs: Iterable[tuple[str, str]]) -> bytes:
     """The context's bytes.  Raises Refused for a key given twice, too many pairs, or more than 8 KiB of them."""
-    encoded = sorted((utf8("context", key), utf8("context", value)) for key, value in pairs)
-    if len(encoded) > CONTEXT_MAX_PAIRS:
-        raise Refused.bad_field("context", f"at most {CONTEXT_MAX_PAIRS} pairs, got {len(encoded)}")
-    out = [len(encoded).to_bytes(4, "big")]
-    previous: bytes | None = None
-    for key, value in encoded:
-        if key == previous:
-            raise Refused.bad_field("context", "a key is given twice")
-        previous = key
-        out += (len(key).to_bytes(4, "big"), key, len(value).to_bytes(4, "big"), value)
+    ordered = sorted(pairs)  # code points sort as their UTF-8 bytes do
+    if len(ordered) > CONTEXT_MAX_PAIRS:
+        raise Refused.bad_field("context", f"at most {CONTEXT_MAX_PAIRS} pairs, got {len(ordered)}")
+    out = [len(ordered).to_bytes(4, "big")]
+    previous: str | None = None
+    try:
+        for key, value in ordered:
+            if key == previous:
+                raise Refused.bad_field("context", "a key is given twice")
+            previous = key
+            key_bytes = key.encode()
+            value_bytes = value.encode()
+            out += (len(key_bytes).to_bytes(4, "big"), key_bytes, len(value_bytes).to_bytes(4, "big"), value_bytes)
+    except UnicodeEncodeError:
+        raise Refused.bad_field("context", "must be valid Unicode") from None
     packed = b"".join(out)
     if len(packed) - 4 > CONTEXT_MAX_BYTES:
         raise Refused.bad_field("context", f"at most {CONTEXT_MAX_BYTES} bytes, got {len(packed) - 4}")

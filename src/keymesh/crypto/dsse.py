@@ -125,6 +125,10 @@ class Ed25519Signer:
             raise Refused.bad_field("signing_key", "Ed25519 only")
         return cls(key)
 
+    def sign_raw(self, data: bytes) -> bytes:
+        """Plain Ed25519 over ``data``; for formats that are not DSSE."""
+        return self._key.sign(data)
+
     def signature(self, payload: bytes, payload_type: str) -> Signature:
         return Signature(self.key_id, self._key.sign(pae(payload, payload_type)))
 
