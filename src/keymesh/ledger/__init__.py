@@ -1,0 +1,1 @@
+"""The map tree, and receipts of what was decided."""
