@@ -20,6 +20,7 @@ import hashlib
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NewType, Self
 
 import msgspec
@@ -38,6 +39,7 @@ EMPTY_ROOT: Final = Digest(EMPTY_HASH.hex())
 _sha256 = hashlib.sha256
 
 
+@lru_cache(maxsize=16_384)
 def path_of(key: str) -> int:
     """Where ``key`` stands, as a 256-bit number."""
     return int.from_bytes(_sha256(key.encode()).digest(), "big")
