@@ -1,0 +1,146 @@
+"""What the hot path works on: a published lease made ready, its counters, and the errors of having none.
+
+Decides nothing: the machine says what is leased until when, ``hot`` what one operation may do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from operator import length_hint
+from typing import Final, NoReturn
+
+import msgspec
+
+from keymesh.crypto.aad import l4_aad
+from keymesh.crypto.blob import L4_VERSION, SCHEME_XAES
+from keymesh.crypto.xaes import XaesKey
+from keymesh.model.errors import KeymeshError, Refused, Unavailable
+
+UNLIMITED: Final = 2**62
+_NS: Final = 1_000_000
+
+
+class CreatedKey(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A new data key: ``blob`` to keep beside the data, ``plaintext`` (32 bytes) only where it was asked for."""
+
+    blob: bytes
+    plaintext: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"CreatedKey(blob={self.blob.hex()}, plaintext={'none' if self.plaintext is None else 'withheld'})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a created key has no pickle or copy form")
+
+    __copy__ = __reduce__
+
+
+class UnknownKid(Unavailable):
+    """The blob names a key version that this lease does not hold: worth one question to the Core."""
+
+    def __init__(self) -> None:
+        super().__init__("unknown-key", "no key here opens that blob", retry_after_ms=1_000)
+
+
+class CoreHeld(KeymeshError):
+    """The service's keys stay at the Core: ask it."""
+
+    def __init__(self) -> None:
+        super().__init__("core-held", "this service's keys are used at the Core")
+
+
+class LeasedKey:
+    """One leased L3 made ready: its cipher, the 18 bytes that head its blobs, and the AAD up to the context."""
+
+    __slots__ = ("aad", "aad_empty", "head", "open_", "seal")
+
+    def __init__(self, xkey: XaesKey, kid: bytes, tenant: str) -> None:
+        self.seal = xkey.seal
+        self.open_ = xkey.open
+        self.head = bytes((L4_VERSION, SCHEME_XAES)) + kid
+        self.aad_empty = l4_aad(tenant, kid, {})
+        self.aad = self.aad_empty[:-4]
+
+    def __repr__(self) -> str:
+        return "<LeasedKey>"
+
+
+class Meter:
+    """Counts and budgets that threads can share: taking one from an iterator is a single step of the interpreter."""
+
+    __slots__ = ("_limits", "_seen", "mints", "opens", "retired")
+
+    def __init__(self, mint_budget: int | None, open_budget: int | None) -> None:
+        self._limits = tuple(UNLIMITED if budget is None else budget for budget in (mint_budget, open_budget))
+        self.mints: Iterator[bool] = repeat(True, self._limits[0])
+        self.opens: Iterator[bool] = repeat(True, self._limits[1])
+        self._seen = (0, 0)
+        self.retired = False
+
+    def take(self) -> tuple[int, int]:
+        """(minted, opened) since the last call."""
+        used = (self._limits[0] - length_hint(self.mints), self._limits[1] - length_hint(self.opens))
+        seen, self._seen = self._seen, used
+        return used[0] - seen[0], used[1] - seen[1]
+
+
+class HotLease:
+    """What a published lease comes down to: keys by blob head, and three comparisons of raw clocks in ns."""
+
+    __slots__ = ("boot_end", "lead_floor", "meter", "mints", "opens", "reason", "versions", "wall_end", "wrapping")
+
+    def __init__(
+        self, *, keys: Sequence[LeasedKey], wrapping: LeasedKey | None, meter: Meter, reason: str = ""
+    ) -> None:
+        self.versions = {key.head: key for key in keys}
+        self.wrapping = wrapping
+        self.meter = meter
+        self.mints = meter.mints
+        self.opens = meter.opens
+        self.reason = reason
+        self.boot_end = self.wall_end = self.lead_floor = 0
+
+    def set_bounds(self, *, boot_end_ms: int, wall_end_ms: int, lead_floor_ms: int) -> None:
+        """Dead from these raw readings on, and where the wall clock leads boot time by less than the floor."""
+        self.wall_end = wall_end_ms * _NS
+        self.lead_floor = lead_floor_ms * _NS
+        self.boot_end = boot_end_ms * _NS
+
+    def kill(self, reason: str) -> None:
+        """For good, whoever still holds this lease: deadline first, then the keys."""
+        self.boot_end = 0
+        self.reason = self.reason or reason
+        self.versions = {}
+        self.wrapping = None
+
+    def __repr__(self) -> str:
+        return f"<HotLease {len(self.versions)} keys>"
+
+
+def no_lease(reason: str) -> HotLease:
+    """Nothing may be used; ``reason`` is what callers are told."""
+    return HotLease(keys=(), wrapping=None, meter=Meter(0, 0), reason=reason)
+
+
+_FINAL_REASONS: Final = {
+    "restricted": "this service is suspended or revoked",
+    "unknown": "the Core does not know this service",
+}
+_REASONS: Final = {
+    "starting": "no lease yet",
+    "revoked": "the lease was revoked",
+    "expired": "the lease has run out and the Core has not renewed it",
+    "clock": "the clock went back",
+    "forked": "this process is a fork: connect anew",
+    "closed-edge": "this Edge is closed",
+}
+
+
+def refusal(reason: str) -> KeymeshError:
+    """The error for a use without a lease."""
+    if reason == "core-held":
+        return CoreHeld()
+    if reason in _FINAL_REASONS:
+        return Refused(reason, _FINAL_REASONS[reason])
+    return Unavailable(reason or "no-lease", _REASONS.get(reason, f"no lease: {reason or 'none'}"))

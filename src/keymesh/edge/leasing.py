@@ -1,0 +1,153 @@
+"""Leases at the Edge: asked for one at a time, accepted once, refreshed early, kept through failed refreshes.
+
+Source: DESIGN sections 1, 3 and 5; ADR-602.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keymesh.edge import rules
+from keymesh.edge.snapshot import KeyWanted, LeaseSnapshot, Publish, SendFailed
+from keymesh.edge.state import EdgeState, Pending, draw, jitter
+from keymesh.model.errors import KeymeshError
+from keymesh.model.machine import Address, Note, Send, Wake
+from keymesh.model.time import Instant
+from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, LeaseRequest
+
+
+def request(state: EdgeState, now: Instant) -> list[Any]:
+    """Ask the current Core for a lease, unless a request is in flight."""
+    if state.pending is not None:
+        return []
+    config = state.config
+    to = config.cores[state.core_index % len(config.cores)]
+    state.pending = Pending(draw(state), to, now)
+    state.next_request_at = None
+    state.last_request_at = now
+    message = LeaseRequest(
+        tenant=config.tenant,
+        service=config.service,
+        nonce=state.pending.nonce,
+        signing_key=config.signing_key,
+        policy_version=0 if state.policy is None else state.policy.version,
+    )
+    return [Send(to, message), Wake(Instant(now + config.request_timeout_ms))]
+
+
+def drop(state: EdgeState, reason: str) -> list[Any]:
+    """Nothing may be used from here on."""
+    state.lease = None
+    return [Publish(None, reason)]
+
+
+def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant) -> list[Any]:
+    """1. It answers the request in flight.  2. It is for this Edge.  3. Its policy is not older than what was applied,
+    4. and is the Registry's word.  5. It has not run out on its way.  Then it replaces the lease, whole."""
+    if not rules.answers(state.pending, sender, grant.nonce):
+        return [_note("edge.grant-ignored", "nonce")]
+    assert state.pending is not None
+    pending, state.pending = state.pending, None
+    fault = rules.grant_fault(grant, state.config.tenant, state.config.service)
+    if fault is None and not rules.keeps_policy(state.policy, grant.policy):
+        fault = "policy-version"
+    if fault is None:
+        try:
+            state.config.verify_policy(grant)
+        except KeymeshError as bad:
+            fault = bad.code
+    if fault is not None:
+        return [_note("edge.grant-refused", fault), *_failed(state, now)]
+    state.policy = grant.policy
+    ttl_ms = rules.lease_ttl(grant)
+    deadline = rules.lease_deadline(pending.sent_at, now, ttl_ms)
+    lease = LeaseSnapshot(grant.lease_id, grant.nonce, sender, grant.versions, deadline, grant.policy)
+    if not rules.is_usable(lease, now):
+        return [_note("edge.grant-refused", "expired"), *_failed(state, now)]
+    state.lease = lease
+    state.failures = 0
+    _settle_wanted(state, lease)
+    refresh_at = Instant(pending.sent_at + rules.refresh_after_ms(ttl_ms, jitter(state, grant.lease_id, 1_000)))
+    return [
+        Publish(lease, "granted"),
+        Note("edge.leased", "", (("lease", lease.lease_id), ("ttl_ms", ttl_ms), ("versions", len(lease.versions)))),
+        _ask_at(state, Instant(max(now, refresh_at))),
+        Wake(deadline),
+    ]
+
+
+def _settle_wanted(state: EdgeState, lease: LeaseSnapshot) -> None:
+    """Nothing new for an unknown kid: the next one waits twice as long."""
+    if state.wanted_kids is None:
+        return
+    in_vain = lease.kids <= state.wanted_kids
+    state.wanted_kids = None
+    doubled = max(rules.KEY_WANTED_GAP_MS, 2 * state.wanted_gap_ms)
+    state.wanted_gap_ms = min(rules.KEY_WANTED_GAP_MAX_MS, doubled) if in_vain else 0
+
+
+def on_refused(state: EdgeState, now: Instant, sender: Address, refused: LeaseRefused) -> list[Any]:
+    if not rules.answers(state.pending, sender, refused.nonce):
+        return []
+    state.pending = None
+    effects: list[Any] = [_note("edge.lease-refused", refused.code)]
+    if rules.refusal_drops(refused.code) or state.lease is None:
+        effects += drop(state, refused.code)
+    wait = min(max(refused.retry_after_ms, rules.RETRY_MIN_MS), rules.RETRY_MAX_MS)
+    state.failures = max(1, state.failures)
+    return [*effects, _ask_at(state, Instant(now + wait + jitter(state, refused.nonce, wait // 4)))]
+
+
+def on_send_failed(state: EdgeState, now: Instant, event: SendFailed) -> list[Any]:
+    if state.pending is None or state.pending.nonce != event.nonce:
+        return []
+    state.pending = None
+    return _failed(state, now)
+
+
+def on_key_wanted(state: EdgeState, now: Instant, event: KeyWanted) -> list[Any]:
+    """An unknown kid may be a version that came after the lease: ask anew, once, and ever more rarely in vain."""
+    last = state.last_request_at
+    if state.pending is not None or (
+        last is not None and now < last + max(rules.KEY_WANTED_GAP_MS, state.wanted_gap_ms)
+    ):
+        return []
+    state.wanted_kids = frozenset() if state.lease is None else state.lease.kids
+    return request(state, now)
+
+
+def on_clock_went_back(state: EdgeState, now: Instant) -> list[Any]:
+    """Leases and answers in flight were measured by a clock that nobody trusts any more."""
+    state.pending = None
+    state.failures = 0
+    return [*drop(state, "clock"), _note("edge.clock-went-back", "dropped"), *request(state, now)]
+
+
+def tick(state: EdgeState, now: Instant) -> list[Any]:
+    """Whatever is due: the lease's end, the request's patience, the next request."""
+    effects: list[Any] = []
+    if state.lease is not None and not rules.is_usable(state.lease, now):
+        effects += drop(state, "expired")
+    if state.pending is not None and now >= state.pending.sent_at + state.config.request_timeout_ms:
+        state.pending = None
+        effects += _failed(state, now)
+    if state.next_request_at is not None and now >= state.next_request_at:
+        effects += request(state, now)
+    return effects
+
+
+def _failed(state: EdgeState, now: Instant) -> list[Any]:
+    """The next Core in line, after a while; a live lease is left alone."""
+    state.failures += 1
+    state.core_index = (state.core_index + 1) % len(state.config.cores)
+    wait = rules.backoff_ms(state.failures, jitter(state, f"retry/{state.draws}", 1_000))
+    return [_ask_at(state, Instant(now + wait))]
+
+
+def _ask_at(state: EdgeState, at: Instant) -> Wake:
+    state.next_request_at = at
+    return Wake(at)
+
+
+def _note(name: str, why: str) -> Note:
+    return Note(name, "", (("why", why),))

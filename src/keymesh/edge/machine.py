@@ -1,0 +1,69 @@
+"""The Edge as a state machine: ``step(state, now, event) -> effects``, no I/O, no clock, no chance, no key bytes.
+
+Stateless across lives (ADR-602): nothing is persisted, a restarted Edge asks for a lease and goes on.  What may be
+used is published as a ``LeaseSnapshot``; ``hot`` mints and opens under it without asking anyone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from keymesh.edge import leasing, revoking, usage
+from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
+from keymesh.edge.state import EdgeState, new_edge
+from keymesh.model.machine import Address, Booted, ClockWentBack, Received, Send, Tick
+from keymesh.model.time import Instant
+from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, Revocation, UsageRecorded
+from keymesh.orbital.messages import Hello
+
+__all__ = ["EdgeConfig", "EdgeState", "new_edge", "step"]
+
+
+def step(state: EdgeState, now: Instant, event: Any) -> list[Any]:
+    """What follows from ``event``, in order.  An event of a type that is not listed is our bug and raises KeyError."""
+    return _EVENTS[type(event)](state, now, event)
+
+
+def _booted(state: EdgeState, now: Instant, event: Booted) -> list[Any]:
+    state.entropy = event.entropy
+    return leasing.request(state, now)
+
+
+def _tick(state: EdgeState, now: Instant, event: Tick) -> list[Any]:
+    return leasing.tick(state, now)
+
+
+def _clock(state: EdgeState, now: Instant, event: ClockWentBack) -> list[Any]:
+    return leasing.on_clock_went_back(state, now)
+
+
+def _connected(state: EdgeState, now: Instant, event: Connected) -> list[Any]:
+    """Say hello, so that the Core repeats what was not delivered; and ask at once where nothing is held."""
+    config = state.config
+    hello = Hello(region=config.region, node=config.instance, boot_id=config.signing_key[:32])
+    asked = leasing.request(state, now) if state.lease is None else []
+    return [Send(event.core, hello), *asked]
+
+
+def _received(state: EdgeState, now: Instant, event: Received) -> list[Any]:
+    handler = _MESSAGES.get(type(event.message))
+    return [] if handler is None else handler(state, now, event.sender, event.message)
+
+
+_EVENTS: Final[dict[type, Callable[[EdgeState, Instant, Any], list[Any]]]] = {
+    Booted: _booted,
+    Tick: _tick,
+    Received: _received,
+    ClockWentBack: _clock,
+    Connected: _connected,
+    SendFailed: leasing.on_send_failed,
+    KeyWanted: leasing.on_key_wanted,
+    UsageCounted: usage.on_counted,
+}
+_MESSAGES: Final[dict[type, Callable[[EdgeState, Instant, Address, Any], list[Any]]]] = {
+    LeaseGrant: leasing.on_grant,
+    LeaseRefused: leasing.on_refused,
+    Revocation: revoking.on_revocation,
+    UsageRecorded: usage.on_recorded,
+}

@@ -1,0 +1,88 @@
+"""The Edge's rules, one small function each, so that a simulator can break them one by one (DESIGN sections 3 and 5).
+
+A machine calls them through the module: ``rules.lease_deadline(...)``.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from keymesh.control.rows import ServiceRow
+from keymesh.edge.snapshot import LeaseSnapshot
+from keymesh.edge.state import Pending
+from keymesh.model.limits import EDGE_TTL_MAX_MS
+from keymesh.model.machine import Address
+from keymesh.model.states import Custody
+from keymesh.model.time import Instant, is_live
+from keymesh.orbital.edge_messages import LeaseGrant, Revocation
+
+VERSIONS_MAX: Final = 1_024
+BACKOFF_FIRST_MS: Final = 250
+BACKOFF_MAX_MS: Final = 15_000
+RETRY_MAX_MS: Final = 30_000
+RETRY_MIN_MS: Final = 100
+KEY_WANTED_GAP_MS: Final = 1_000
+KEY_WANTED_GAP_MAX_MS: Final = 60_000
+
+
+def answers(pending: Pending | None, sender: Address, nonce: str) -> bool:
+    """Whether this answers the one request in flight: a nonce is good for one answer, from whom it was sent to."""
+    return pending is not None and pending.nonce == nonce and pending.to == sender
+
+
+def lease_deadline(sent_at: Instant, received_at: Instant, ttl_ms: int) -> Instant:
+    """A lease is counted from when the request was *sent*; ``received_at`` only shows what is not to be used."""
+    del received_at
+    return Instant(sent_at + ttl_ms)
+
+
+def lease_ttl(grant: LeaseGrant) -> int:
+    """Never more than the service's own policy, nor than the mesh allows any Edge."""
+    return min(grant.ttl_ms, grant.policy.edge_ttl_ms, EDGE_TTL_MAX_MS)
+
+
+def is_usable(lease: LeaseSnapshot | None, now: Instant) -> bool:
+    return lease is not None and is_live(lease.deadline, now)
+
+
+def keeps_policy(held: ServiceRow | None, offered: ServiceRow) -> bool:
+    """A policy never falls to an older version, and one version has one content."""
+    if held is None or offered.version > held.version:
+        return True
+    return offered == held
+
+
+def grant_fault(grant: LeaseGrant, tenant: str, service: str) -> str | None:
+    """Why a grant is not one for this Edge, or None."""
+    kids = [version.kid for version in grant.versions]
+    if (grant.tenant, grant.service) != (tenant, service):
+        return "other-service"
+    if grant.ttl_ms <= 0:
+        return "ttl"
+    if len(kids) > VERSIONS_MAX or len(set(kids)) != len(kids):
+        return "versions"
+    if sum(version.may_wrap for version in grant.versions) > 1:
+        return "two-wrapping-versions"
+    if grant.policy.custody == Custody.CORE_HELD.value and kids:
+        return "keys-under-core-held-custody"
+    return None
+
+
+def names_lease(revocation: Revocation, lease: LeaseSnapshot | None) -> bool:
+    return lease is not None and lease.lease_id in revocation.lease_ids
+
+
+def refusal_drops(code: str) -> bool:
+    """Only a restriction takes a live lease away; any other refusal leaves it to its deadline."""
+    return code == "restricted"
+
+
+def refresh_after_ms(ttl_ms: int, spread: int) -> int:
+    """Between 50 and 80 % of the ttl; ``spread`` is 0 to 999, by hash."""
+    return ttl_ms // 2 + ttl_ms * 3 * spread // 10_000
+
+
+def backoff_ms(failures: int, spread: int) -> int:
+    """Doubles up to a limit; between half and the whole of it, ``spread`` being 0 to 999, by hash."""
+    whole = min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS << min(max(failures - 1, 0), 8))
+    return whole // 2 + whole * spread // 2_000

@@ -1,0 +1,108 @@
+"""What the Edge's machine tells its shell, and what the shell tells it, beside the shared events and effects.
+
+Keys are named, never carried: the shell keeps the bytes that came beside a grant in locked pages until the machine
+publishes that grant's lease, and wipes them where it does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from keymesh.control.rows import ServiceRow
+from keymesh.control.signing import Suite
+from keymesh.model.machine import Address
+from keymesh.model.time import Instant
+from keymesh.orbital.edge_messages import LeasedVersion, LeaseGrant
+
+REQUEST_TIMEOUT_MS: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeConfig:
+    """One Edge: a single service of a single tenant.
+
+    ``cores`` in order of preference.  ``signing_key`` (raw Ed25519 public key, hex) is this life's own, ``suite`` signs
+    with it.  ``verify_policy`` raises Integrity or Refused where the grant's policy is not the Registry's word.
+    """
+
+    region: str
+    tenant: str
+    service: str
+    instance: str
+    cores: tuple[Address, ...]
+    suite: Suite
+    signing_key: str
+    verify_policy: Callable[[LeaseGrant], None]
+    request_timeout_ms: int = REQUEST_TIMEOUT_MS
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSnapshot:
+    """An immutable lease: what the hot path may use, until ``deadline`` (whose own instant is expired).
+
+    ``versions`` is empty under core-held custody.
+    """
+
+    lease_id: str
+    nonce: str
+    granted_by: Address
+    versions: tuple[LeasedVersion, ...]
+    deadline: Instant
+    policy: ServiceRow
+
+    @property
+    def wrapping_kid(self) -> str | None:
+        """The version that protects new data."""
+        return next((version.kid for version in self.versions if version.may_wrap), None)
+
+    @property
+    def kids(self) -> frozenset[str]:
+        return frozenset(version.kid for version in self.versions)
+
+
+# --- effects ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """Replace what the hot path uses, at once.  ``lease`` None: nothing may be used; wipe the keys.
+
+    ``reason``: ``granted``, or why there is no lease: ``revoked``, ``expired``, ``clock`` or a refusal's code.
+    Carried out whole before the next effect: an acknowledgement behind it is true.
+    """
+
+    lease: LeaseSnapshot | None
+    reason: str
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The revocation stream from that Core is open (again)."""
+
+    core: Address
+
+
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """The lease request with that nonce certainly or probably did not get its answer."""
+
+    nonce: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyWanted:
+    """An unknown kid was presented: fetch once (DESIGN section 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageCounted:
+    """What the hot path did since the last count."""
+
+    minted: int
+    opened: int
+    refused: int

@@ -1,0 +1,74 @@
+"""The Edge machine's state: one lease at most, one request at most, the newest policy, counts not yet reported."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from keymesh.control.rows import ServiceRow
+from keymesh.edge.snapshot import EdgeConfig, LeaseSnapshot
+from keymesh.model.machine import Address, edge_address
+from keymesh.model.time import Instant
+from keymesh.orbital.edge_messages import UsageReport
+
+ACKED_MAX: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The one lease request in flight."""
+
+    nonce: str
+    to: Address
+    sent_at: Instant
+
+
+@dataclass(slots=True)
+class Usage:
+    """Counts that no report carries yet, and the one report in flight."""
+
+    minted: int = 0
+    opened: int = 0
+    refused: int = 0
+    reports: int = 0
+    in_flight: UsageReport | None = None
+    sent_at: Instant | None = None
+
+
+@dataclass(slots=True)
+class EdgeState:
+    config: EdgeConfig
+    address: Address
+    entropy: bytes = b""
+    draws: int = 0
+    core_index: int = 0
+    pending: Pending | None = None
+    failures: int = 0  # since the last grant
+    next_request_at: Instant | None = None
+    last_request_at: Instant | None = None
+    lease: LeaseSnapshot | None = None
+    policy: ServiceRow | None = None
+    wanted_kids: frozenset[str] | None = None  # what was held when an unknown kid made us ask
+    wanted_gap_ms: int = 0
+    acked: dict[tuple[str, str], None] = field(default_factory=dict)  # (revocation, lease) lately acknowledged
+    usage: Usage = field(default_factory=Usage)
+
+
+def new_edge(config: EdgeConfig) -> EdgeState:
+    """A machine that has not booted."""
+    return EdgeState(config, edge_address(config.region, config.tenant, config.service, config.instance))
+
+
+def draw(state: EdgeState) -> str:
+    """Fresh hex that nobody can guess: the boot's entropy, hashed with a counter."""
+    state.draws += 1
+    return hashlib.sha256(state.entropy + state.draws.to_bytes(8, "big")).hexdigest()[:32]
+
+
+def jitter(state: EdgeState, what: str, limit: int) -> int:
+    """0 to ``limit`` - 1, by hash: spread between Edges, the same again for the same word."""
+    if limit <= 0:
+        return 0
+    digest = hashlib.sha256(b"%b/%b" % (state.address.encode(), what.encode())).digest()
+    return int.from_bytes(digest[:8], "big") % limit
