@@ -1,0 +1,107 @@
+"""Pieces of an HTTP request, each strict or refused, and what a server listens on.
+
+Decides which headers and queries are well formed; ``http_server`` asks in what order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl
+
+from aiohttp import web
+
+from keymesh.adapters.http_messages import CORRELATION_HEADER, IDEMPOTENCY_HEADER, Response, Route
+from keymesh.model.errors import Refused
+from keymesh.model.ids import check_token
+
+_QUERY_MAX_FIELDS: Final = 32
+_SINGLE: Final = frozenset({"content-type", "content-encoding", CORRELATION_HEADER.lower(), IDEMPOTENCY_HEADER.lower()})
+
+
+def new_id() -> str:
+    return secrets.token_hex(16)
+
+
+def correlation_id_of(request: web.BaseRequest) -> str:
+    """The caller's id where it is one well-formed token, else a new one."""
+    given = request.headers.getall(CORRELATION_HEADER, [])
+    if len(given) == 1:
+        with contextlib.suppress(Refused):
+            return check_token("correlation id", given[0])
+    return new_id()
+
+
+def known_method(method: str) -> str:
+    return method if method in ("GET", "PUT", "POST", "DELETE", "PATCH") else "other"
+
+
+def headers_of(request: web.BaseRequest) -> dict[str, str]:
+    """Lower-case names; the ones that decide something come once.  Raises Refused."""
+    headers: dict[str, str] = {}
+    for name, value in request.headers.items():
+        name = name.lower()
+        if name in headers and name in _SINGLE:
+            raise Refused.bad_field(name, "given twice")
+        headers[name] = value
+    return headers
+
+
+def check_body_headers(request: web.BaseRequest, headers: Mapping[str, str], route: Route) -> None:
+    if "content-encoding" in headers or "expect" in headers or "upgrade" in headers:
+        raise Refused("bad-content-type", "content encodings, expectations and upgrades are not supported")
+    if not request.body_exists:
+        return
+    if (request.content_length or 0) > route.body_max_bytes:
+        raise Refused("too-large", f"at most {route.body_max_bytes} bytes", field="body")
+    if headers.get("content-type", "").partition(";")[0].strip().lower() not in route.content_types:
+        raise Refused("bad-content-type", f"one of {', '.join(route.content_types)}", field="content-type")
+
+
+def query_of(request: web.BaseRequest) -> dict[str, str]:
+    _, found, text = request.raw_path.partition("?")
+    if not found:
+        return {}
+    try:
+        pairs = parse_qsl(
+            text, keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=_QUERY_MAX_FIELDS
+        )
+    except (ValueError, UnicodeError) as bad:
+        raise Refused.bad_field("query", f"at most {_QUERY_MAX_FIELDS} name=value pairs in UTF-8") from bad
+    query = dict(pairs)
+    if len(query) != len(pairs):
+        raise Refused.bad_field("query", "duplicate names are refused")
+    return query
+
+
+def to_web(answer: Response, correlation_id: str) -> web.Response:
+    headers = {CORRELATION_HEADER: correlation_id, "Content-Type": answer.content_type, "Cache-Control": "no-store"}
+    return web.Response(status=answer.status, body=answer.body, headers=headers | dict(answer.headers))
+
+
+def bind_unix(path: Path) -> socket.socket:
+    """A socket at ``path`` that only its owner can reach; a dead process's leftover is replaced.  Raises OSError."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+        else:
+            raise OSError(0, "another process listens there")
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        bound.bind(str(path))
+    except OSError:
+        bound.close()
+        raise
+    finally:
+        os.umask(before)
+    return bound
