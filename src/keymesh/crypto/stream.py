@@ -67,7 +67,10 @@ Progress = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a sealed file says about itself in the clear; ``context`` is sorted by key."""
+    """What a sealed file says about itself in the clear; ``context`` is sorted by key.
+
+    ``salt`` is 16 fresh random bytes: two files that share it and the L4 would share their chunks' nonces.
+    """
 
     tenant: TenantId
     service: ServiceName
