@@ -45,39 +45,39 @@ class Wire(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of the request and answer bodies."""
 
 
-class CreateRequest(Wire):
+class CreateRequest(Wire, frozen=True):
     count: int
     context: dict[str, str] = {}
     plaintext: bool = False
 
 
-class Created(Wire):
+class Created(Wire, frozen=True):
     blob: str  # base64
     plaintext: str | None = None  # base64, where it was asked for
 
 
-class CreateAnswer(Wire):
+class CreateAnswer(Wire, frozen=True):
     keys: tuple[Created, ...]
 
 
-class OpenRequest(Wire):
+class OpenRequest(Wire, frozen=True):
     blobs: tuple[str, ...]  # base64
     context: dict[str, str] = {}
 
 
-class OpenAnswer(Wire):
+class OpenAnswer(Wire, frozen=True):
     """In the order of the request's blobs; where one does not open, the whole request fails."""
 
     plaintexts: tuple[str, ...]  # base64
 
 
-class RenewRequest(Wire):
+class RenewRequest(Wire, frozen=True):
     """Over mTLS with the certificate to be renewed, for the same identity and the same key."""
 
     csr: str  # PEM
 
 
-class RenewAnswer(Wire):
+class RenewAnswer(Wire, frozen=True):
     chain: str  # PEM: leaf, then the region's intermediate
 
 
