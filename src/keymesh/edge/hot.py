@@ -16,7 +16,7 @@ from typing import Final
 
 from keymesh.crypto.aad import encode_context
 from keymesh.crypto.blob import L4_BLOB_BYTES, check_l4_blob
-from keymesh.edge.hot_lease import UNLIMITED, CreatedKey, HotLease, Meter, UnknownKid, no_lease, refusal
+from keymesh.edge.hot_lease import UNLIMITED, CreatedKey, HotLease, Meter, Octets, UnknownKid, no_lease, refusal
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.limits import BATCH_MAX_KEYS
 
@@ -24,8 +24,6 @@ _DRAW_BYTES: Final = 32 + 24  # L4 and nonce, drawn together
 _HEAD_BYTES: Final = 18
 _SEALED_AT: Final = 42
 _TRIES: Final = 4
-
-Octets = bytes | bytearray | memoryview
 
 
 class HotPath:
@@ -164,7 +162,7 @@ class HotPath:
         self, count: int, context: Mapping[str, str] | None = None, plaintext: bool = False
     ) -> list[CreatedKey]:
         """``count`` new L4s under one version and one context: all, or an error."""
-        _check_batch("count", count)
+        check_batch("count", count)
         for _ in range(_TRIES):
             lease = self._checked()
             key = lease.wrapping
@@ -186,7 +184,7 @@ class HotPath:
 
     def decrypt_keys(self, blobs: Sequence[Octets], context: Mapping[str, str] | None = None) -> list[bytes]:
         """The L4s in ``blobs``, in their order and under one context: all, or the first error."""
-        _check_batch("blobs", len(blobs))
+        check_batch("blobs", len(blobs))
         plain = [blob if type(blob) is bytes else _octets(blob) for blob in blobs]
         encoded = _encode(context) if context else b"\0\0\0\0"
         for _ in range(_TRIES):
@@ -267,6 +265,7 @@ def _octets(blob: object) -> bytes:
     raise Refused.bad_field("blob", "bytes")
 
 
-def _check_batch(field: str, count: int) -> None:
+def check_batch(field: str, count: int) -> None:
+    """Raises Refused naming ``field`` outside 1 to the limit."""
     if not 0 < count <= BATCH_MAX_KEYS:
         raise Refused.bad_field(field, f"1 to {BATCH_MAX_KEYS}, got {count}")

@@ -18,6 +18,8 @@ from keymesh.crypto.xaes import XaesKey
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 
 UNLIMITED: Final = 2**62
+
+Octets = bytes | bytearray | memoryview
 _NS: Final = 1_000_000
 
 

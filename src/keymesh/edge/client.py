@@ -1,0 +1,268 @@
+"""``Edge``: data keys for an application, minted and opened in its own memory under a short lease (ADR-602).
+
+    edge = await Edge.connect(identity="edge.pem", ca="ca.pem", cores=["https://core:8443"], trust="trust.json")
+    async with edge:
+        created = await edge.create_key({"table": "orders"}, plaintext=True)
+        key = await edge.decrypt_key(created.blob, {"table": "orders"})
+
+Tenant and service are what the certificate says.  Under ``core-held`` custody the same calls go to the Core.  Holds
+its own I/O (with ``client_*``; ``client_sync`` is the synchronous face); decides nothing about leases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct
+
+from keymesh.access.identity import EdgeIdentity
+from keymesh.control.dsse_suite import DsseSuite
+from keymesh.crypto.dsse import Ed25519Signer
+from keymesh.crypto.kat import run_known_answer_tests
+from keymesh.crypto.pages import KeyPages
+from keymesh.edge.client_shell import EdgeShell, addresses
+from keymesh.edge.client_tls import EdgeCredentials
+from keymesh.edge.client_transport import CoreTransport, first_answer
+from keymesh.edge.hot import HotPath, check_batch
+from keymesh.edge.hot_lease import CoreHeld, CreatedKey, Octets, UnknownKid, refusal
+from keymesh.edge.policy import policy_verifier
+from keymesh.edge.snapshot import EdgeConfig
+from keymesh.model import strict_json
+from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.ids import KeyId
+
+CONNECT_TIMEOUT_S: Final = 15.0
+FETCH_TIMEOUT_S: Final = 5.0
+TRUST_MAX_BYTES: Final = 64 * 1024
+
+
+class EdgeTrust(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Whose word on policies counts: the mesh, and the Registry's signing keys (key id -> raw public key, hex)."""
+
+    mesh: str
+    registry_keys: dict[KeyId, str]
+
+
+def load_trust(path: str | Path) -> EdgeTrust:
+    """The JSON file with an ``EdgeTrust``.  Raises Refused."""
+    try:
+        raw = Path(path).read_bytes()
+    except FileNotFoundError as missing:
+        raise Refused("not-found", f"no file {Path(path).name}", field="trust") from missing
+    return strict_json.decode(raw, EdgeTrust, max_bytes=TRUST_MAX_BYTES)
+
+
+class Edge:
+    """The asynchronous face.  Use it on the event loop that it was connected on; mint and open never await."""
+
+    def __init__(
+        self, shell: EdgeShell, transport: CoreTransport, identity: EdgeIdentity, cores: Sequence[str]
+    ) -> None:
+        """Use ``connect``, or ``start`` where nobody waits for the first lease."""
+        self._shell = shell
+        self._transport = transport
+        self.hot: Final[HotPath] = shell.hot
+        self._cores = tuple(cores)
+        self.identity: Final = identity
+
+    @classmethod
+    async def connect(
+        cls,
+        *,
+        identity: str | Path,
+        ca: str | Path,
+        cores: Sequence[str],
+        trust: EdgeTrust | str | Path,
+        timeout_s: float = CONNECT_TIMEOUT_S,
+        allow_unlocked_memory: bool = False,
+    ) -> Self:
+        """An Edge that holds its first lease.
+
+        ``identity``: PEM with key, leaf and intermediate; ``ca``: the mesh root; ``cores``: base URLs in order of
+        preference; ``trust``: an ``EdgeTrust`` or its file.  Raises Refused (files, certificate, restricted) or
+        Unavailable.
+        """
+        edge = cls.start(
+            identity=identity, ca=ca, cores=cores, trust=trust, allow_unlocked_memory=allow_unlocked_memory
+        )
+        try:
+            await edge.wait_ready(timeout_s)
+        except BaseException:
+            await edge.close()
+            raise
+        return edge
+
+    @classmethod
+    def start(
+        cls,
+        *,
+        identity: str | Path,
+        ca: str | Path,
+        cores: Sequence[str],
+        trust: EdgeTrust | str | Path,
+        allow_unlocked_memory: bool = False,
+    ) -> Self:
+        """As ``connect``, on the running loop, without waiting for a lease."""
+        run_known_answer_tests()
+        if not cores or any(not url.startswith("https://") for url in cores):
+            raise Refused.bad_field("cores", "at least one https:// base URL")
+        urls = tuple(dict.fromkeys(url.rstrip("/") for url in cores))
+        anchor = trust if isinstance(trust, EdgeTrust) else load_trust(trust)
+        credentials = EdgeCredentials(Path(identity), Path(ca))
+        who = credentials.identity
+        if who.mesh != anchor.mesh:
+            raise Refused.bad_field("trust", f"of the mesh {anchor.mesh!r}, the certificate is of {who.mesh!r}")
+        signer = Ed25519Signer(Ed25519PrivateKey.generate())  # one for each life: it settles this life's leases only
+        suite = DsseSuite(signer)
+        pages = KeyPages(allow_unlocked=allow_unlocked_memory)
+        transport = CoreTransport(credentials, pages)
+        by_address = addresses(urls)
+        config = EdgeConfig(
+            region=who.region,
+            tenant=who.tenant,
+            service=who.service,
+            instance=who.instance,
+            cores=tuple(by_address),
+            suite=suite,
+            signing_key=signer.public_key.hex(),
+            verify_policy=policy_verifier(mesh=anchor.mesh, registry_keys=anchor.registry_keys, suite=suite),
+        )
+        shell = EdgeShell(config, transport, pages, cores=by_address)
+        shell.start()
+        return cls(shell, transport, who, urls)
+
+    async def wait_ready(self, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        """Return once a lease is held.  Raises what stands against it when ``timeout_s`` is over."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while not self.hot.is_live():
+            reason = self.hot.reason
+            if reason in ("restricted", "unknown", "closed-edge", "forked"):
+                raise refusal(reason)
+            left = deadline - asyncio.get_running_loop().time()
+            if left <= 0 or not await self._shell.changed(left):
+                raise refusal(self.hot.reason or "expired")
+
+    async def close(self) -> None:
+        """Drop the lease and its keys, send the last usage report, hang up."""
+        await self._shell.stop()
+        await self._transport.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- operations ------------------------------------------------------------------------------------------------
+
+    async def create_key(self, context: Mapping[str, str] | None = None, *, plaintext: bool = False) -> CreatedKey:
+        """A new data key: its wrapped blob (90 bytes), and with ``plaintext`` the key itself.
+
+        ``context`` is bound to the blob: the same is needed to open it.  Raises Refused (context malformed,
+        restricted), Unavailable (no lease now, budget spent).
+        """
+        try:
+            return self.hot.create_key(context, plaintext)
+        except (CoreHeld, Unavailable) as why:
+            made = await self.create_slowly(why, 1, context, plaintext=plaintext)
+            return made[0]
+
+    async def decrypt_key(self, blob: Octets, context: Mapping[str, str] | None = None) -> bytes:
+        """The data key (32 bytes) in ``blob``.
+
+        Raises Refused (malformed, restricted), Integrity (changed, or another context), Unavailable (no lease now, or
+        a key that is not here).
+        """
+        try:
+            return self.hot.decrypt_key(blob, context)
+        except (CoreHeld, Unavailable) as why:
+            opened = await self.open_slowly(why, (blob,), context)
+            return opened[0]
+
+    async def create_keys(
+        self, count: int, context: Mapping[str, str] | None = None, *, plaintext: bool = False
+    ) -> list[CreatedKey]:
+        """``count`` new keys under one context: all, or an error."""
+        try:
+            return self.hot.create_keys(count, context, plaintext)
+        except (CoreHeld, Unavailable) as why:
+            return await self.create_slowly(why, count, context, plaintext=plaintext)
+
+    async def decrypt_keys(self, blobs: Sequence[Octets], context: Mapping[str, str] | None = None) -> list[bytes]:
+        """The keys in ``blobs``, in their order: all, or the first error."""
+        try:
+            return self.hot.decrypt_keys(blobs, context)
+        except (CoreHeld, Unavailable) as why:
+            return await self.open_slowly(why, tuple(blobs), context)
+
+    # --- where the network is needed ---------------------------------------------------------------------------------
+
+    async def create_slowly(
+        self, why: CoreHeld | Unavailable, count: int, context: Mapping[str, str] | None, *, plaintext: bool
+    ) -> list[CreatedKey]:
+        """What the hot path could not do, and ``why``: after the first lease came, or at the Core."""
+        if isinstance(why, Unavailable):
+            await self._wait_first(why)
+            try:
+                return self.hot.create_keys(count, context, plaintext)
+            except CoreHeld:
+                pass
+        return await first_answer(
+            self._cores, lambda core: self._transport.create(core, count, context or {}, plaintext=plaintext)
+        )
+
+    async def open_slowly(
+        self, why: CoreHeld | Unavailable, blobs: Sequence[Octets], context: Mapping[str, str] | None
+    ) -> list[bytes]:
+        """As ``create_slowly``; for an unknown kid also after one fresh lease."""
+        if isinstance(why, Unavailable):
+            if isinstance(why, UnknownKid):
+                await self._fetch_once(why)
+            else:
+                await self._wait_first(why)
+            try:
+                return self.hot.decrypt_keys(blobs, context)
+            except CoreHeld:
+                pass
+        check_batch("blobs", len(blobs))
+        plain = tuple(bytes(blob) for blob in blobs)
+        return await first_answer(self._cores, lambda core: self._transport.open_keys(core, plain, context or {}))
+
+    async def _wait_first(self, why: Unavailable) -> None:
+        """Only at the start is a lease worth waiting for; otherwise the caller hears that there is none."""
+        if why.code != "starting":
+            raise why
+        await self.wait_ready(FETCH_TIMEOUT_S)
+
+    async def _fetch_once(self, why: UnknownKid) -> None:
+        """A kid that our lease does not name: ask for a fresh one once, then say unavailable (DESIGN section 1)."""
+        if not self._shell.want_key() or not await self._shell.changed(FETCH_TIMEOUT_S):
+            raise why
+
+    # --- for people ------------------------------------------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether a use would find a lease now."""
+        return self.hot.is_live()
+
+    def status(self) -> dict[str, Any]:
+        """What this Edge holds, by names and counts."""
+        lease = self._shell.state.lease
+        return {
+            "tenant": self.identity.tenant,
+            "service": self.identity.service,
+            "instance": self.identity.instance,
+            "ready": self.ready,
+            "reason": self.hot.reason,
+            "custody": None if lease is None else lease.policy.custody,
+            "policy_version": None if lease is None else lease.policy.version,
+            "lease_id": None if lease is None else lease.lease_id,
+            "lease_ms_left": None if lease is None else max(0, lease.deadline - self._shell.now()),
+            "versions": [] if lease is None else [version.version for version in lease.versions],
+            "used": dict(self._shell.totals),
+        }

@@ -1,0 +1,319 @@
+"""The shell that drives one Edge's machine: clock in, effects out, requests and revocation streams on asyncio.
+
+Decides nothing about leases.  It turns a published lease into what the hot path works on, within the same step, so
+that an acknowledgement which follows is true.  One shell belongs to one event loop; the hot path to every thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+import os
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from keymesh.crypto.kid import kid_bytes
+from keymesh.crypto.pages import KeyPages
+from keymesh.crypto.xaes import XaesKey
+from keymesh.edge.client_transport import CoreTransport, GrantedKeys
+from keymesh.edge.hot import HotPath
+from keymesh.edge.hot_lease import HotLease, LeasedKey, Meter, no_lease
+from keymesh.edge.machine import EdgeState, new_edge, step
+from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, LeaseSnapshot, Publish, SendFailed, UsageCounted
+from keymesh.model.errors import KeymeshError
+from keymesh.model.machine import Address, Booted, BootMark, ClockWentBack, Note, Received, Send, Tick, Wake
+from keymesh.model.states import Custody
+from keymesh.model.time import WALL_BACK_LIMIT_MS, Instant, Timekeeper
+from keymesh.orbital.edge_messages import LeaseRequest, Revocation
+
+log = logging.getLogger("keymesh.edge")
+
+USAGE_EVERY_S: Final = 1.0
+RECONNECT_FIRST_S: Final = 0.1
+RECONNECT_MAX_S: Final = 5.0
+SENDS_MAX: Final = 256
+_MS_NS: Final = 1_000_000
+
+Clock = Callable[[], int]
+
+boot_ns: Final[Clock] = functools.partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+wall_ns: Final[Clock] = time.time_ns
+
+_shells: weakref.WeakSet[EdgeShell] = weakref.WeakSet()
+
+
+class EdgeShell:
+    """Start it on the loop that is to drive it.  ``cores``: the base URL behind each address of the machine."""
+
+    def __init__(
+        self,
+        config: EdgeConfig,
+        transport: CoreTransport,
+        pages: KeyPages,
+        *,
+        cores: dict[Address, str],
+        boot_clock: Clock = boot_ns,
+        wall_clock: Clock = wall_ns,
+        entropy: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        self.config: Final = config
+        self.hot: Final = HotPath(boot_ns=boot_clock, wall_ns=wall_clock, entropy=entropy, on_death=self._on_death)
+        self.notes: Final[Counter[str]] = Counter()
+        self.totals: Final[Counter[str]] = Counter()
+        self.state: Final[EdgeState] = new_edge(config)
+        self._transport = transport
+        self._pages = pages
+        self._cores = cores
+        self._boot_clock = boot_clock
+        self._wall_clock = wall_clock
+        self._keeper = Timekeeper(boot_zero_ms=boot_clock() // _MS_NS, wall_zero_ms=wall_clock() // _MS_NS)
+        self._arrived: GrantedKeys | None = None
+        self._lease: LeaseSnapshot | None = None
+        self._published = asyncio.Event()
+        self._wakes: dict[Instant, asyncio.TimerHandle] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.stopped = False
+        _shells.add(self)
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Boot the machine on the running loop; it asks for a lease at once."""
+        self._loop = asyncio.get_running_loop()
+        mark = BootMark(boot_id=_boot_id(), boottime_ms=self._boot_clock() // _MS_NS)
+        self.feed(Booted(records={}, mark=mark, entropy=os.urandom(32)))
+        for address in self.config.cores:
+            self._spawn(self._listen(address))
+        self._spawn(self._count_usage())
+
+    async def stop(self) -> None:
+        """Drop everything; a last usage report is tried.  The transport stays its owner's."""
+        if self.stopped:
+            return
+        self._feed_usage()
+        last = self.state.usage.in_flight
+        self.orphan("closed-edge")
+        if last is not None:
+            with contextlib.suppress(KeymeshError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._transport.post(self._cores[self.config.cores[0]], last)
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def orphan(self, reason: str) -> None:
+        """Hold nothing and do nothing from now on."""
+        self.stopped = True
+        self.hot.publish(no_lease(reason))
+        for handle in self._wakes.values():
+            handle.cancel()
+        self._wakes.clear()
+        if self._arrived is not None:
+            self._arrived.wipe()
+            self._arrived = None
+
+    # --- the machine ---------------------------------------------------------------------------------------------
+
+    def now(self) -> Instant:
+        """The current instant; a wall clock that went back reaches the machine first."""
+        ahead, lead = self._keeper.ahead_ms, self._keeper.lead_ms
+        boot_ms, wall_ms = self._boot_clock() // _MS_NS, self._wall_clock() // _MS_NS
+        now, back = self._keeper.observe(boottime_ms=boot_ms, wall_ms=wall_ms)
+        if back:
+            log.error("the wall clock went back: leases dropped")
+            self._run(now, ClockWentBack())
+        elif (ahead, lead) != (self._keeper.ahead_ms, self._keeper.lead_ms) and self._lease is not None:
+            self._bound(self.hot.lease, self._lease.deadline)
+        return now
+
+    def feed(self, event: Any) -> None:
+        """One event in, its effects carried out in order.  After ``stop`` nothing happens any more."""
+        if not self.stopped:
+            self._run(self.now(), event)
+
+    def _run(self, now: Instant, event: Any) -> None:
+        for effect in step(self.state, now, event):
+            match effect:
+                case Publish():
+                    self._publish(effect)
+                case Send():
+                    self._send(effect.to, effect.message)
+                case Wake():
+                    self._wake(effect.at, now)
+                case Note():
+                    self._note(effect)
+                case _:
+                    raise TypeError(f"no handler for {type(effect).__name__}")
+
+    def _publish(self, effect: Publish) -> None:
+        if effect.lease is None:
+            self._lease = None
+            self.hot.publish(no_lease(effect.reason))
+        else:
+            self.hot.publish(self._make_ready(effect.lease))
+            self._lease = effect.lease
+        self._published.set()
+
+    def _make_ready(self, lease: LeaseSnapshot) -> HotLease:
+        """The arrived keys as ciphers; their pages are wiped, OpenSSL holds the key schedules from here on."""
+        if lease.policy.custody == Custody.CORE_HELD.value:
+            return no_lease("core-held")
+        arrived, self._arrived = self._arrived, None
+        assert arrived is not None and arrived.grant.nonce == lease.nonce
+        keys: list[LeasedKey] = []
+        for version, secret in zip(lease.versions, arrived.secrets, strict=True):
+            with secret:
+                keys.append(LeasedKey(XaesKey(secret.reveal()), kid_bytes(version.kid), self.config.tenant))
+        wrapping = next((k for k, v in zip(keys, lease.versions, strict=True) if v.may_wrap), None)
+        meter = Meter(lease.policy.mint_budget, lease.policy.open_budget)
+        hot = HotLease(keys=keys, wrapping=wrapping, meter=meter)
+        self._bound(hot, lease.deadline)
+        return hot
+
+    def _bound(self, hot: HotLease, deadline: Instant) -> None:
+        """The deadline in readings of the raw clocks (``model.time.Timekeeper`` turned round)."""
+        keeper = self._keeper
+        hot.set_bounds(
+            boot_end_ms=deadline - keeper.wall_zero_ms - keeper.ahead_ms + keeper.boot_zero_ms,
+            wall_end_ms=deadline - keeper.ahead_ms + keeper.lead_ms,
+            lead_floor_ms=keeper.wall_zero_ms - keeper.boot_zero_ms + keeper.lead_ms - WALL_BACK_LIMIT_MS,
+        )
+
+    def _wake(self, at: Instant, now: Instant) -> None:
+        if at not in self._wakes and self._loop is not None:
+            self._wakes[at] = self._loop.call_later(max(0, at - now) / 1_000 + 0.001, self._tick, at)
+
+    def _tick(self, at: Instant) -> None:
+        self._wakes.pop(at, None)
+        self.feed(Tick())
+
+    def _note(self, note: Note) -> None:
+        self.notes[note.name] += 1
+        fields = {"tenant": self.config.tenant, "service": self.config.service, **dict(note.fields)}
+        log.info(note.name, extra={"correlation_id": note.correlation_id, "fields": fields})
+
+    def _on_death(self, reason: str) -> None:
+        """Some thread saw that the lease is over: let the machine look, soon."""
+        if self._loop is not None and not self.stopped:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self.feed, Tick())
+
+    # --- what an application waits for ---------------------------------------------------------------------------
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Whether a lease was published or dropped within ``timeout_s``."""
+        self._published.clear()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._published.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def want_key(self) -> bool:
+        """Ask for a fresh lease because of an unknown kid; False where it is too soon to ask again."""
+        self.feed(KeyWanted())
+        return self.state.pending is not None
+
+    # --- the network -----------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        assert self._loop is not None
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _send(self, to: Address, message: Any) -> None:
+        if len(self._tasks) >= SENDS_MAX:
+            self.notes["edge.send-dropped"] += 1
+            return
+        self._spawn(self._exchange(to, message))
+
+    async def _exchange(self, to: Address, message: Any) -> None:
+        try:
+            answer = await self._transport.post(self._cores[to], message)
+        except KeymeshError as failed:
+            self.notes[f"edge.send-failed.{failed.code}"] += 1
+            log.debug("send failed", extra={"fields": {"message": type(message).__name__, "code": failed.code}})
+            if isinstance(message, LeaseRequest):
+                self.feed(SendFailed(message.nonce))
+            return
+        if isinstance(answer, GrantedKeys):
+            self._arrive(to, answer)
+        elif answer is not None:
+            self.feed(Received(to, answer))
+        elif isinstance(message, LeaseRequest):
+            self.feed(SendFailed(message.nonce))
+
+    def _arrive(self, to: Address, granted: GrantedKeys) -> None:
+        """Keys stay only where this very grant is published."""
+        self._arrived = granted
+        try:
+            self.feed(Received(to, granted.grant))
+        finally:
+            self._arrived = None
+            granted.wipe()
+
+    async def _listen(self, core: Address) -> None:
+        """Keep the revocation stream of ``core`` open; reconnect after a while that doubles, spread by hash."""
+        wait = RECONNECT_FIRST_S
+        attempts = 0
+        while not self.stopped:
+            try:
+                async with self._transport.stream(self._cores[core]) as messages:
+                    wait = RECONNECT_FIRST_S
+                    self.feed(Connected(core))
+                    async for message in messages:
+                        if isinstance(message, Revocation):
+                            self.feed(Received(core, message))
+            except KeymeshError as failed:
+                self.notes[f"edge.stream-failed.{failed.code}"] += 1
+            attempts += 1
+            await asyncio.sleep(wait * (0.5 + _spread(f"{self.state.address}/{attempts}") / 2))
+            wait = min(RECONNECT_MAX_S, wait * 2)
+
+    async def _count_usage(self) -> None:
+        """Also the heartbeat by which a clock that went back is noticed on an idle Edge."""
+        while not self.stopped:
+            await asyncio.sleep(USAGE_EVERY_S)
+            self._feed_usage()
+
+    def _feed_usage(self) -> None:
+        minted, opened, refused = self.hot.take_usage()
+        self.totals.update(minted=minted, opened=opened, refused=refused)
+        self.feed(UsageCounted(minted, opened, refused))
+
+
+def _spread(word: str) -> float:
+    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") / 2**32
+
+
+@functools.cache
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown-" + os.urandom(8).hex()
+
+
+def _forget_in_child() -> None:
+    """A fork holds no lease and drives no machine: its keys were wiped with their pages, its ciphers go here."""
+    for shell in list(_shells):
+        shell.orphan("forked")
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def addresses(urls: Sequence[str]) -> dict[Address, str]:
+    """A machine address for each Core's base URL, in order of preference."""
+    return {Address(f"core:{url}"): url for url in urls}
