@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
 from keymesh.access.identity import EdgeIdentity
-from keymesh.control.dsse_suite import DsseSuite
+from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import KeyPages

@@ -6,11 +6,14 @@ Decides that once for each grant; that a policy never falls to an older version 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from keymesh.control.dsse_suite import to_envelope
+import msgspec
+
 from keymesh.control.entry import parse_entry
 from keymesh.control.kinds import SetService
-from keymesh.control.signing import Suite
+from keymesh.control.signing import Suite, from_plain
+from keymesh.crypto.dsse import Envelope
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity
 from keymesh.model.ids import KeyId
@@ -25,7 +28,7 @@ def verify_policy(grant: LeaseGrant, *, mesh: str, registry_keys: Mapping[KeyId,
 
     Raises Integrity, or Refused where the entry is malformed.
     """
-    signed = parse_entry(to_envelope(grant.policy_entry))
+    signed = parse_entry(_envelope(grant.policy_entry))
     if not suite.signers(signed.envelope, registry_keys):
         raise Integrity("policy-signature", "the Registry has not signed this policy", field="policy_entry")
     entry = signed.entry
@@ -43,3 +46,15 @@ def policy_verifier(*, mesh: str, registry_keys: Mapping[KeyId, str], suite: Sui
         verify_policy(grant, mesh=mesh, registry_keys=registry_keys, suite=suite)
 
     return verify
+
+
+def _envelope(value: Any) -> Envelope:
+    """As a machine holds it, as ``orbital.wire`` carries it, or the standard DSSE object."""
+    if isinstance(value, Envelope):
+        return value
+    if isinstance(value, dict) and "payloadType" in value:
+        return from_plain(value)
+    try:
+        return msgspec.convert(value, Envelope)
+    except msgspec.ValidationError as bad:
+        raise Integrity("policy-entry", "no entry came with this policy", field="policy_entry") from bad
