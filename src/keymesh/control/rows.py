@@ -12,6 +12,7 @@ Tenant namespaces hold ``policy``, ``signers``, ``labels``, ``binding/<id>``, ``
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, TypeVar, dataclass_transform
 
 from msgspec import Struct
@@ -188,13 +189,23 @@ def decode(name: str, raw: bytes) -> Row:
     shape = shape_of(name)
     if shape is None:
         raise Integrity("unknown-row", f"row {name!r} is not known to this release", field=name)
+    return _decoded(raw, shape)
+
+
+@lru_cache(maxsize=32_768)
+def _decoded(raw: bytes, shape: type[Row]) -> Row:
+    """Rows change seldom and are read at every step; they are frozen, so equal bytes may share one object."""
     return strict_json.decode(raw, shape, max_bytes=TASK_MAX_BYTES)
 
 
 def get(rows: Rows, name: str, shape: type[R]) -> R | None:
     """The row ``name`` as ``shape``, or None where absent."""
     raw = rows.get(name)
-    return None if raw is None else strict_json.decode(raw, shape, max_bytes=TASK_MAX_BYTES)
+    if raw is None:
+        return None
+    row = _decoded(raw, shape)
+    assert isinstance(row, shape)
+    return row
 
 
 def l3_name(service: ServiceName | str) -> str:

@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keymesh.control.entry import SignedEntry
-from keymesh.control.messages import Message, Sealed
+from keymesh.control.messages import Message
+from keymesh.control.state import NamespaceState as NamespaceState
+from keymesh.control.state import Supported as Supported
 from keymesh.model.states import Lane
-
-
-@dataclass(frozen=True, slots=True)
-class Supported:
-    """An entry that rows of the state rest on, with the voters' countersignatures where it needed a commit."""
-
-    signed: SignedEntry
-    countersignatures: tuple[Sealed, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceState:
-    """A namespace whole: its newest entry, the rows whose root that entry attests, and what they rest on."""
-
-    head: SignedEntry
-    rows: dict[str, bytes]
-    support: tuple[Supported, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

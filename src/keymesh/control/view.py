@@ -1,0 +1,311 @@
+"""The trusted view of one namespace: takes an offered state whole, or says why not, and touches nothing.
+
+After TUF's trusted set and its refusals (stale, rollback, fast-forward, fork, mix-and-match), with keymesh's own: a
+state applies whatever came before it, so nothing queues behind a gap.  Source: DESIGN section 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Final, Protocol
+
+from keymesh.control import commit, transition, trust
+from keymesh.control.entry import Entry, SignedEntry, parse_entry
+from keymesh.control.kinds import KINDS, Genesis
+from keymesh.control.rows import RestrictionRow, Rows, SignersRow, get
+from keymesh.control.signing import Suite
+from keymesh.control.state import NamespaceState, Supported
+from keymesh.control.transition import Change, Proofs
+from keymesh.control.trust import Pins
+from keymesh.crypto.dsse import Envelope
+from keymesh.ledger.maptree import root_of
+from keymesh.model import strict_json
+from keymesh.model.errors import Integrity, KeymeshError, Refused
+from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest
+from keymesh.model.limits import TASK_MAX_BYTES
+
+UNPROVEN_LIFT: Final = "unproven-lift"
+
+
+class Offer(Protocol):
+    """What a task brings; ``orbital.messages.Task`` is one."""
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def state(self) -> NamespaceState: ...
+
+    @property
+    def force(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """An offer that is no task: the mesh state that came along with one."""
+
+    namespace: str
+    state: NamespaceState
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """``restricts``: scopes newly restricted, to be applied before anything is recorded; ``lifts``: scopes freed."""
+
+    state: NamespaceState
+    restricts: tuple[str, ...]
+    lifts: tuple[str, ...]
+    is_restriction: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """Nothing newer than what is held: acknowledge, change nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Two histories, both signed: keep both, close the namespace."""
+
+    held: NamespaceState
+    other: NamespaceState
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedTask:
+    """Changes nothing that is held.
+
+    ``closes``: this release does not understand it, and the namespace stays closed until it does (or something newer
+    is understood).  ``restrictions``: of ``unproven-lift`` alone, everything that the new rows restrict: the holder
+    adds these to what it has, keeps its leaf, and so Lane 0 waits for no resume.
+    """
+
+    code: str
+    detail: str
+    closes: bool = False
+    restrictions: tuple[tuple[str, RestrictionRow], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NeedsMesh:
+    """The entry rests on a mesh head that is not held yet: take that first."""
+
+    mesh_seq: int
+
+
+Outcome = Accepted | Stale | Fork | RefusedTask | NeedsMesh
+
+
+@dataclass(frozen=True, slots=True)
+class _Trust:
+    """What signatures are judged by."""
+
+    mesh_rows: Rows
+    signers: SignersRow | None
+    suite: Suite
+    pins: Pins
+
+
+def accept(
+    held: NamespaceState | None,
+    task: Offer,
+    mesh: NamespaceState | None,
+    suite: Suite,
+    *,
+    pins: Pins,
+    epoch: int,
+) -> Outcome:
+    """What to do with ``task`` where ``held`` is held, under the mesh head ``mesh``, in ``epoch``.
+
+    1. The size.  2. The mesh's name, and bytes that say what the entry says.  3. The epoch: none that is not open
+    here.  4. The namespace.  5. The Registry's signature, by the delegations of ``mesh`` (which must be new enough).
+    6. Newer than what is held: else stale, or a fork.  7. The rows have the root that the entry attests.
+    8. Kind and rows are of this release.  9. Who else had to sign the entry did.  10. ``check_transition``.
+    """
+    state = task.state
+    entry = state.head.entry
+    try:
+        _check_frame(task, pins=pins, epoch=epoch)
+        if entry.namespace != MESH_NAMESPACE and (mesh is None or entry.mesh_seq > mesh.head.entry.seq):
+            return NeedsMesh(entry.mesh_seq)
+        trusted = _trust_for(held, state, mesh, suite, pins)
+        trust.verify_online(state.head, trusted.mesh_rows, suite)
+        order = _order(held, state, force=task.force)
+        if order is not None:
+            return order
+        return _accept_newer(held, state, trusted)
+    except KeymeshError as refusal:
+        return _refusal(refusal, state)
+
+
+def _accept_newer(held: NamespaceState | None, state: NamespaceState, trusted: _Trust) -> Accepted:
+    entry = state.head.entry
+    if rows_root(state.rows) != entry.state:
+        raise Integrity("state-mismatch", "the rows are not those that the entry attests", field="rows")
+    if entry.kind not in KINDS:
+        raise Integrity("unknown-kind", f"kind {entry.kind[:64]!r} is not known to this release", field="kind")
+    _verify_head(state.head, trusted)
+    old: Rows = {} if held is None else held.rows
+    if held is not None and held.head.hash == state.head.hash:
+        change = transition.change_of(old, state.rows)  # a forced repeat: the rows were judged when first taken
+    else:
+        change = transition.check_transition(old, state.rows, _proofs(state, trusted), namespace=entry.namespace)
+    return _accepted(state, change)
+
+
+def _accepted(state: NamespaceState, change: Change) -> Accepted:
+    is_restriction = bool(change.restricts) or commit.is_restriction(state.head.entry)
+    return Accepted(state, change.restricts, change.lifts, is_restriction)
+
+
+def check_first_mesh(state: NamespaceState, *, suite: Suite, pins: Pins) -> Accepted:
+    """The mesh state, as one who holds nothing but ``pins`` takes it; whatever its epoch.
+
+    Raises Refused or Integrity.
+    """
+    offer = Offered(MESH_NAMESPACE, state)
+    outcome = accept(None, offer, None, suite, pins=pins, epoch=state.head.entry.epoch)
+    if isinstance(outcome, Accepted):
+        return outcome
+    code, detail = (outcome.code, outcome.detail) if isinstance(outcome, RefusedTask) else ("refused", "not accepted")
+    raise Integrity(code, detail, field="trust")
+
+
+# --- 1 to 4 ----------------------------------------------------------------------------------------------------------
+
+
+def _check_frame(task: Offer, *, pins: Pins, epoch: int) -> None:
+    state, entry = task.state, task.state.head.entry
+    if state_bytes(state) > TASK_MAX_BYTES:
+        raise Refused("too-large", f"a task is at most {TASK_MAX_BYTES} bytes")
+    if entry.mesh != pins.mesh:
+        raise Integrity("foreign-mesh", f"an entry of mesh {entry.mesh[:64]!r}", field="mesh")
+    check_signed(state.head)
+    if entry.epoch > epoch:
+        raise Integrity("future-epoch", f"epoch {entry.epoch} is not open here", field="epoch")
+    if entry.epoch < 1 or entry.seq < 1:
+        raise Integrity("bad-position", "epochs and seqs count from 1", field="seq")
+    if entry.namespace != task.namespace:
+        raise Integrity("namespace-mismatch", "the entry is of another namespace than the task", field="namespace")
+
+
+def state_bytes(state: NamespaceState) -> int:
+    """The size of what travels: rows, entry and support."""
+    signed = len(state.head.envelope.payload) + sum(len(s.signed.envelope.payload) for s in state.support)
+    return signed + sum(len(k) + len(v) for k, v in state.rows.items())
+
+
+def check_signed(signed: SignedEntry) -> None:
+    """The typed entry is what the signed bytes say.  Raises."""
+    parsed = _parsed(signed.envelope)
+    if parsed.hash != signed.hash or (parsed.entry is not signed.entry and parsed.entry != signed.entry):
+        raise Integrity("entry-mismatch", "the entry is not what its signed bytes say", field="entry")
+
+
+@lru_cache(maxsize=4_096)
+def _parsed(envelope: Envelope) -> SignedEntry:
+    return parse_entry(envelope)
+
+
+@lru_cache(maxsize=256)
+def _root(rows: tuple[tuple[str, bytes], ...]) -> Digest:
+    return root_of(dict(rows))
+
+
+def rows_root(rows: Rows) -> Digest:
+    """The map-tree root over ``rows``; rows seen of late are not hashed again."""
+    return _root(tuple(rows.items()))
+
+
+# --- 5, 9. signatures ------------------------------------------------------------------------------------------------
+
+
+def _trust_for(
+    held: NamespaceState | None, state: NamespaceState, mesh: NamespaceState | None, suite: Suite, pins: Pins
+) -> _Trust:
+    """A tenant is judged by the mesh and its own signers; the mesh by what is held of it, at first by its genesis."""
+    if state.head.entry.namespace == MESH_NAMESPACE:
+        rows = _genesis_trust(state, suite, pins) if held is None else held.rows
+        return _Trust(rows, None, suite, pins)
+    assert mesh is not None
+    signers = get(state.rows if held is None else held.rows, "signers", SignersRow)
+    return _Trust(mesh.rows, signers, suite, pins)
+
+
+def _genesis_trust(state: NamespaceState, suite: Suite, pins: Pins) -> dict[str, bytes]:
+    """Delegations and root of the genesis that came along, once the pinned root has signed it."""
+    genesis = next((s.signed for s in state.support if s.signed.entry.kind == "mesh.genesis"), None)
+    if genesis is None:
+        raise Integrity("no-genesis", "a mesh state without the entry that founds it", field="support")
+    check_signed(genesis)
+    if genesis.entry.mesh != pins.mesh:
+        raise Integrity("foreign-mesh", "the genesis of another mesh", field="support")
+    trust.verify_entry(genesis, {}, None, suite, pins=pins)
+    args = strict_json.convert(genesis.entry.body.args, Genesis)
+    return {**trust.genesis_rows(args), "root": strict_json.dumps(args.root)}
+
+
+def _verify_head(head: SignedEntry, trusted: _Trust) -> None:
+    trust.verify_entry(head, trusted.mesh_rows, trusted.signers, trusted.suite, pins=trusted.pins)
+
+
+def _proofs(state: NamespaceState, trusted: _Trust) -> Proofs:
+    """The head may be its own proof; every other comes from the support."""
+    items = state.support
+    if all(s.signed.hash != state.head.hash for s in items):
+        items = (*items, Supported(state.head))
+    return Proofs(
+        items,
+        verify=partial(_verify_support, head=state.head.entry, trusted=trusted),
+        committed=lambda item: commit.is_committed(
+            item.signed, item.countersignatures, trusted.mesh_rows, trusted.suite
+        ),
+    )
+
+
+def _verify_support(item: Supported, *, head: Entry, trusted: _Trust) -> None:
+    """An entry of the same chain, at or before the head, signed by all who had to.  Raises."""
+    check_signed(item.signed)
+    entry = item.signed.entry
+    if (entry.mesh, entry.namespace) != (head.mesh, head.namespace) or entry.epoch > head.epoch or entry.seq > head.seq:
+        raise Integrity("foreign-support", "a proof of another chain", field="support")
+    if entry.kind in ("mesh.genesis", "tenant.create") and (entry.seq != 1 or entry.prev != ZERO_DIGEST):
+        raise Integrity("foreign-support", "a namespace is founded by its first entry", field="support")
+    _verify_head(item.signed, trusted)
+
+
+# --- 6. order --------------------------------------------------------------------------------------------------------
+
+
+def _order(held: NamespaceState | None, state: NamespaceState, *, force: bool) -> Stale | Fork | None:
+    """None where ``state`` is newer (or asked for again, by force)."""
+    if held is None:
+        return None
+    mine, other = held.head, state.head
+    if other.hash == mine.hash:
+        return None if force else Stale()
+    if is_fork(mine, other):
+        return Fork(held, state)
+    return Stale() if state.leaf.order < held.leaf.order else None
+
+
+def is_fork(mine: SignedEntry, other: SignedEntry) -> bool:
+    """Whether two different entries can't both be of one history: the same place, or neighbours that do not chain."""
+    a, b = mine.entry, other.entry
+    if a.epoch != b.epoch:
+        return False
+    if a.seq == b.seq:
+        return True
+    return (b.seq == a.seq + 1 and b.prev != mine.hash) or (a.seq == b.seq + 1 and a.prev != other.hash)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+def _refusal(refusal: KeymeshError, state: NamespaceState) -> RefusedTask:
+    in_force: tuple[tuple[str, RestrictionRow], ...] = ()
+    if refusal.code == UNPROVEN_LIFT:
+        in_force = tuple(transition.restrictions_in(state.rows).items())
+    return RefusedTask(refusal.code, refusal.message, refusal.code == "unknown-kind", in_force)
