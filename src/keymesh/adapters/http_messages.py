@@ -146,9 +146,11 @@ class Router:
 
 _STATUS: Final = {
     "bad-field": 400,
+    "unauthenticated": 401,
     "denied": 403,
     "disabled": 403,
     "not-found": 404,
+    "no-such-key": 404,
     "method-not-allowed": 405,
     "request-timeout": 408,
     "conflict": 409,

@@ -236,10 +236,10 @@ class HttpServer:
             return None
         tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
         if not isinstance(tls, PeerSSLObject) or tls.peer is None:
-            raise Refused("denied", "no certificate")
+            raise Refused("unauthenticated", "no certificate")
         if not self._context.still_accepts(tls.peer):
             request.protocol.close()
-            raise Refused("denied", "the certificate has expired or is refused")
+            raise Refused("unauthenticated", "the certificate has expired or is refused")
         return tls.peer
 
     async def _answer(

@@ -87,15 +87,15 @@ def _load_key(pem: bytes) -> object:
         raise Refused.bad_field("key", "not an unencrypted PEM private key") from bad
 
 
-def read_private(path: Path) -> bytes:
+def read_private(path: Path, *, max_bytes: int = PEM_MAX_BYTES) -> bytes:
     """The bytes of a file that only its owner can read.  Raises Refused for a wider mode or an oversized file."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
             if status.st_mode & 0o077:
                 raise Refused.bad_field(str(path.name), "others can read this file; its mode must be 0600")
-            if status.st_size > PEM_MAX_BYTES:
-                raise Refused.bad_field(str(path.name), f"at most {PEM_MAX_BYTES} bytes")
+            if status.st_size > max_bytes:
+                raise Refused.bad_field(str(path.name), f"at most {max_bytes} bytes")
             return file.read()
     except FileNotFoundError as missing:
         raise Refused("not-found", f"no file {path.name}", field=path.name) from missing

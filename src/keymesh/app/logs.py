@@ -59,7 +59,7 @@ def _short(value: object) -> object:
     return text if len(text) <= VALUE_MAX_CHARS else text[:VALUE_MAX_CHARS] + "..."
 
 
-def configure(role: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
+def setup_logging(role: str, *, level: int = logging.INFO, stream: TextIO | None = None) -> None:
     """Send every logger of this process through one handler to ``stream`` (default: standard error)."""
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonFormatter(role))

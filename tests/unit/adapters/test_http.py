@@ -382,7 +382,7 @@ async def test_an_open_connection_ends_when_its_certificate_is_refused(bed: BedU
         up.server_tls.credentials.refused.add(pki.fingerprint(up.client_tls.credentials.certificate))
         with pytest.raises(Refused) as raised:
             await client.request("GET", "/healthz")
-        assert raised.value.code == "denied"
+        assert raised.value.code == "unauthenticated"
         with pytest.raises(Unavailable):
             await client.request("GET", "/healthz")
 

@@ -20,7 +20,7 @@ def stream() -> Iterator[io.StringIO]:
     root = logging.getLogger()
     before, level = root.handlers[:], root.level
     out = io.StringIO()
-    logs.configure("core", stream=out)
+    logs.setup_logging("core", stream=out)
     yield out
     root.handlers[:] = before
     root.setLevel(level)
@@ -53,7 +53,7 @@ def test_line_breaks_cannot_forge_a_line(stream: io.StringIO) -> None:
 
 def test_an_exceptions_text_is_left_out(stream: io.StringIO) -> None:
     try:
-        {}[SECRET]
+        raise KeyError(SECRET)
     except KeyError:
         logging.getLogger("keymesh.x").exception("bug")
     line = lines(stream)[0]
