@@ -3,9 +3,9 @@
 Each line is a DSSE envelope (``ledger.receipts`` says of what).  One process writes; the file is locked for it.
 
 At open the chain is followed from the start and the last record's signature verified, which vouches for all before
-it.  What a crash left of the last write is cut off and noted: from the first damaged line on, where no whole record
-follows and the file ends without a newline or in zeros.  Any other damage is Integrity: nothing is dropped, nothing can
-be appended.
+it (``verify_receipt_file`` looks at every signature).  What a crash left of the last write is cut off and noted: from
+the first damaged line on, where no whole record follows and the file ends without a newline or in zeros.  Any other
+damage is Integrity: nothing is dropped, nothing can be appended.
 A failed sync closes the log for good (the kernel may have dropped the pages): open it anew.
 """
 

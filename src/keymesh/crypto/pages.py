@@ -114,7 +114,7 @@ class SecretBytes:
 class _Page:
     """One anonymous private page: a map of used slots and the memory itself."""
 
-    __slots__ = ("_lock", "_map", "_used", "locked", "orphaned")
+    __slots__ = ("__weakref__", "_lock", "_map", "_used", "locked", "orphaned")
 
     def __init__(self, lock: threading.RLock, *, allow_unlocked: bool) -> None:
         self._lock = lock
@@ -127,6 +127,7 @@ class _Page:
             raise _no_lock()
         self._map.madvise(mmap.MADV_DONTDUMP)
         self._map.madvise(_MADV_WIPEONFORK)
+        _every_page.add(self)
 
     def view(self, offset: int, length: int) -> memoryview:
         return memoryview(self._map)[offset : offset + length]
@@ -226,6 +227,7 @@ class KeyPages:
         raise TypeError("key pages have no pickle or copy form")
 
 
+_every_page: weakref.WeakSet[_Page] = weakref.WeakSet()
 _every_pool: weakref.WeakSet[KeyPages] = weakref.WeakSet()
 
 
@@ -249,11 +251,11 @@ def _no_lock() -> Refused:
 
 
 def _orphan_in_child() -> None:
+    """Another thread may have held the locks at the fork: they are made anew."""
+    for page in list(_every_page):
+        page.orphaned, page._lock = True, threading.RLock()
     for pool in list(_every_pool):
-        pool._lock = threading.RLock()
-        for page in pool._pages:
-            page.orphaned = True
-        pool._pages = []
+        pool._pages, pool._lock = [], threading.RLock()
 
 
 os.register_at_fork(after_in_child=_orphan_in_child)
