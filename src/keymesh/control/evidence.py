@@ -1,0 +1,335 @@
+"""The one verifier of evidence: majorities, the certificate's arithmetic, and its check, offline.
+
+A certificate says: after T no component of this mesh mints, opens or exports under this scope (of a suspension: until a
+later committed resume).  It rests on arithmetic, not on who was connected: every Core node of every region that the
+scope's tenant was ever allowed is accounted for, by its own signed word (applied this entry; my last open Edge lease
+ends by E) or by the bound (commit + ttl x 1.001 + 2 s).  Nothing is believed that the certificate does not carry or the
+root keys do not vouch for.  The instants in it are the Registry's, under the assumption on clock rates that it names.
+Source: DESIGN section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from msgspec import Struct
+
+from keymesh.control import commit, trust, view
+from keymesh.control.entry import SignedEntry, parse_entry
+from keymesh.control.kinds import TenantCreate
+from keymesh.control.messages import Ack, RestrictionAck, Sealed
+from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, Rows, SettingsRow, get
+from keymesh.control.signing import Suite
+from keymesh.control.state import NamespaceState, Supported
+from keymesh.crypto.dsse import Envelope, key_id
+from keymesh.model import strict_json
+from keymesh.model.errors import Integrity, KeymeshError
+from keymesh.model.ids import KeyId
+from keymesh.model.machine import node_address
+from keymesh.model.scope import Scope, ScopeKind, parse_scope
+
+CERTIFICATE_MAX_BYTES: Final = 4 * 1024 * 1024
+CLOCK_SLACK_MS: Final = 2_000
+ACK: Final = "ack"
+BOUND: Final = "bound"
+ACTIONS: Final = ("suspend", "revoke")
+
+NOT_COVERED: Final = (
+    "data keys that applications hold in the clear since before T",
+    "backups of wrapped keys: they open only with the customer's own root key",
+    "clocks: rates within 0.1 % of each other are assumed, and that elapsed time counts suspends",
+)
+
+
+# --- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def stretched(duration_ms: int) -> int:
+    """``duration_ms`` on a clock that runs up to 0.1 % slower, rounded up."""
+    return duration_ms + -(-duration_ms // 1000)
+
+
+def bound_end(committed_at: int, ttl_ms: int) -> int:
+    """By when every lease that was alive at the commit is over: commit + ttl x 1.001 + 2 s."""
+    return committed_at + stretched(ttl_ms) + CLOCK_SLACK_MS
+
+
+def ack_end(received_at: int, edge_leases_end_in_ms: int, open_edge_leases: int) -> int:
+    """By when the last Edge lease that the node granted is over; when its word came, where it has none."""
+    return received_at + (stretched(edge_leases_end_in_ms) if open_edge_leases else 0)
+
+
+def longest_ttl_ms(settings: SettingsRow, policy: PolicyRow | None) -> int:
+    """The longest that a lease alive at the commit can carry."""
+    if policy is None or policy.ttl_ms is None:
+        return settings.ttl_ms
+    return min(policy.ttl_ms, settings.ttl_ms)
+
+
+def holders_of(scope: Scope, mesh_rows: Rows, policy: PolicyRow | None) -> tuple[str, ...]:
+    """Addresses of every node that may hold keys under ``scope``, sorted: all enrolled nodes of the regions that it
+    touches, connected or not."""
+    regions: frozenset[str] | None
+    match scope.kind:
+        case ScopeKind.MESH:
+            regions = None
+        case ScopeKind.REGION:
+            regions = frozenset({str(scope.region)})
+        case ScopeKind.TENANT | ScopeKind.SERVICE | ScopeKind.KEY:
+            regions = frozenset() if policy is None else frozenset(policy.regions)
+    found = []
+    for name in mesh_rows:
+        if name.startswith("node/"):
+            _, region, node = name.split("/", 2)
+            if regions is None or region in regions:
+                found.append(node_address(region, node))
+    return tuple(sorted(found))
+
+
+def ack_word(ack: Ack, scope: str, seq: int, epoch: int, entry_hash: str) -> RestrictionAck | None:
+    """What ``ack`` says of *this* entry's restriction, if it says: applied durably, in force; None otherwise."""
+    if ack.outcome not in ("applied", "stale") or ack.leaf.order < (epoch, seq):
+        return None
+    if ack.leaf.order == (epoch, seq) and ack.leaf.entry_hash != entry_hash:
+        return None
+    for said in ack.restrictions:
+        if said.scope == scope and said.seq == seq and said.entry_hash in (None, entry_hash):
+            if said.edge_leases_end_in_ms >= 0 and said.open_edge_leases >= 0:
+                return said
+    return None
+
+
+def certain_end(committed_at: int, ends: Iterable[int]) -> int:
+    """T: when the entry is committed and every holder is certainly done."""
+    return max([committed_at, *ends])
+
+
+# --- the certificate -------------------------------------------------------------------------------------------------
+
+
+class Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the certificate and its parts."""
+
+
+class Holder(Part, frozen=True):
+    """One node: ``evidence`` is ``ack`` (then ``ack`` and ``received_at`` are there) or ``bound``; dead by ``t``."""
+
+    node: str
+    evidence: str
+    t: int
+    ack: Sealed = None
+    received_at: int = 0
+
+
+class Support(Part, frozen=True):
+    entry: Envelope
+    countersignatures: tuple[Sealed, ...] = ()
+
+
+class MeshState(Part, frozen=True):
+    """The mesh as it was read after the commit: its newest entry, its rows, and what they rest on."""
+
+    head: Envelope
+    rows: dict[str, bytes]
+    support: tuple[Support, ...]
+
+
+class Statement(Part, frozen=True):
+    """What the Registry signs.  All instants are Unix ms by its clock."""
+
+    mesh: str
+    mesh_head: str  # entry hash of the mesh state that goes along
+    scope: str
+    action: str
+    command_id: str
+    correlation_id: str
+    entry: Envelope
+    committed_at: int
+    countersignatures: tuple[Sealed, ...]
+    ttl_ms: int
+    holders: tuple[Holder, ...]
+    t: int
+    issued_at: int
+    tenant: Envelope | None  # the entry that created the tenant, with its policy and signers
+    not_covered: tuple[str, ...] = NOT_COVERED
+
+
+class Certificate(Part, frozen=True):
+    """The mesh state follows from the root keys by itself; the statement is signed by whom that state delegates to."""
+
+    trust: MeshState
+    statement: Sealed
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedCertificate:
+    """A certificate that holds.  ``by_ack`` and ``by_bound`` are the holders' addresses by kind of evidence."""
+
+    statement: Statement
+    scope: Scope
+    action: str
+    t: int
+    voters: tuple[str, ...]
+    by_ack: tuple[str, ...]
+    by_bound: tuple[str, ...]
+
+
+def encode_certificate(certificate: Certificate) -> bytes:
+    return strict_json.dumps(certificate)
+
+
+def verify_certificate(
+    raw: bytes, *, suite: Suite, root_keys: Mapping[KeyId, str], root_threshold: int
+) -> VerifiedCertificate:
+    """The certificate in ``raw``, if it holds under the pinned root keys.  Needs no network and no clock.
+
+    Raises Refused where it is malformed, Integrity (with a code that names the step) where it does not hold.
+    """
+    certificate = strict_json.decode(raw, Certificate, max_bytes=CERTIFICATE_MAX_BYTES)
+    return check_certificate(certificate, suite=suite, root_keys=root_keys, root_threshold=root_threshold)
+
+
+def check_certificate(
+    certificate: Certificate, *, suite: Suite, root_keys: Mapping[KeyId, str], root_threshold: int
+) -> VerifiedCertificate:
+    """As ``verify_certificate``, of one that is parsed.
+
+    1. The mesh state follows from the pinned root, and is of the mesh that the statement names.
+    2. The Registry that this state delegates to signed the statement about this very state.
+    3. The entry is a suspension or revocation of that scope by that command, and its signatures verify.
+    4. The tenant's policy comes from the entry that created the tenant.
+    5. A majority of the voter set countersigned exactly that entry, as a restriction.
+    6. The ttl is the longest that a lease alive at the commit could carry; the commit is no earlier than the entry.
+    7. The holders are exactly those that policy and mesh state give, each once.
+    8. Each holder's end follows from its evidence.
+    9. T is the latest of the commit and these ends, and the certificate was issued no earlier than T.
+    """
+    head, mesh_rows = _mesh_state(certificate.trust, suite, root_keys, root_threshold)
+    statement = _statement(certificate, head, mesh_rows, suite)
+    signed, scope = _entry(statement, head, mesh_rows, suite)
+    policy = _policy(statement, scope, mesh_rows, suite)
+    if not commit.is_committed(signed, statement.countersignatures, mesh_rows, suite):
+        raise Integrity("certificate-commit", "no majority of the voters countersigned it", field="countersignatures")
+    settings = get(mesh_rows, "settings", SettingsRow)
+    if settings is None or statement.ttl_ms != longest_ttl_ms(settings, policy):
+        raise Integrity("certificate-ttl", "not the longest that a lease could carry", field="ttl_ms")
+    if statement.committed_at < signed.entry.issued_at:
+        raise Integrity("certificate-commit", "committed before it was issued", field="committed_at")
+    if tuple(h.node for h in statement.holders) != holders_of(scope, mesh_rows, policy):
+        raise Integrity("certificate-holders", "the holders are not those of the scope", field="holders")
+    for holder in statement.holders:
+        _check_holder(holder, statement, signed, mesh_rows, suite)
+    if statement.t != certain_end(statement.committed_at, (h.t for h in statement.holders)):
+        raise Integrity("certificate-t", "T does not follow from the evidence", field="t")
+    if statement.issued_at < statement.t:
+        raise Integrity("certificate-t", "issued before T", field="issued_at")
+    return VerifiedCertificate(
+        statement=statement,
+        scope=scope,
+        action=statement.action,
+        t=statement.t,
+        voters=tuple(sorted(commit.countersigned_by(signed, statement.countersignatures, mesh_rows, suite))),
+        by_ack=tuple(h.node for h in statement.holders if h.evidence == ACK),
+        by_bound=tuple(h.node for h in statement.holders if h.evidence == BOUND),
+    )
+
+
+def _mesh_state(
+    trusted: MeshState, suite: Suite, root_keys: Mapping[KeyId, str], root_threshold: int
+) -> tuple[SignedEntry, Rows]:
+    """Step 1, by the procedure of a holder that sees the mesh for the first time."""
+    state = NamespaceState(
+        head=_parsed(trusted.head),
+        rows=dict(trusted.rows),
+        support=tuple(Supported(_parsed(s.entry), s.countersignatures) for s in trusted.support),
+    )
+    pins = trust.Pins(mesh=state.head.entry.mesh, root_keys=root_keys, threshold=root_threshold)
+    try:
+        view.check_first_mesh(state, suite=suite, pins=pins)
+    except KeymeshError as bad:
+        raise Integrity("certificate-root", f"the mesh state does not hold: {bad.message}", field="trust") from bad
+    return state.head, state.rows
+
+
+def _parsed(envelope: Envelope) -> SignedEntry:
+    try:
+        return parse_entry(envelope)
+    except KeymeshError as bad:
+        raise Integrity("certificate-entry", "an entry in it is malformed") from bad
+
+
+def _statement(certificate: Certificate, head: SignedEntry, mesh_rows: Rows, suite: Suite) -> Statement:
+    row = get(mesh_rows, "delegation/registry", DelegationRow)
+    keys = {} if row is None else {KeyId(k): v for k, v in row.keys.items()}
+    try:
+        statement = suite.unseal(certificate.statement, Statement, keys)
+    except KeymeshError as bad:
+        raise Integrity("certificate-signature", "not signed by this mesh's Registry", field="statement") from bad
+    if statement.mesh != head.entry.mesh or statement.mesh_head != head.hash:
+        raise Integrity("certificate-root", "the statement is about another mesh state", field="mesh_head")
+    return statement
+
+
+def _entry(statement: Statement, head: SignedEntry, mesh_rows: Rows, suite: Suite) -> tuple[SignedEntry, Scope]:
+    signed = _parsed(statement.entry)
+    entry = signed.entry
+    said = (entry.mesh, entry.kind, entry.command_id, entry.correlation_id, entry.body.args.get("scope"))
+    claimed = (statement.mesh, statement.action, statement.command_id, statement.correlation_id, statement.scope)
+    if said != claimed or entry.kind not in ACTIONS:
+        raise Integrity("certificate-entry", "the entry does not say what the certificate says", field="entry")
+    scope = parse_scope(statement.scope)
+    if entry.namespace != scope.namespace:
+        raise Integrity("certificate-entry", "the scope is not of the entry's namespace", field="scope")
+    if entry.mesh_seq > head.entry.seq:
+        raise Integrity("certificate-root", "the mesh state is older than the entry", field="trust")
+    _verify(signed, mesh_rows, suite)
+    return signed, scope
+
+
+def _verify(signed: SignedEntry, mesh_rows: Rows, suite: Suite) -> None:
+    try:
+        trust.verify_entry(signed, mesh_rows, None, suite)
+    except KeymeshError as bad:
+        raise Integrity("certificate-entry", "an entry's signatures do not verify", field="entry") from bad
+
+
+def _policy(statement: Statement, scope: Scope, mesh_rows: Rows, suite: Suite) -> PolicyRow | None:
+    if scope.tenant is None:
+        return None
+    if statement.tenant is None:
+        raise Integrity("certificate-tenant", "the entry that created the tenant is missing", field="tenant")
+    created = _parsed(statement.tenant)
+    said = (created.entry.mesh, created.entry.kind, created.entry.namespace)
+    if said != (statement.mesh, "tenant.create", scope.tenant):
+        raise Integrity("certificate-tenant", "not the entry that created this tenant", field="tenant")
+    _verify(created, mesh_rows, suite)
+    return strict_json.convert(created.entry.body.args, TenantCreate).policy
+
+
+def _check_holder(holder: Holder, statement: Statement, signed: SignedEntry, mesh_rows: Rows, suite: Suite) -> None:
+    """Step 8, of one holder."""
+    if holder.evidence == BOUND:
+        if holder.t != bound_end(statement.committed_at, statement.ttl_ms):
+            raise Integrity("certificate-evidence", f"{holder.node}: not the bound", field="holders")
+        return
+    if holder.evidence != ACK:
+        raise Integrity("certificate-evidence", f"{holder.node}: unknown evidence", field="holders")
+    region, _, node = holder.node.removeprefix("node:").partition("/")
+    row = get(mesh_rows, f"node/{region}/{node}", NodeRow)
+    keys = {} if row is None else {key_id(bytes.fromhex(row.signing_key)): row.signing_key}
+    try:
+        ack = suite.unseal(holder.ack, Ack, keys)
+    except KeymeshError as bad:
+        raise Integrity("certificate-evidence", f"{holder.node}: not its own word", field="holders") from bad
+    entry = signed.entry
+    if (ack.mesh, ack.region, ack.node, ack.namespace) != (statement.mesh, region, node, entry.namespace):
+        raise Integrity("certificate-evidence", f"{holder.node}: a word about something else", field="holders")
+    word = ack_word(ack, statement.scope, entry.seq, entry.epoch, signed.hash)
+    if word is None:
+        raise Integrity("certificate-evidence", f"{holder.node}: does not name this entry", field="holders")
+    if holder.t != ack_end(holder.received_at, word.edge_leases_end_in_ms, word.open_edge_leases):
+        raise Integrity("certificate-evidence", f"{holder.node}: its end does not follow", field="holders")
+    if holder.received_at < entry.issued_at or holder.received_at > statement.issued_at:
+        raise Integrity("certificate-evidence", f"{holder.node}: received at no possible time", field="holders")

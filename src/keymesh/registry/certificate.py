@@ -1,0 +1,89 @@
+"""From evidence to a certificate: when the last holder is certainly done, and the statement that says so.
+
+Pure.  The arithmetic is ``control.evidence``'s, which also verifies; this module only chooses, for each holder, the
+evidence that ends sooner, and puts the parts together.  Source: DESIGN section 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from keymesh.control import evidence
+from keymesh.control.entry import SignedEntry
+from keymesh.control.evidence import Certificate, Holder, MeshState, Statement, Support
+from keymesh.control.messages import Sealed
+from keymesh.control.signing import Suite
+from keymesh.control.state import NamespaceState
+from keymesh.registry.records import EvidenceRecord, KillRecord
+
+
+def holder_evidence(node: str, word: EvidenceRecord | None, *, committed_at: int, ttl_ms: int) -> Holder:
+    """One holder by the evidence that ends sooner: its own word, or the bound."""
+    bound = evidence.bound_end(committed_at, ttl_ms)
+    if word is not None:
+        end = evidence.ack_end(word.received_at, word.edge_leases_end_in_ms, word.open_edge_leases)
+        if end <= bound:
+            return Holder(node=node, evidence=evidence.ACK, t=end, ack=word.ack, received_at=word.received_at)
+    return Holder(node=node, evidence=evidence.BOUND, t=bound)
+
+
+def holders_evidence(record: KillRecord, words: Mapping[str, EvidenceRecord]) -> tuple[Holder, ...]:
+    """Every holder of the record, each with its evidence, in order.  None is left out."""
+    return tuple(
+        holder_evidence(node, words.get(node), committed_at=record.committed_at, ttl_ms=record.ttl_ms)
+        for node in record.holders
+    )
+
+
+def end_of(record: KillRecord, words: Mapping[str, EvidenceRecord]) -> int:
+    """T by the evidence so far."""
+    return evidence.certain_end(record.committed_at, (h.t for h in holders_evidence(record, words)))
+
+
+def is_better(word: EvidenceRecord, held: EvidenceRecord | None) -> bool:
+    """Whether a later word ends sooner than the one held."""
+
+    def end(record: EvidenceRecord) -> int:
+        return evidence.ack_end(record.received_at, record.edge_leases_end_in_ms, record.open_edge_leases)
+
+    return held is None or end(word) < end(held)
+
+
+def mesh_part(state: NamespaceState) -> MeshState:
+    return MeshState(
+        head=state.head.envelope,
+        rows=state.rows,
+        support=tuple(Support(entry=s.signed.envelope, countersignatures=s.countersignatures) for s in state.support),
+    )
+
+
+def make_certificate(
+    record: KillRecord,
+    words: Mapping[str, EvidenceRecord],
+    *,
+    entry: SignedEntry,
+    countersignatures: tuple[Sealed, ...],
+    mesh: NamespaceState,
+    tenant: SignedEntry | None,
+    suite: Suite,
+    now: int,
+) -> Certificate:
+    """The signed certificate of a record whose T has passed."""
+    holders = holders_evidence(record, words)
+    statement = Statement(
+        mesh=entry.entry.mesh,
+        mesh_head=mesh.head.hash,
+        scope=record.scope,
+        action=record.action,
+        command_id=record.command_id,
+        correlation_id=record.correlation_id,
+        entry=entry.envelope,
+        committed_at=record.committed_at,
+        countersignatures=countersignatures,
+        ttl_ms=record.ttl_ms,
+        holders=holders,
+        t=evidence.certain_end(record.committed_at, (h.t for h in holders)),
+        issued_at=now,
+        tenant=None if tenant is None else tenant.envelope,
+    )
+    return Certificate(trust=mesh_part(mesh), statement=suite.seal(statement))

@@ -1,0 +1,352 @@
+"""From commands to entries: planning, idempotency, groups, and what an append's outcome means.
+
+A command is planned on what its namespace holds *and* what the group before it will have made of it; it is
+acknowledged only when its entry is known to be in the log.  One append is out at a time, at most 32 entries.
+Restrictions go first; a resume of the same namespace that was still queued is then refused (``overtaken``), so that a
+restriction is never undone by the order of a queue.  Source: DESIGN section 2.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from keymesh.control import reduce, trust
+from keymesh.control.entry import (
+    ENTRY_PAYLOAD_TYPE,
+    Authority,
+    Body,
+    Entry,
+    SignedEntry,
+    encode_entry,
+    entry_hash,
+)
+from keymesh.control.kinds import KINDS, Effect, Kind
+from keymesh.control.messages import Recorded
+from keymesh.control.rows import Rows, SignersRow
+from keymesh.control.signing import Suite
+from keymesh.crypto.dsse import Envelope, envelope_from_json
+from keymesh.ledger.maptree import root_of
+from keymesh.model import strict_json
+from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, check_tenant, check_token
+from keymesh.model.limits import COMMIT_MAX_BYTES, COMMIT_MAX_ENTRIES
+from keymesh.model.machine import Note, Send
+from keymesh.model.time import Instant
+from keymesh.registry import spaces
+from keymesh.registry.events import AppendLog, Command, CommandDone
+from keymesh.registry.state import Append, Pending, RegistryState
+
+QUEUE_MAX: Final = 20_000
+APPEND_TIMEOUT_MS: Final = 5_000
+
+
+# --- planning (pure) -------------------------------------------------------------------------------------------------
+
+
+def check_command(command: Command) -> Kind:
+    """The kind that ``command`` names, its names and arguments well formed.  Raises Refused."""
+    check_token("command_id", command.command_id)
+    check_token("correlation_id", command.correlation_id)
+    kind = KINDS.get(command.kind)
+    if kind is None:
+        raise Refused("unknown-kind", f"kind {command.kind[:64]!r} is not known", field="kind")
+    of_mesh = command.namespace == MESH_NAMESPACE
+    if not of_mesh:
+        check_tenant(command.namespace)
+    if (kind.namespace == "mesh" and not of_mesh) or (kind.namespace == "tenant" and of_mesh):
+        raise Refused.bad_field("namespace", f"{command.kind} belongs to a {kind.namespace} namespace")
+    strict_json.convert(command.args, kind.args)
+    return kind
+
+
+def check_not_expired(authority: tuple[dict[str, Any], ...], now: Instant) -> None:
+    """Approvals expire at ``not_after`` (Unix ms), that instant included.  Raises Refused."""
+    for plain in authority:
+        envelope = envelope_from_json(strict_json.dumps(plain))
+        word = strict_json.decode(envelope.payload, Authority, max_bytes=COMMIT_MAX_BYTES)
+        if word.not_after <= now:
+            raise Refused("approval-expired", "an approval of this command has expired", field="authority")
+
+
+def same_command(entry: Entry, command: Command, *, forwarded: bool = False) -> bool:
+    """Whether a command asks for what the entry under its id did.  A forwarded restriction knows its scope only."""
+    if forwarded and entry.kind == command.kind:
+        return entry.body.args.get("scope") == command.args.get("scope")
+    return entry.kind == command.kind and strict_json.dumps(entry.body.args) == strict_json.dumps(command.args)
+
+
+def sign_entry(entry: Entry, suite: Suite) -> SignedEntry:
+    payload = encode_entry(entry)
+    signature = suite.sign(payload, ENTRY_PAYLOAD_TYPE)
+    return SignedEntry(
+        entry=entry, hash=entry_hash(payload), envelope=Envelope(payload, ENTRY_PAYLOAD_TYPE, (signature,))
+    )
+
+
+def plan_entry(
+    command: Command,
+    *,
+    head: SignedEntry | None,
+    rows: Rows,
+    mesh_head: SignedEntry | None,
+    mesh_rows: Rows,
+    signers: SignersRow | None,
+    pins: trust.Pins,
+    epoch: int,
+    suite: Suite,
+    now: Instant,
+) -> tuple[SignedEntry, dict[str, bytes]]:
+    """The entry for ``command``, right after ``head``, and the rows after it.
+
+    1. The command is well formed.  2. Its approvals have not expired.  3. Its namespace exists (or it creates it).
+    4. Its preconditions hold on ``rows``.  5. The signed entry passes the check that every holder will make.
+    Raises Refused.
+    """
+    check_command(command)
+    check_not_expired(command.authority, now)
+    creates = command.kind in ("mesh.genesis", "tenant.create")
+    if mesh_head is None and command.kind != "mesh.genesis":
+        raise Unavailable("no-genesis", "the mesh has no genesis yet")
+    if head is None and not creates:
+        raise Refused("unknown", "no such tenant", field="namespace")
+    if head is not None and creates:
+        raise Refused("conflict", "this namespace exists already", field="namespace")
+    seq = 1 if head is None else head.entry.seq + 1
+    draft = Entry(
+        mesh=pins.mesh,
+        epoch=epoch,
+        namespace=command.namespace,
+        seq=seq,
+        prev=ZERO_DIGEST if head is None else head.hash,
+        mesh_seq=0 if mesh_head is None else mesh_head.entry.seq,
+        kind=command.kind,
+        body=Body(args=command.args, authority=command.authority),
+        state=ZERO_DIGEST,
+        actor=command.actor,
+        correlation_id=command.correlation_id,
+        command_id=command.command_id,
+        issued_at=now,
+    )
+    after = reduce.apply(rows, draft, mesh_rows)
+    signed = sign_entry(msgspec.structs.replace(draft, state=root_of(after)), suite)
+    trust.verify_entry(signed, mesh_rows, signers, suite, pins=pins)
+    return signed, after
+
+
+# --- the queue -------------------------------------------------------------------------------------------------------
+
+
+def submit(
+    state: RegistryState,
+    now: Instant,
+    command: Command,
+    out: list[Any],
+    *,
+    reply_to: Any = None,
+    internal: bool = False,
+) -> None:
+    """Take a command into the queue, or answer it at once: a repeated one with its first outcome."""
+    pending = Pending(command, reply_to, internal)
+    if answer_repeated(state, pending, out):
+        return
+    if state.halted:
+        finish(state, pending, Integrity("halted", state.halted), out)
+    elif not state.booted:
+        finish(state, pending, Unavailable("booting", "the log has not been read yet"), out)
+    elif len(state.urgent) + len(state.routine) >= QUEUE_MAX:
+        finish(state, pending, Unavailable("overloaded", "too many commands are waiting"), out)
+    else:
+        enqueue(state, pending, out)
+        pump(state, now, out)
+
+
+def enqueue(state: RegistryState, pending: Pending, out: list[Any]) -> None:
+    kind = KINDS.get(pending.command.kind)
+    namespace = pending.command.namespace
+    if kind is not None and kind.effect is Effect.RESTRICTION:
+        if state.queued_resumes[namespace]:
+            overtake(state, namespace, out)
+        state.urgent.append(pending)
+        return
+    if pending.command.kind == spaces.RESUME:
+        state.queued_resumes[namespace] += 1
+    state.routine.append(pending)
+
+
+def overtake(state: RegistryState, namespace: str, out: list[Any]) -> None:
+    """A restriction goes first: resumes of its namespace that are still queued would now come after it and undo it."""
+    kept = []
+    for pending in state.routine:
+        if pending.command.namespace == namespace and pending.command.kind == spaces.RESUME:
+            finish(state, pending, Refused("overtaken", "a restriction arrived before this resume was recorded"), out)
+        else:
+            kept.append(pending)
+    state.routine.clear()
+    state.routine.extend(kept)
+    state.queued_resumes[namespace] = 0
+
+
+def answer_repeated(state: RegistryState, pending: Pending, out: list[Any]) -> bool:
+    """Whether the command's id is in the log already; it is then answered."""
+    command = pending.command
+    found = state.done.get((command.namespace, command.command_id))
+    if found is None:
+        return False
+    seq, index = found
+    signed = state.spaces[command.namespace].entries[seq - 1]
+    if not same_command(signed.entry, command, forwarded=pending.reply_to is not None):
+        finish(state, pending, Refused("conflict", "this command id was used for something else"), out)
+    else:
+        acknowledge(state, pending, signed, index, out, duplicate=True)
+    return True
+
+
+def acknowledge(
+    state: RegistryState, pending: Pending, signed: SignedEntry, index: int, out: list[Any], *, duplicate: bool = False
+) -> None:
+    """The command's entry is in the log: say so to whoever waits."""
+    command, entry = pending.command, signed.entry
+    state.asked.discard((command.namespace, command.command_id))
+    if pending.reply_to is not None:
+        out.append(
+            Send(
+                pending.reply_to,
+                Recorded(command_id=command.command_id, namespace=entry.namespace, epoch=entry.epoch, seq=entry.seq),
+            )
+        )
+    elif not pending.internal:
+        out.append(CommandDone(command.command_id, entry.namespace, entry.epoch, entry.seq, index, duplicate=duplicate))
+
+
+def finish(state: RegistryState, pending: Pending, error: KeymeshError, out: list[Any]) -> None:
+    """The command failed.  A node's forwarded restriction is refused for good only by what is final."""
+    command = pending.command
+    state.asked.discard((command.namespace, command.command_id))
+    if pending.reply_to is not None:
+        answer = forwarded_outcome(state, command, error)
+        if answer is not None:
+            out.append(Send(pending.reply_to, answer))
+    elif pending.internal:
+        out.append(Note("internal-refused", command.correlation_id, (("kind", command.kind), ("reason", error.code))))
+    else:
+        out.append(CommandDone(command.command_id, command.namespace, state.config.epoch, 0, state.index, error))
+
+
+def forwarded_outcome(state: RegistryState, command: Command, error: KeymeshError) -> Recorded | None:
+    """What a node is told of a local restriction that failed: nothing where it should try again.
+
+    ``already`` (the scope is revoked) means that the log holds what was asked for: it names the head.
+    """
+    if not isinstance(error, Refused):
+        return None
+    space = spaces.space_of(state, command.namespace)
+    if error.code == "already" and space.head is not None:
+        at = space.head.entry
+        return Recorded(command_id=command.command_id, namespace=space.name, epoch=at.epoch, seq=at.seq)
+    return Recorded(command_id=command.command_id, namespace=command.namespace, epoch=0, seq=0, refused=error.code)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+def pump(state: RegistryState, now: Instant, out: list[Any]) -> None:
+    """Plan the next group and send it, where none is out."""
+    if state.append is not None or not state.booted or state.halted:
+        return
+    group: list[tuple[Pending, SignedEntry]] = []
+    made: dict[str, tuple[SignedEntry, dict[str, bytes]]] = {}
+    plans: list[tuple[SignedEntry, dict[str, bytes]]] = []
+    taken: set[tuple[str, str]] = set()
+    size = 0
+    while len(group) < COMMIT_MAX_ENTRIES:
+        queue = state.urgent or state.routine
+        if not queue:
+            break
+        pending = queue[0]
+        command = pending.command
+        key = (command.namespace, command.command_id)
+        if key in taken or (group and command.namespace == MESH_NAMESPACE):
+            break  # a repeat is answered after its first; a mesh entry goes alone: tenants' entries compare its head
+        queue.popleft()
+        if command.kind == spaces.RESUME:
+            state.queued_resumes[command.namespace] -= 1
+        if answer_repeated(state, pending, out):
+            continue
+        try:
+            signed, rows = _plan(state, command, made, now)
+        except KeymeshError as error:
+            finish(state, pending, error, out)
+            continue
+        size += len(signed.envelope.payload)
+        if group and size > COMMIT_MAX_BYTES:
+            queue.appendleft(pending)
+            break
+        group.append((pending, signed))
+        made[command.namespace] = (signed, rows)
+        plans.append((signed, rows))
+        taken.add(key)
+        if command.namespace == MESH_NAMESPACE:
+            break
+    if group:
+        planned = {signed.hash: rows for signed, rows in plans}
+        state.append = Append(state.token("append"), group, planned, now)
+        out.append(AppendLog(state.append.token, tuple(signed for _, signed in group)))
+
+
+def _plan(
+    state: RegistryState,
+    command: Command,
+    made: Mapping[str, tuple[SignedEntry, dict[str, bytes]]],
+    now: Instant,
+) -> tuple[SignedEntry, dict[str, bytes]]:
+    space, mesh = spaces.space_of(state, command.namespace), spaces.mesh_space(state)
+    head, rows = made.get(command.namespace, (space.head, space.rows))
+    return plan_entry(
+        command,
+        head=head,
+        rows=rows,
+        mesh_head=mesh.head,
+        mesh_rows=mesh.rows,
+        signers=space.signers,
+        pins=spaces.pins_of(state.config),
+        epoch=state.config.epoch,
+        suite=state.config.suite,
+        now=now,
+    )
+
+
+def resolve(state: RegistryState, append: Append, out: list[Any]) -> None:
+    """The log has been read past the append: what is in it is acknowledged, the rest goes back, in order."""
+    state.append = None
+    absent = [pending for pending, signed in append.group if not _landed(state, pending, signed, out)]
+    restricted = {p.command.namespace for p in state.urgent}
+    for pending in reversed(absent):
+        command = pending.command
+        if KINDS[command.kind].effect is Effect.RESTRICTION:
+            state.urgent.appendleft(pending)
+        elif command.kind == spaces.RESUME and command.namespace in restricted:
+            finish(state, pending, Refused("overtaken", "a restriction arrived before this resume was recorded"), out)
+        else:
+            state.queued_resumes[command.namespace] += command.kind == spaces.RESUME
+            state.routine.appendleft(pending)
+
+
+def _landed(state: RegistryState, pending: Pending, signed: SignedEntry, out: list[Any]) -> bool:
+    found = state.done.get((pending.command.namespace, pending.command.command_id))
+    if found is None:
+        return False
+    if state.spaces[pending.command.namespace].entries[found[0] - 1].hash == signed.hash:
+        acknowledge(state, pending, signed, found[1], out)
+    else:
+        answer_repeated(state, pending, out)
+    return True
+
+
+def internal_id(*parts: object) -> str:
+    """A command id that is the same whenever the same thing is asked for, of the accepted form."""
+    text = ":".join(str(p) for p in parts).replace("/", ".")
+    return text if len(text) <= 128 else f"{text[:63]}:{hashlib.sha256(text.encode()).hexdigest()}"

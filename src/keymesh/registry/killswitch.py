@@ -1,0 +1,232 @@
+"""The kill switch's records: from a restriction in the log to its certificate.
+
+``pending`` until it is committed; then its holders are read, and it is ``revoking`` until every one of them is
+certainly done; then ``certified``.  Nobody is shown more than that.  A later restriction of the same scope makes it
+``superseded`` (nodes then acknowledge the later one, so this one ends by its bound); a committed resume ``lifted``.
+Source: DESIGN section 5.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import msgspec
+
+from keymesh.control import evidence
+from keymesh.control.entry import SignedEntry
+from keymesh.control.messages import Ack, Sealed
+from keymesh.model.machine import Note, Persist
+from keymesh.model.scope import parse_scope
+from keymesh.model.time import Instant
+from keymesh.registry import certificate, spaces
+from keymesh.registry.events import CertificateReady
+from keymesh.registry.records import CommitRecord, EvidenceRecord, KillRecord, evidence_name, kill_name
+from keymesh.registry.state import Kill, RegistryState, Session, Space
+
+PENDING: Final = "pending"
+REVOKING: Final = "revoking"
+CERTIFIED: Final = "certified"
+SUPERSEDED: Final = "superseded"
+LIFTED: Final = "lifted"
+RETRY_MS: Final = 1_000
+
+Key = tuple[str, str]
+
+
+def record_of(state: RegistryState, namespace: str, command_id: str) -> KillRecord | None:
+    """What people are shown of a kill-switch command."""
+    kill = state.kills.get((namespace, command_id))
+    return None if kill is None else kill.record
+
+
+def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry, out: list[Any]) -> None:
+    """A restriction in the log opens a record (or finds the one of an earlier life)."""
+    if not spaces.is_restriction(signed):
+        return
+    entry, scope = signed.entry, spaces.scope_name(signed)
+    key = (space.name, entry.command_id)
+    kill = state.kills.get(key)
+    if kill is None or kill.record.entry_hash != signed.hash:
+        record = KillRecord(
+            command_id=entry.command_id,
+            correlation_id=entry.correlation_id,
+            namespace=space.name,
+            seq=entry.seq,
+            entry_hash=signed.hash,
+            scope=scope,
+            action=entry.kind,
+        )
+        kill = state.kills[key] = Kill(record, state.evidence.get(key, {}))
+    for (other_scope, seq), other in list(state.open_kills.items()):
+        if other_scope == scope and seq < entry.seq:
+            _set(state.kills[other], status=SUPERSEDED)
+    if kill.record.status not in (CERTIFIED, LIFTED):
+        state.open_kills[(scope, entry.seq)] = key
+
+
+def on_committed(state: RegistryState, now: Instant, space: Space, proof: CommitRecord, out: list[Any]) -> None:
+    """A committed restriction waits for a read begun from now on; a committed resume ends its scope's open records."""
+    signed = space.entries[proof.seq - 1]
+    scope = spaces.scope_name(signed)
+    if signed.entry.kind == spaces.RESUME:
+        for (other_scope, seq), key in list(state.open_kills.items()):
+            if other_scope == scope and seq < proof.seq:
+                _set(state.kills[key], status=LIFTED)
+                del state.open_kills[(other_scope, seq)]
+                if state.booted:
+                    _save(state, state.kills[key], out)
+        return
+    kill = state.kills.get((space.name, signed.entry.command_id))
+    if kill is None or (scope, proof.seq) not in state.open_kills or kill.record.holders:
+        return
+    _set(kill, committed_at=proof.committed_at)
+    if state.booted:
+        state.kill_reads.append((space.name, signed.entry.command_id))
+
+
+def recover(state: RegistryState, now: Instant, out: list[Any]) -> None:
+    """After the log was read at boot: go on with every open record."""
+    for key in state.open_kills.values():
+        record = state.kills[key].record
+        space = state.spaces[record.namespace]
+        proof = space.commits.get(record.seq)
+        if proof is not None and not record.holders:
+            _set(state.kills[key], committed_at=proof.committed_at)
+            state.kill_reads.append(key)
+
+
+def fix_holders(state: RegistryState, now: Instant, key: Key, out: list[Any]) -> None:
+    """A read begun after the commit is in: these are all the nodes that may hold keys under the scope.
+
+    A node enrolled later gets its first lease by a read that shows the restriction, so it needs no place here.
+    """
+    kill = state.kills[key]
+    record = kill.record
+    if record.holders or record.status == LIFTED or state.settings is None:
+        return
+    policy = state.spaces[record.namespace].policy
+    mesh = spaces.mesh_space(state)
+    status = REVOKING if record.status == PENDING else record.status
+    _set(
+        kill,
+        status=status,
+        holders=evidence.holders_of(parse_scope(record.scope), mesh.rows, policy),
+        mesh_seq=mesh.seq,
+        ttl_ms=evidence.longest_ttl_ms(state.settings, policy),
+    )
+    _save(state, kill, out)
+    certify(state, now, key, out)
+
+
+def on_ack(state: RegistryState, now: Instant, session: Session, ack: Ack, sealed: Sealed, out: list[Any]) -> None:
+    """Keep a holder's word where it is about an open record and ends sooner than what is held."""
+    for said in ack.restrictions:
+        key = state.open_kills.get((said.scope, said.seq))
+        if key is None:
+            continue
+        kill = state.kills[key]
+        record = kill.record
+        signed = state.spaces[record.namespace].entries[record.seq - 1]
+        word = evidence.ack_word(ack, record.scope, record.seq, signed.entry.epoch, record.entry_hash)
+        if word is None or ack.namespace != record.namespace:
+            continue
+        found = EvidenceRecord(
+            command_id=record.command_id,
+            namespace=record.namespace,
+            node=session.address,
+            ack=sealed,
+            received_at=now,
+            edge_leases_end_in_ms=word.edge_leases_end_in_ms,
+            open_edge_leases=word.open_edge_leases,
+        )
+        if certificate.is_better(found, kill.evidence.get(session.address)):
+            token = state.token("evidence")
+            state.persisting[token] = found
+            name = evidence_name(record.command_id, record.namespace, session.address)
+            out.append(Persist(token, ((name, found),)))
+
+
+def on_evidence_persisted(state: RegistryState, now: Instant, found: EvidenceRecord, out: list[Any]) -> None:
+    kill = state.kills[(found.namespace, found.command_id)]
+    if certificate.is_better(found, kill.evidence.get(found.node)):
+        kill.evidence[found.node] = found
+    certify(state, now, (found.namespace, found.command_id), out)
+
+
+def certify(state: RegistryState, now: Instant, key: Key, out: list[Any]) -> None:
+    """Issue the certificate once T has passed: durable first, then shown."""
+    kill = state.kills[key]
+    record = kill.record
+    if not is_due(state, kill, now):
+        return
+    space = state.spaces[record.namespace]
+    proof = space.commits[record.seq]
+    mesh = spaces.mesh_space(state)
+    made = certificate.make_certificate(
+        record,
+        kill.evidence,
+        entry=space.entries[record.seq - 1],
+        countersignatures=proof.countersignatures,
+        mesh=spaces.state_at(mesh, record.mesh_seq),
+        tenant=None if space.policy is None else space.entries[0],
+        suite=state.config.suite,
+        now=now,
+    )
+    done = msgspec.structs.replace(
+        record,
+        status=CERTIFIED,
+        t=certificate.end_of(record, kill.evidence),
+        certified_at=now,
+        certificate=made,
+    )
+    kill.persisting = True
+    token = state.token("certificate")
+    state.persisting[token] = done
+    out.append(Persist(token, ((kill_name(record.command_id, record.namespace), done),)))
+
+
+def is_due(state: RegistryState, kill: Kill, now: Instant) -> bool:
+    """Committed, its holders known, T passed, not certified yet."""
+    record = kill.record
+    if kill.persisting or not record.holders or now < kill.retry_at or not state.booted:
+        return False
+    return (record.scope, record.seq) in state.open_kills and now >= certificate.end_of(record, kill.evidence)
+
+
+def on_record_persisted(state: RegistryState, now: Instant, done: KillRecord, out: list[Any]) -> None:
+    kill = state.kills[(done.namespace, done.command_id)]
+    kill.record = done
+    kill.persisting = False
+    state.open_kills.pop((done.scope, done.seq), None)
+    out.append(Note("certified", done.correlation_id, (("t", done.t), ("holders", len(done.holders)))))
+    out.append(CertificateReady(done.command_id, done.certificate))
+
+
+def on_record_persist_failed(state: RegistryState, now: Instant, done: KillRecord) -> None:
+    kill = state.kills[(done.namespace, done.command_id)]
+    kill.persisting = False
+    kill.retry_at = Instant(now + RETRY_MS)
+
+
+def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
+    for key in list(state.open_kills.values()):
+        certify(state, now, key, out)
+
+
+def next_due(state: RegistryState) -> Instant | None:
+    times = []
+    for key in state.open_kills.values():
+        kill = state.kills[key]
+        if kill.record.holders and not kill.persisting:
+            times.append(max(certificate.end_of(kill.record, kill.evidence), kill.retry_at))
+    return Instant(min(times)) if times else None
+
+
+def _set(kill: Kill, **fields: Any) -> None:
+    kill.record = msgspec.structs.replace(kill.record, **fields)
+
+
+def _save(state: RegistryState, kill: Kill, out: list[Any]) -> None:
+    """Progress is made again from the log if this is lost, so nothing waits for it."""
+    record = kill.record
+    out.append(Persist(state.token("kill"), ((kill_name(record.command_id, record.namespace), record),)))

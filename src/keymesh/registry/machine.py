@@ -1,0 +1,185 @@
+"""The Registry's machine: ``step(state, now, event) -> effects`` (DESIGN sections 2 to 5, 12).
+
+It decides nothing itself: each event goes to the module that knows it.  ``new_registry`` makes a state without a past;
+the first event is ``Booted`` with the records, after which the log is read and verified from its first entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from keymesh.control.messages import (
+    AckMessage,
+    CountersignatureMessage,
+    ForwardRestriction,
+    HeartbeatMessage,
+    PollAnswer,
+    SubmitRewrap,
+    SubmitVersion,
+)
+from keymesh.model.machine import (
+    Booted,
+    ClockWentBack,
+    Note,
+    Persisted,
+    PersistFailed,
+    Received,
+    Tick,
+    Wake,
+)
+from keymesh.model.time import NEVER, Instant
+from keymesh.orbital.messages import Hello
+from keymesh.registry import commands, commits, heartbeats, killswitch, lifecycle, reads, sessions
+from keymesh.registry.events import (
+    AppendConflict,
+    Appended,
+    AppendUnknown,
+    Command,
+    LogRead,
+    LogUnavailable,
+)
+from keymesh.registry.records import CommitRecord, EvidenceRecord, HoldersRecord, KillRecord, ParkedRecord
+from keymesh.registry.state import Kill, RegistryConfig, RegistryState
+
+__all__ = ["RegistryConfig", "RegistryState", "new_registry", "step"]
+
+Effects = list[Any]
+
+
+def new_registry(config: RegistryConfig) -> RegistryState:
+    return RegistryState(config=config)
+
+
+def step(state: RegistryState, now: Instant, event: Any) -> Effects:
+    """Take one event; the effects are to be carried out in order.  An event type that is not ours is our bug."""
+    out: Effects = []
+    _EVENTS[type(event)](state, now, event, out)
+    reads.begin(state, now, out)
+    wake(state, now, out)
+    return out
+
+
+def wake(state: RegistryState, now: Instant, out: Effects) -> None:
+    """Ask for a tick at the next deadline, unless an earlier one is on its way."""
+    at = next_due(state)
+    if at < NEVER and (state.wake_at is None or at < state.wake_at or state.wake_at <= now):
+        state.wake_at = Instant(max(at, now + 1))
+        out.append(Wake(state.wake_at))
+
+
+def next_due(state: RegistryState) -> Instant:
+    times = [sessions.next_due(state)]
+    if state.countersigning:
+        times.append(commits.next_due(state) or NEVER)
+    if state.open_kills:
+        times.append(killswitch.next_due(state) or NEVER)
+    if state.pre_active:
+        times.append(lifecycle.next_due(state) or NEVER)
+    times.extend(b.deadline for b in state.batches)
+    if state.read is not None:
+        times.append(Instant(state.read.began_at + reads.READ_TIMEOUT_MS))
+    if state.read_retry_at is not None:
+        times.append(state.read_retry_at)
+    if state.append is not None and not state.append.unknown:
+        times.append(Instant(state.append.sent_at + commands.APPEND_TIMEOUT_MS))
+    return min(times)
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def _booted(state: RegistryState, now: Instant, event: Booted, out: Effects) -> None:
+    state.life = event.entropy[:6].hex()
+    state.poll_base = int.from_bytes(event.entropy[6:12], "big") << 12
+    for name, record in event.records.items():
+        match record:
+            case CommitRecord():
+                state.commit_records[name] = record
+            case KillRecord():
+                key = (record.namespace, record.command_id)
+                state.kills[key] = Kill(record, state.evidence.setdefault(key, {}))
+            case EvidenceRecord():
+                state.evidence.setdefault((record.namespace, record.command_id), {})[record.node] = record
+            case HoldersRecord():
+                state.holders[(record.namespace, record.key, record.version)] = frozenset(record.regions)
+            case ParkedRecord():
+                state.parked_records.append(record)
+    reads.begin(state, now, out)
+
+
+def _tick(state: RegistryState, now: Instant, event: Tick, out: Effects) -> None:
+    if state.wake_at is not None and state.wake_at <= now:
+        state.wake_at = None
+    reads.tick(state, now, out)
+    commits.tick(state, now, out)
+    heartbeats.answer_ready(state, now, out)
+    sessions.tick(state, now, out)
+    killswitch.tick(state, now, out)
+    due = lifecycle.next_due(state)
+    if due is not None and due <= now:
+        lifecycle.review(state, now, None, out)
+    commands.pump(state, now, out)
+
+
+def _command(state: RegistryState, now: Instant, event: Command, out: Effects) -> None:
+    commands.submit(state, now, event, out)
+
+
+def _received(state: RegistryState, now: Instant, event: Received, out: Effects) -> None:
+    handler = _MESSAGES.get(type(event.message))
+    if handler is None:
+        out.append(Note("unknown-message", "wire", (("sender", str(event.sender)),)))
+    else:
+        handler(state, now, event.sender, event.message, out)
+
+
+def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effects) -> None:
+    match state.persisting.pop(event.token, None):
+        case CommitRecord() as proof:
+            commits.on_persisted(state, now, proof, out)
+        case EvidenceRecord() as found:
+            killswitch.on_evidence_persisted(state, now, found, out)
+        case KillRecord() as done:
+            killswitch.on_record_persisted(state, now, done, out)
+
+
+def _persist_failed(state: RegistryState, now: Instant, event: PersistFailed, out: Effects) -> None:
+    match state.persisting.pop(event.token, None):
+        case CommitRecord() as proof:
+            commits.on_persist_failed(state, now, proof, out)
+        case KillRecord() as done:
+            killswitch.on_record_persist_failed(state, now, done)
+    out.append(Note("persist-failed", "records", (("token", event.token),)))
+
+
+def _clock_back(state: RegistryState, now: Instant, event: ClockWentBack, out: Effects) -> None:
+    """The Registry holds no lease and no key; instants never go back.  People should know."""
+    out.append(Note("clock-went-back", "clock"))
+
+
+_EVENTS: Final[dict[type, Callable[[RegistryState, Instant, Any, Effects], None]]] = {
+    Booted: _booted,
+    Tick: _tick,
+    Command: _command,
+    Received: _received,
+    Persisted: _persisted,
+    PersistFailed: _persist_failed,
+    ClockWentBack: _clock_back,
+    Appended: reads.on_appended,
+    AppendConflict: reads.on_append_lost,
+    AppendUnknown: reads.on_append_lost,
+    LogRead: reads.on_read,
+    LogUnavailable: reads.on_unavailable,
+}
+
+_MESSAGES: Final[dict[type, Callable[[RegistryState, Instant, Any, Any, Effects], None]]] = {
+    HeartbeatMessage: heartbeats.on_heartbeat,
+    PollAnswer: heartbeats.on_poll_answer,
+    CountersignatureMessage: commits.on_countersignature,
+    AckMessage: sessions.on_ack,
+    Hello: sessions.on_hello,
+    SubmitVersion: lifecycle.on_version,
+    SubmitRewrap: lifecycle.on_rewrap,
+    ForwardRestriction: lifecycle.on_forward,
+}

@@ -1,0 +1,110 @@
+"""What the Registry keeps beside the log: commit proofs, kill-switch progress, who holds a new blob, parked tasks.
+
+Everything else is a projection of the log and is made anew at boot.  Losing any of these costs time, never safety:
+commits are asked for again, certificates fall back to the bound.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from msgspec import Struct
+
+from keymesh.control.messages import Sealed
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of all records."""
+
+
+class CommitRecord(Record, frozen=True):
+    """A majority of the voter set has this entry.  ``committed_at`` is an Instant, no earlier than the commit."""
+
+    namespace: str
+    seq: int
+    entry_hash: str
+    countersignatures: tuple[Sealed, ...]
+    committed_at: int
+
+
+class KillRecord(Record, frozen=True):
+    """One restriction on its way to a certificate.
+
+    ``status``: ``pending`` (not committed), ``revoking``, ``certified``, ``superseded`` (a later restriction of the
+    scope took over), ``lifted`` (resumed before it was certified).  ``holders`` are node addresses, read after the
+    commit; ``certificate`` is sealed.
+    """
+
+    command_id: str
+    correlation_id: str
+    namespace: str
+    seq: int
+    entry_hash: str
+    scope: str
+    action: str
+    status: str = "pending"
+    committed_at: int = 0
+    mesh_seq: int = 0
+    ttl_ms: int = 0
+    holders: tuple[str, ...] = ()
+    t: int = 0
+    certified_at: int = 0
+    certificate: Any = None
+
+
+class EvidenceRecord(Record, frozen=True):
+    """A holder's own word: ``ack`` sealed, and the Instant it came."""
+
+    command_id: str
+    namespace: str
+    node: str
+    ack: Sealed
+    received_at: int
+    edge_leases_end_in_ms: int
+    open_edge_leases: int
+
+
+class HoldersRecord(Record, frozen=True):
+    """Regions whose blob store has that key version, by the minter's word."""
+
+    namespace: str
+    key: str
+    version: int
+    regions: tuple[str, ...]
+
+
+class ParkedRecord(Record, frozen=True):
+    node: str
+    namespace: str
+    seq: int
+    reason: str
+    at: int
+
+
+RECORD_TYPES: Final[tuple[type[Record], ...]] = (
+    CommitRecord,
+    KillRecord,
+    EvidenceRecord,
+    HoldersRecord,
+    ParkedRecord,
+)
+
+
+def commit_name(namespace: str, seq: int) -> str:
+    return f"commit/{namespace}/{seq}"
+
+
+def kill_name(command_id: str, namespace: str) -> str:
+    return f"kill/{namespace}/{command_id}"
+
+
+def evidence_name(command_id: str, namespace: str, node: str) -> str:
+    return f"evidence/{namespace}/{command_id}/{node}"
+
+
+def holders_name(namespace: str, key: str, version: int) -> str:
+    return f"holders/{namespace}/{key}/{version}"
+
+
+def parked_name(node: str, namespace: str) -> str:
+    return f"parked/{node}/{namespace}"

@@ -1,0 +1,381 @@
+"""What each node is told: tasks offered, sent, acknowledged, repeated; differences found and put right.
+
+Lane 0 goes out in the step that learns of the restriction.  ``orbital.dispatch`` says what may be sent when; this
+module says what a node has to be told, and makes the tasks.  Source: DESIGN section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from keymesh.control.entry import SignedEntry
+from keymesh.control.messages import Ack, AckMessage, Heartbeat
+from keymesh.control.rows import RestrictionRow, get
+from keymesh.model.errors import KeymeshError
+from keymesh.model.ids import MESH_NAMESPACE, Namespace
+from keymesh.model.machine import Address, Note, Persist, Send
+from keymesh.model.states import Lane
+from keymesh.model.time import Instant
+from keymesh.orbital import diff, dispatch, tasks
+from keymesh.orbital.dispatch import Item, Parked
+from keymesh.orbital.messages import Hello, Task
+from keymesh.registry import killswitch, spaces
+from keymesh.registry.records import ParkedRecord, parked_name
+from keymesh.registry.state import RegionHeads, RegistryState, Session, Space
+
+UNPROVEN: Final = "unproven-lift"
+WHOLE: Final = "*"
+"""In place of a scope: a Lane 0 task that is about the namespace as a whole (Force Sync)."""
+
+
+# --- offering --------------------------------------------------------------------------------------------------------
+
+
+def offer_restriction(state: RegistryState, now: Instant, space: Space, signed: SignedEntry, out: list[Any]) -> None:
+    """A restriction is in the log: Lane 0 to every node that may hold it, at once."""
+    if not state.booted or not spaces.is_restriction(signed):
+        return
+    for session in spaces.sessions_of(state, space):
+        dispatch.offer_urgent(session.queue, restriction_item(space, signed), now)
+        push(state, now, session, out)
+
+
+def restriction_item(space: Space, signed: SignedEntry) -> Item:
+    return Item(space.name, signed.entry.seq, signed.entry.correlation_id, scope=spaces.scope_name(signed))
+
+
+def offer_grants(state: RegistryState, now: Instant, space: Space, out: list[Any]) -> None:
+    """Bring the offered head forward; the grants that it passes become tasks, each in its lane."""
+    before, after = spaces.move_offered(state, space)
+    if not state.booted or after <= before:
+        return
+    grants = [e for e in space.entries[before:after] if not spaces.is_restriction(e)]
+    for session in spaces.sessions_of(state, space):
+        for signed in grants:
+            item = Item(space.name, signed.entry.seq, signed.entry.correlation_id)
+            dispatch.offer_lower(session.queue, spaces.kind_lane(signed), item, merge_after=state.config.merge_after)
+        if grants:
+            push(state, now, session, out)
+
+
+def proof_arrived(state: RegistryState, now: Instant, space: Space, out: list[Any]) -> None:
+    """A resume was committed: restrictions of that namespace still unacknowledged go out again, now with its proof."""
+    for session in spaces.sessions_of(state, space):
+        for key, urgent in session.queue.urgent.items():
+            if key[0] == space.name:
+                urgent.sent_at = None
+        push(state, now, session, out)
+
+
+# --- sending ---------------------------------------------------------------------------------------------------------
+
+
+def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -> None:
+    """Send what is due to one node: Lane 0 first; then at most one lower task, if it may be."""
+    queue = session.queue
+    for urgent in dispatch.due_urgent(queue, now):
+        out.append(Send(session.address, task_for(state, session, urgent.item, Lane.RESTRICTION)))
+    if queue.flight is None:
+        flight = dispatch.next_lower(queue, now)
+    else:
+        heard = session.heard_at is not None and session.heard_at > queue.flight.sent_at
+        flight, parked = dispatch.resend_lower(queue, now, heard_since=heard)
+        if parked is not None:
+            park(state, session, parked, out)
+            flight = dispatch.next_lower(queue, now)
+    if flight is not None:
+        out.append(Send(session.address, task_for(state, session, flight.item, flight.lane)))
+
+
+def task_for(state: RegistryState, session: Session, item: Item, lane: Lane) -> Task:
+    """The task that ``item`` stands for, with the proofs that there are by now, and the mesh state if it is needed."""
+    space = state.spaces[item.namespace]
+    mesh = spaces.mesh_space(state)
+    content = spaces.state_at(space, item.seq)
+    known = session.applied.get(MESH_NAMESPACE)
+    return tasks.make_task(
+        content,
+        lane=carried_lane(session, item.namespace, content.head.entry.seq, lane),
+        correlation_id=item.correlation_id,
+        mesh=mesh_for(mesh, content.head.entry.mesh_seq),
+        known_mesh_seq=0 if known is None else known.seq,
+        force=item.force,
+    )
+
+
+def mesh_for(mesh: Space, needed_seq: int) -> Any:
+    """The offered mesh state, or where that is too old for the entry, the newest."""
+    return spaces.state_at(mesh, mesh.offered if mesh.offered >= needed_seq else mesh.seq)
+
+
+def carried_lane(session: Session, namespace: Namespace, seq: int, lane: Lane) -> Lane:
+    """The most urgent lane among what the node has not acknowledged up to ``seq``: a state carries all before it."""
+    queue = session.queue
+    if any(key[0] == namespace and u.item.seq <= seq for key, u in queue.urgent.items()):
+        return Lane.RESTRICTION
+    waits = queue.lower[Lane.ONBOARDING].get(namespace)
+    return Lane.ONBOARDING if lane is Lane.ROUTINE and waits and waits[0].seq <= seq else lane
+
+
+def park(state: RegistryState, session: Session, parked: Parked, out: list[Any]) -> None:
+    """A task failed three times: keep why, alarm, and go on with the others."""
+    record = ParkedRecord(
+        node=session.address, namespace=parked.namespace, seq=parked.seq, reason=parked.reason, at=parked.at
+    )
+    fields = (("node", str(session.address)), ("seq", parked.seq), ("reason", parked.reason))
+    out.append(Note("task-parked", "orbital", fields))
+    out.append(Persist(state.token("parked"), ((parked_name(session.address, parked.namespace), record),)))
+
+
+# --- acknowledgements ------------------------------------------------------------------------------------------------
+
+
+def on_ack(state: RegistryState, now: Instant, sender: Address, message: AckMessage, out: list[Any]) -> None:
+    """A node's word on a task: evidence for certificates, and the end of what it settles.
+
+    1. The node is enrolled and its key sealed the word.  2. It is of this mesh and speaks for itself.
+    3. It may hold that namespace.
+    """
+    session = state.sessions.get(sender)
+    if session is None:
+        return
+    try:
+        ack = state.config.suite.unseal(message.ack, Ack, session.keys)
+    except KeymeshError:
+        out.append(Note("ack-refused", "orbital", (("node", str(sender)), ("reason", "seal"))))
+        return
+    space = state.spaces.get(ack.namespace)
+    if (ack.mesh, ack.region, ack.node) != (state.config.mesh, session.region, session.node) or space is None:
+        out.append(Note("ack-refused", ack.correlation_id, (("node", str(sender)), ("reason", "content"))))
+        return
+    if not spaces.may_hold(space, session.region):
+        out.append(Note("ack-refused", ack.correlation_id, (("node", str(sender)), ("reason", "residency"))))
+        return
+    killswitch.on_ack(state, now, session, ack, message.ack, out)
+    if ack.outcome in ("applied", "stale"):
+        applied(state, now, session, space, ack, out)
+    else:
+        failed(state, now, session, space, ack, out)
+    push(state, now, session, out)
+
+
+def applied(state: RegistryState, now: Instant, session: Session, space: Space, ack: Ack, out: list[Any]) -> None:
+    """The node holds ``ack.leaf``: what stands at or below it is settled.  A leaf that the log lacks is a fork."""
+    if ack.leaf.seq > space.seq or ack.leaf.seq < 1:
+        out.append(Note("leaf-ahead", ack.correlation_id, (("node", str(session.address)), ("seq", ack.leaf.seq))))
+        return
+    if space.entries[ack.leaf.seq - 1].hash != ack.leaf.entry_hash:
+        out.append(Note("fork", ack.correlation_id, (("node", str(session.address)), ("seq", ack.leaf.seq))))
+        return
+    held = session.applied.get(space.name)
+    if held is None or held.order <= ack.leaf.order:
+        session.applied[space.name] = ack.leaf
+    session.acked_at[space.name] = now
+    unparked(state, session, space.name, ack.leaf.seq, settled_scopes(session, space, ack), out)
+
+
+def settled_scopes(session: Session, space: Space, ack: Ack) -> set[str]:
+    """Scopes whose Lane 0 task an acknowledgement ends: it lists them in force, or they are not restricted any more at
+    the leaf that it names (a later resume)."""
+    listed = {r.scope: r.seq for r in ack.restrictions}
+    settled = {WHOLE}
+    for key, urgent in session.queue.urgent.items():
+        if key[0] != space.name or key[1] == WHOLE:
+            continue
+        if listed.get(key[1], 0) >= urgent.item.seq or lifted_by(space, key[1], urgent.item.seq, ack.leaf.seq):
+            settled.add(key[1])
+    return settled
+
+
+def lifted_by(space: Space, scope: str, since_seq: int, by_seq: int) -> bool:
+    """Whether the newest word on ``scope`` in the log is a committed resume after ``since_seq``, at most ``by_seq``."""
+    row = get(space.rows, f"restriction/{scope}", RestrictionRow)
+    return row is not None and row.state == "none" and since_seq < row.seq <= by_seq and row.seq not in space.resumes
+
+
+def failed(state: RegistryState, now: Instant, session: Session, space: Space, ack: Ack, out: list[Any]) -> None:
+    """The node would not take a task.  A lift that lacks only its proof is no failure: its proof is on the way.
+
+    The leaf of a refusal names what was refused, or else what the node kept; only the former can be counted.
+    """
+    if ack.reason == UNPROVEN:
+        if session.queue.flight is not None:
+            session.queue.flight.tries = 0
+        return
+    out.append(
+        Note(
+            "task-refused", ack.correlation_id, (("node", str(session.address)), ("reason", ack.reason or ack.outcome))
+        )
+    )
+    for seq in refused_seqs(session, space, ack):
+        parked = dispatch.fail(session.queue, space.name, seq, ack.reason or ack.outcome, now)
+        if parked is not None:
+            park(state, session, parked, out)
+
+
+def refused_seqs(session: Session, space: Space, ack: Ack) -> list[int]:
+    """Which tasks a refusal is about: those out for the namespace that carry the same correlation id."""
+    queue = session.queue
+    out = [
+        u.item.seq
+        for key, u in queue.urgent.items()
+        if key[0] == space.name and u.item.correlation_id == ack.correlation_id and u.sent_at is not None
+    ]
+    flight = queue.flight
+    if flight is not None and flight.item.namespace == space.name:
+        if flight.item.correlation_id == ack.correlation_id and flight.item.seq not in out:
+            out.append(flight.item.seq)
+    return out
+
+
+# --- differences -----------------------------------------------------------------------------------------------------
+
+
+def compare(state: RegistryState, now: Instant, session: Session, beat: Heartbeat, out: list[Any]) -> None:
+    """Learn from a heartbeat what the node holds, and put differences right."""
+    shown = state.regions.get(session.region)
+    if shown is None or not state.booted:
+        return
+    if beat.manifest_root == shown.root:
+        in_step(state, session, shown, out)
+    elif beat.leaves is not None:
+        session.reported, session.known, session.in_step_with = beat.leaves, True, None
+        for difference in diff.plan(shown.show(), beat.leaves):
+            put_right(state, now, session, difference, out)
+    elif not session.known:
+        catch_up_restrictions(state, now, session)
+    if session.queue.flight is not None:
+        session.queue.flight.sent = 1  # it is there: no long pauses
+    push(state, now, session, out)
+
+
+def in_step(state: RegistryState, session: Session, shown: RegionHeads, out: list[Any]) -> None:
+    """The node holds exactly what it is offered.  Lane 0 tasks stay: only an acknowledgement, which is evidence, ends
+    them."""
+    if session.in_step_with == shown.root and not session.queue.parked:
+        return
+    session.in_step_with, session.known = shown.root, True
+    session.reported = shown.show()
+    session.applied = dict(session.reported)
+    queue = session.queue
+    for name, leaf in session.reported.items():
+        if name in queue.parked or any(dispatch.waiting(queue, Namespace(name))):
+            unparked(state, session, name, leaf.seq, {WHOLE}, out)
+
+
+def unparked(
+    state: RegistryState, session: Session, name: str, seq: int, settled: Collection[str], out: list[Any]
+) -> None:
+    """Settle ``seq`` of a namespace, and forget why it was parked if that is over."""
+    queue, namespace = session.queue, Namespace(name)
+    was_parked = namespace in queue.parked
+    dispatch.settle(queue, namespace, seq, settled)
+    if was_parked and namespace not in queue.parked:
+        out.append(Persist(state.token("parked"), (), (parked_name(session.address, name),)))
+
+
+def put_right(
+    state: RegistryState, now: Instant, session: Session, difference: diff.Difference, out: list[Any]
+) -> None:
+    """Lag: offer what is missing.  Drift: Force Sync.  Fork: alarm, and the node keeps both as evidence."""
+    name, held = difference.namespace, difference.held
+    where = (("node", str(session.address)), ("namespace_seq", 0 if held is None else held.seq))
+    if difference.gap is diff.Gap.FOREIGN:
+        out.append(Note("residency-breach", "orbital", where))
+        return
+    space = state.spaces[name]
+    heartbeat_ms = 0 if state.settings is None else state.settings.heartbeat_ms
+    if now - session.acked_at.get(name, Instant(-(2**40))) < heartbeat_ms:
+        return  # the heartbeat may be older than the acknowledgement; the next one tells
+    session.in_step_with = None
+    if held is not None:
+        session.applied[name] = held
+    else:
+        session.applied.pop(name, None)
+    match difference.gap:
+        case diff.Gap.LAG:
+            catch_up(state, now, session, space, 0 if held is None else held.seq)
+        case diff.Gap.DRIFT:
+            out.append(Note("drift", "orbital", where))
+            force_sync(state, now, session, space)
+        case diff.Gap.FORK:
+            out.append(Note("fork", "orbital", where))
+            force_sync(state, now, session, space)
+        case diff.Gap.AHEAD:
+            assert held is not None
+            if held.seq > space.seq or space.entries[held.seq - 1].hash != held.entry_hash:
+                out.append(Note("fork", "orbital", where))
+
+
+def force_sync(state: RegistryState, now: Instant, session: Session, space: Space) -> None:
+    """The offered state again, whole, to be taken though it is not newer."""
+    head = space.entries[space.offered - 1]
+    restricts = bool(spaces.restricted_scopes(space.rows))
+    item = Item(space.name, space.offered, head.entry.correlation_id, scope=WHOLE if restricts else "", force=True)
+    if diff.force_sync_lane(restricts=restricts) is Lane.RESTRICTION:
+        dispatch.offer_urgent(session.queue, item, now)
+    elif not any(i.force for i in dispatch.waiting(session.queue, space.name)):
+        dispatch.offer_lower(session.queue, Lane.ONBOARDING, item, merge_after=state.config.merge_after)
+
+
+def catch_up(state: RegistryState, now: Instant, session: Session, space: Space, held_seq: int) -> None:
+    """What a node that holds ``held_seq`` misses: each scope's newest restriction in Lane 0, the rest as one state."""
+    missing = space.entries[held_seq:]
+    for signed in missing:
+        if spaces.is_restriction(signed) and not lifted_by(
+            space, spaces.scope_name(signed), signed.entry.seq, space.offered
+        ):
+            dispatch.offer_urgent(session.queue, restriction_item(space, signed), now)
+    if not dispatch.unpark(session.queue, space.name, now, after_ms=retry_parked_ms(state)):
+        return
+    grants = [e for e in space.entries[held_seq : space.offered] if not spaces.is_restriction(e)]
+    if not grants:
+        return
+    newest = grants[-1].entry
+    if any(not i.scope and i.seq >= newest.seq for i in dispatch.waiting(session.queue, space.name)):
+        return
+    item = Item(space.name, newest.seq, newest.correlation_id, merged=len(grants))
+    lane = tasks.lane_of(spaces.kind_lane(e) for e in grants)
+    dispatch.offer_lower(session.queue, lane, item, merge_after=state.config.merge_after)
+
+
+def retry_parked_ms(state: RegistryState) -> int:
+    """How long a parked task rests before it is tried again: a snapshot's interval."""
+    return 0 if state.settings is None else state.settings.snapshot_ms
+
+
+def catch_up_restrictions(state: RegistryState, now: Instant, session: Session) -> None:
+    """A node that differs in a way not known yet (after a restart here): every restriction in force, in Lane 0."""
+    for _, space in sorted(state.spaces.items()):
+        if spaces.may_hold(space, session.region):
+            for scope in sorted(spaces.restricted_scopes(space.rows)):
+                row = get(space.rows, f"restriction/{scope}", RestrictionRow)
+                assert row is not None
+                signed = space.entries[row.seq - 1]
+                dispatch.offer_urgent(session.queue, restriction_item(space, signed), now)
+
+
+def on_hello(state: RegistryState, now: Instant, sender: Address, message: Hello, out: list[Any]) -> None:
+    """A node (re)connected: what is out may be lost, so it goes out again."""
+    session = state.sessions.get(sender)
+    if session is None or (message.region, message.node) != (session.region, session.node) or not state.booted:
+        return
+    dispatch.resend_all(session.queue)
+    if not session.known:
+        catch_up_restrictions(state, now, session)
+    for name, held in session.applied.items():
+        space = state.spaces.get(name)
+        if space is not None and held.seq < space.seq:
+            catch_up(state, now, session, space, held.seq)
+    push(state, now, session, out)
+
+
+def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
+    for _, session in sorted(state.sessions.items()):
+        if dispatch.next_due(session.queue) <= now:
+            push(state, now, session, out)
+
+
+def next_due(state: RegistryState) -> Instant:
+    return Instant(min((dispatch.next_due(s.queue) for s in state.sessions.values()), default=2**62))

@@ -1,0 +1,236 @@
+"""Everything the Registry's machine holds in memory, and its configuration.
+
+All of it is made anew from the log, the records and the nodes' heartbeats; nothing here is the last copy of anything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from keymesh.control.entry import Leaf, SignedEntry
+from keymesh.control.heads import HeadsTree
+from keymesh.control.messages import Sealed
+from keymesh.control.rows import PolicyRow, SettingsRow, SignersRow, VotersRow
+from keymesh.control.signing import Suite
+from keymesh.control.state import Supported
+from keymesh.model.ids import Digest, KeyId, MeshName, Namespace
+from keymesh.model.machine import Address
+from keymesh.model.time import Instant
+from keymesh.orbital.dispatch import MERGE_AFTER, NodeQueue
+from keymesh.registry.events import Command
+from keymesh.registry.records import CommitRecord, EvidenceRecord, KillRecord, ParkedRecord
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryConfig:
+    """``root_keys`` (key id -> raw public key, hex) and ``root_threshold`` are the pins of the mesh's root."""
+
+    mesh: MeshName
+    suite: Suite
+    root_keys: Mapping[KeyId, str]
+    root_threshold: int
+    epoch: int = 1
+    merge_after: int = MERGE_AFTER
+
+
+@dataclass(slots=True)
+class Version:
+    """Rows of a namespace after one entry, and the entries that they rest on, without commit proofs."""
+
+    rows: dict[str, bytes]
+    support: tuple[Supported, ...]
+
+
+@dataclass(slots=True)
+class Space:
+    """One namespace as the log has it.  ``entries[i]`` has seq ``i + 1``; ``offered`` is a seq, 0 for none."""
+
+    name: Namespace
+    entries: list[SignedEntry] = field(default_factory=list)
+    rows: dict[str, bytes] = field(default_factory=dict)
+    support: tuple[Supported, ...] = ()
+    versions: dict[int, Version] = field(default_factory=dict)
+    uncommitted: deque[int] = field(default_factory=deque)  # oldest first; the first one is being countersigned
+    resumes: deque[int] = field(default_factory=deque)  # those of ``uncommitted`` that are resumes
+    commits: dict[int, CommitRecord] = field(default_factory=dict)
+    offered: int = 0
+    policy: PolicyRow | None = None
+    signers: SignersRow | None = None
+
+    @property
+    def seq(self) -> int:
+        return len(self.entries)
+
+    @property
+    def head(self) -> SignedEntry | None:
+        return self.entries[-1] if self.entries else None
+
+
+@dataclass(slots=True)
+class RegionHeads:
+    """Offered leaves of the namespaces that one region may hold; ``shown`` is a copy that others may keep."""
+
+    tree: HeadsTree = field(default_factory=HeadsTree)
+    shown: Mapping[str, Leaf] | None = None
+
+    def put(self, namespace: str, leaf: Leaf) -> None:
+        self.tree.put(namespace, leaf)
+        self.shown = None
+
+    @property
+    def root(self) -> Digest:
+        return self.tree.root
+
+    def show(self) -> Mapping[str, Leaf]:
+        if self.shown is None:
+            self.shown = self.tree.leaves
+        return self.shown
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """A heartbeat that waits for its answer."""
+
+    nonce: str
+    arrived_at: Instant
+    manifest_root: str
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known of one node.  ``reported`` is by heartbeat, ``applied`` by heartbeat or acknowledgement."""
+
+    address: Address
+    region: str
+    node: str
+    keys: dict[KeyId, str]
+    queue: NodeQueue = field(default_factory=NodeQueue)
+    applied: dict[str, Leaf] = field(default_factory=dict)
+    reported: Mapping[str, Leaf] = field(default_factory=dict)
+    known: bool = False
+    in_step_with: str | None = None  # the heads root that its manifest last equalled
+    pending: frozenset[tuple[str, str, int]] = frozenset()
+    acked_at: dict[str, Instant] = field(default_factory=dict)
+    heard_at: Instant | None = None
+    boot_id: str = ""
+    counter: int = 0
+    old_boots: deque[str] = field(default_factory=lambda: deque(maxlen=64))
+    ivk_generation: int = 0
+    modes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Pending:
+    """A command on its way into the log.  ``reply_to``: a node that gets ``Recorded``; ``internal``: nobody waits."""
+
+    command: Command
+    reply_to: Address | None = None
+    internal: bool = False
+
+
+@dataclass(slots=True)
+class Append:
+    """The one append that is out.  ``index`` is set once it is known to be in the log there."""
+
+    token: str
+    group: list[tuple[Pending, SignedEntry]]
+    rows: dict[str, dict[str, bytes]]  # entry hash -> rows after it
+    sent_at: Instant
+    index: int | None = None
+    unknown: bool = False
+
+
+@dataclass(slots=True)
+class Read:
+    """The one read that is out, begun at ``began_at``, and who waits for it."""
+
+    token: str
+    began_at: Instant
+    beats: dict[Address, Beat]
+    kills: list[tuple[str, str]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Heartbeats whose read is done; they wait for a majority of voters until ``deadline``."""
+
+    beats: dict[Address, Beat]
+    deadline: Instant
+
+
+@dataclass(slots=True)
+class Poll:
+    sent_at: Instant
+    voices: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Countersigning:
+    """The entry of a namespace that voters are being asked about."""
+
+    seq: int
+    voices: dict[str, Sealed] = field(default_factory=dict)
+    asked_at: Instant | None = None
+    persisting: bool = False
+
+
+@dataclass(slots=True)
+class Kill:
+    record: KillRecord
+    evidence: dict[str, EvidenceRecord]
+    persisting: bool = False
+    retry_at: int = 0
+
+
+@dataclass(slots=True)
+class RegistryState:
+    config: RegistryConfig
+    booted: bool = False  # the log was read and verified
+    halted: str = ""  # the log is not what it must be: why
+    life: str = ""  # prefix of this life's tokens
+    serial: int = 0
+    index: int = 0
+    spaces: dict[str, Space] = field(default_factory=dict)
+    regions: dict[str, RegionHeads] = field(default_factory=dict)
+    sessions: dict[Address, Session] = field(default_factory=dict)
+    settings: SettingsRow | None = None
+    voters: VotersRow | None = None
+    # commands
+    urgent: deque[Pending] = field(default_factory=deque)
+    routine: deque[Pending] = field(default_factory=deque)
+    queued_resumes: Counter[str] = field(default_factory=Counter)
+    done: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # (ns, command) -> (seq, index)
+    append: Append | None = None
+    # reads and heartbeats
+    read: Read | None = None
+    read_retry_at: Instant | None = None
+    beats: dict[Address, Beat] = field(default_factory=dict)
+    kill_reads: list[tuple[str, str]] = field(default_factory=list)
+    batches: list[Batch] = field(default_factory=list)
+    polls: dict[int, Poll] = field(default_factory=dict)
+    poll_base: int = 0
+    polled_at: Instant | None = None  # when the newest poll was sent
+    majority_at: Instant | None = None  # when the newest poll that a majority answered was sent
+    # commits, kill switch, keys
+    countersigning: dict[str, Countersigning] = field(default_factory=dict)
+    commit_records: dict[str, CommitRecord] = field(
+        default_factory=dict
+    )  # from earlier lives, until their entry is read
+    kills: dict[tuple[str, str], Kill] = field(default_factory=dict)  # (namespace, command)
+    open_kills: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)  # (scope, seq) -> kill
+    evidence: dict[tuple[str, str], dict[str, EvidenceRecord]] = field(default_factory=dict)  # by kill, then node
+    parked_records: list[ParkedRecord] = field(default_factory=list)  # from earlier lives, until their node is read
+    pre_active: dict[tuple[str, str, int], tuple[Instant, int]] = field(default_factory=dict)  # since, seq
+    holders: dict[tuple[str, str, int], frozenset[str]] = field(default_factory=dict)
+    retiring: set[str] = field(default_factory=set)  # namespaces with a binding to retire
+    asked: set[tuple[str, str]] = field(default_factory=set)  # internal commands under way
+    persisting: dict[str, Any] = field(default_factory=dict)
+    wake_at: Instant | None = None
+
+    def token(self, what: str) -> str:
+        """A name for a request that no other life of the Registry uses."""
+        self.serial += 1
+        return f"{what}-{self.life}-{self.serial}"
