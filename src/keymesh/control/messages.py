@@ -11,11 +11,10 @@ from typing import Any, dataclass_transform
 from msgspec import Struct
 
 from keymesh.control.entry import Leaf
-from keymesh.crypto.dsse import Envelope
 from keymesh.model.ids import Digest
 
-Sealed = Envelope
-"""Only a ``Suite`` looks inside; a simulation's suite puts objects of its own in its place."""
+Sealed = Any
+"""Only a ``Suite`` looks inside: a DSSE envelope in its JSON form, or in simulation an object of its own."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)  # subclasses inherit both from Struct

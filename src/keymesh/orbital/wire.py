@@ -14,7 +14,7 @@ import msgspec
 
 from keymesh.control import messages as control_messages
 from keymesh.control.entry import SignedEntry, parse_entry
-from keymesh.crypto.dsse import Envelope
+from keymesh.control.signing import from_plain, to_plain
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, Refused
 from keymesh.orbital import edge_messages
@@ -23,13 +23,13 @@ from keymesh.orbital import messages as orbital_messages
 
 def _enc(value: Any) -> Any:
     if isinstance(value, SignedEntry):
-        return msgspec.to_builtins(value.envelope)
+        return to_plain(value.envelope)
     raise TypeError(f"{type(value).__name__} has no wire form")
 
 
 def _dec(shape: type, value: Any) -> Any:
     if shape is SignedEntry:
-        return parse_entry(msgspec.convert(value, Envelope))
+        return parse_entry(from_plain(value))
     raise Integrity("wire", f"{shape.__name__} has no wire form")
 
 
