@@ -91,7 +91,7 @@ async def test_delay_holds_each_way_and_keeps_the_order() -> None:
         assert time.monotonic() - started >= 0.2
         started = time.monotonic()
         assert await say(relay, "us", "eu") == b"hello"
-        assert time.monotonic() - started < 0.1
+        assert time.monotonic() - started < 0.2
         relay.delay(0)
         for ms in (-1, 60_001):
             with pytest.raises(Refused):
