@@ -42,7 +42,7 @@ class TornTail:
     n_bytes: int
 
 
-class ReceiptFile:
+class FileReceiptLog:
     """The file behind the ``ReceiptLog`` port.  ``keys`` are this origin's signing keys, past ones included."""
 
     def __init__(self, path: Path, *, origin: str, signer: Signer, keys: Mapping[KeyId, PublicKey]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from typing import Final
 
 from keymesh.model.errors import Refused
@@ -24,6 +25,7 @@ VERSION_MAX: Final = 2**32 - 1
 
 _L4_LABEL: Final = b"keymesh/l4/1"
 _WRAP_LABEL: Final = b"keymesh/wrap/1"
+_LENGTHS: Final = [n.to_bytes(4, "big") for n in range(CONTEXT_MAX_BYTES + 1)]  # minting is the Edge's inner loop
 
 
 class Level(Enum):
@@ -76,11 +78,12 @@ def encode_pairs(pairs: Iterable[tuple[str, str]]) -> bytes:
             if key == previous:
                 raise Refused.bad_field("context", "a key is given twice")
             previous = key
-            key_bytes = key.encode()
-            value_bytes = value.encode()
-            out += (len(key_bytes).to_bytes(4, "big"), key_bytes, len(value_bytes).to_bytes(4, "big"), value_bytes)
+            key_bytes, value_bytes = key.encode(), value.encode()
+            out += (_LENGTHS[len(key_bytes)], key_bytes, _LENGTHS[len(value_bytes)], value_bytes)
     except UnicodeEncodeError:
         raise Refused.bad_field("context", "must be valid Unicode") from None
+    except IndexError:
+        raise Refused.bad_field("context", f"at most {CONTEXT_MAX_BYTES} bytes") from None
     packed = b"".join(out)
     if len(packed) - 4 > CONTEXT_MAX_BYTES:
         raise Refused.bad_field("context", f"at most {CONTEXT_MAX_BYTES} bytes, got {len(packed) - 4}")
@@ -103,10 +106,14 @@ def l4_aad_pairs(tenant: str, kid: bytes, pairs: Iterable[tuple[str, str]]) -> b
 
 
 def _l4_aad(tenant: str, kid: bytes, context: bytes) -> bytes:
+    return _l4_head(tenant, bytes(kid)) + context
+
+
+@lru_cache(maxsize=1_024)
+def _l4_head(tenant: str, kid: bytes) -> bytes:
     if len(kid) != KID_BYTES:
         raise Refused.bad_field("kid", f"exactly {KID_BYTES} bytes")
-    name = utf8("tenant", tenant)
-    return b"".join((_L4_LABEL, len(name).to_bytes(4, "big"), name, kid, context))
+    return b"".join((_L4_LABEL, lp(utf8("tenant", tenant)), kid))
 
 
 def wrap_aad(subject: Subject, parent: bytes | str) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.ledger.test_receipts import receipt
 
 from keymesh.adapters import receipt_file
-from keymesh.adapters.receipt_file import ReceiptFile, verify_receipt_file
+from keymesh.adapters.receipt_file import FileReceiptLog, verify_receipt_file
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.ledger.receipts import ReceiptLog
 from keymesh.model.errors import Integrity, Refused, Unavailable
@@ -20,8 +20,8 @@ SIGNER, OTHER = (Ed25519Signer.from_seed(bytes((i,)) * 32) for i in (1, 2))
 KEYS = {SIGNER.key_id: SIGNER.public_key}
 
 
-def open_log(path: Path) -> ReceiptFile:
-    return ReceiptFile(path, origin="eu-west", signer=SIGNER, keys=KEYS)
+def open_log(path: Path) -> FileReceiptLog:
+    return FileReceiptLog(path, origin="eu-west", signer=SIGNER, keys=KEYS)
 
 
 @pytest.fixture
@@ -121,9 +121,9 @@ def test_records_taken_out_swapped_or_repeated(path: Path) -> None:
 def test_another_origin_or_signer(path: Path) -> None:
     written(path, 2)
     with pytest.raises(Integrity):
-        ReceiptFile(path, origin="us-east", signer=SIGNER, keys=KEYS)
+        FileReceiptLog(path, origin="us-east", signer=SIGNER, keys=KEYS)
     with pytest.raises(Integrity, match="no known key"):
-        ReceiptFile(path, origin="eu-west", signer=SIGNER, keys={OTHER.key_id: OTHER.public_key})
+        FileReceiptLog(path, origin="eu-west", signer=SIGNER, keys={OTHER.key_id: OTHER.public_key})
     with pytest.raises(Integrity, match="record 1"):
         verify_receipt_file(path, origin="eu-west", keys={})
 
@@ -131,7 +131,7 @@ def test_another_origin_or_signer(path: Path) -> None:
 def test_a_new_signing_key_goes_on(path: Path) -> None:
     written(path, 1)
     keys = {**KEYS, OTHER.key_id: OTHER.public_key}
-    with ReceiptFile(path, origin="eu-west", signer=OTHER, keys=keys) as log:
+    with FileReceiptLog(path, origin="eu-west", signer=OTHER, keys=keys) as log:
         log.append(receipt(2))
     assert verify_receipt_file(path, origin="eu-west", keys=keys)[0] == 2
 
