@@ -15,25 +15,17 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.control import reduce, trust
-from keymesh.control.entry import (
-    ENTRY_PAYLOAD_TYPE,
-    Authority,
-    Body,
-    Entry,
-    SignedEntry,
-    encode_entry,
-    entry_hash,
-)
+from keymesh.control.build import sign_entry
+from keymesh.control.entry import Body, Entry, SignedEntry
 from keymesh.control.kinds import KINDS, Effect, Kind
 from keymesh.control.messages import Recorded
 from keymesh.control.rows import Rows, SignersRow
-from keymesh.control.signing import Suite
-from keymesh.crypto.dsse import Envelope, envelope_from_json
+from keymesh.control.signing import Suite, from_plain
 from keymesh.ledger.maptree import root_of
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, check_tenant, check_token
-from keymesh.model.limits import COMMIT_MAX_BYTES, COMMIT_MAX_ENTRIES
+from keymesh.model.limits import COMMIT_MAX_BYTES, COMMIT_MAX_ENTRIES, ENTRY_MAX_BYTES
 from keymesh.model.machine import Note, Send
 from keymesh.model.time import Instant
 from keymesh.registry import spaces
@@ -66,9 +58,7 @@ def check_command(command: Command) -> Kind:
 def check_not_expired(authority: tuple[dict[str, Any], ...], now: Instant) -> None:
     """Approvals expire at ``not_after`` (Unix ms), that instant included.  Raises Refused."""
     for plain in authority:
-        envelope = envelope_from_json(strict_json.dumps(plain))
-        word = strict_json.decode(envelope.payload, Authority, max_bytes=COMMIT_MAX_BYTES)
-        if word.not_after <= now:
+        if trust.parse_authority(from_plain(plain)).not_after <= now:
             raise Refused("approval-expired", "an approval of this command has expired", field="authority")
 
 
@@ -79,12 +69,10 @@ def same_command(entry: Entry, command: Command, *, forwarded: bool = False) -> 
     return entry.kind == command.kind and strict_json.dumps(entry.body.args) == strict_json.dumps(command.args)
 
 
-def sign_entry(entry: Entry, suite: Suite) -> SignedEntry:
-    payload = encode_entry(entry)
-    signature = suite.sign(payload, ENTRY_PAYLOAD_TYPE)
-    return SignedEntry(
-        entry=entry, hash=entry_hash(payload), envelope=Envelope(payload, ENTRY_PAYLOAD_TYPE, (signature,))
-    )
+def as_parsed(args: dict[str, Any]) -> dict[str, Any]:
+    """``args`` as whoever parses the signed bytes will see them: lists for tuples, and nothing that is not JSON."""
+    parsed: dict[str, Any] = strict_json.loads(strict_json.dumps(args), max_bytes=ENTRY_MAX_BYTES)
+    return parsed
 
 
 def plan_entry(
@@ -124,7 +112,7 @@ def plan_entry(
         prev=ZERO_DIGEST if head is None else head.hash,
         mesh_seq=0 if mesh_head is None else mesh_head.entry.seq,
         kind=command.kind,
-        body=Body(args=command.args, authority=command.authority),
+        body=Body(args=as_parsed(command.args), authority=command.authority),
         state=ZERO_DIGEST,
         actor=command.actor,
         correlation_id=command.correlation_id,

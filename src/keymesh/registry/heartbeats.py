@@ -48,7 +48,7 @@ def is_reachable(session: Session, now: Instant, heartbeat_ms: int) -> bool:
     return session.heard_at is not None and now - session.heard_at <= REACHABLE_INTERVALS * heartbeat_ms
 
 
-# --- in -----------------------------------------------------------------------------------------------------------------
+# --- in ------------------------------------------------------------------------------------------------------------
 
 
 def on_heartbeat(

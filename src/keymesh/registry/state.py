@@ -137,7 +137,7 @@ class Append:
 
     token: str
     group: list[tuple[Pending, SignedEntry]]
-    rows: dict[str, dict[str, bytes]]  # entry hash -> rows after it
+    rows: dict[Digest, dict[str, bytes]]  # entry hash -> rows after it
     sent_at: Instant
     index: int | None = None
     unknown: bool = False
