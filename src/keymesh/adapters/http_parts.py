@@ -9,19 +9,44 @@ import contextlib
 import os
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
 
+import prometheus_client as prometheus
 from aiohttp import web
 
-from keymesh.adapters.http_messages import CORRELATION_HEADER, IDEMPOTENCY_HEADER, Response, Route
+from keymesh.adapters.http_messages import (
+    CORRELATION_HEADER,
+    IDEMPOTENCY_HEADER,
+    Request,
+    Response,
+    Route,
+    json_response,
+)
 from keymesh.model.errors import Refused
 from keymesh.model.ids import check_token
 
 _QUERY_MAX_FIELDS: Final = 32
 _SINGLE: Final = frozenset({"content-type", "content-encoding", CORRELATION_HEADER.lower(), IDEMPOTENCY_HEADER.lower()})
+
+
+def health_routes(readiness: Callable[[], Sequence[str]], registry: prometheus.CollectorRegistry) -> list[Route]:
+    """/healthz, /readyz and /metrics, for whoever passed the handshake."""
+
+    async def healthz(request: Request) -> Response:
+        return json_response({"ok": True})
+
+    async def readyz(request: Request) -> Response:
+        reasons = list(readiness())
+        return json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def metrics(request: Request) -> Response:
+        return Response(body=prometheus.generate_latest(registry), content_type=prometheus.CONTENT_TYPE_LATEST)
+
+    handlers = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
+    return [Route(method="GET", path=path, handler=handler) for path, handler in handlers.items()]
 
 
 def new_id() -> str:

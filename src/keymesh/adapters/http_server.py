@@ -28,7 +28,6 @@ from keymesh.adapters.http_messages import (
     Router,
     Stream,
     bug_response,
-    json_response,
     problem_response,
 )
 from keymesh.adapters.http_parts import (
@@ -36,6 +35,7 @@ from keymesh.adapters.http_parts import (
     check_body_headers,
     correlation_id_of,
     headers_of,
+    health_routes,
     known_method,
     new_id,
     query_of,
@@ -139,11 +139,10 @@ class HttpServer:
         on_bug: Callable[[Exception], None] | None,
     ) -> None:
         self._context = context
-        self._readiness = readiness
         self._metrics = metrics
         self._limits = limits
         self._on_bug = on_bug
-        self._router = Router([*routes, *self._own_routes()])
+        self._router = Router([*routes, *health_routes(readiness, metrics.registry)])
         self._manager = _Manager(
             self,
             {
@@ -354,25 +353,6 @@ class HttpServer:
             if request.transport is not None:
                 request.transport.abort()
             raise ConnectionResetError("the peer does not read") from stalled
-
-    # --- what every server has -----------------------------------------------------------------------------------
-
-    def _own_routes(self) -> list[Route]:
-        async def healthz(request: Request) -> Response:
-            return json_response({"ok": True})
-
-        async def readyz(request: Request) -> Response:
-            reasons = list(self._readiness())
-            return json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
-
-        async def metrics(request: Request) -> Response:
-            body = prometheus.generate_latest(self._metrics.registry)
-            return Response(body=body, content_type=prometheus.CONTENT_TYPE_LATEST)
-
-        return [
-            Route(method="GET", path=path, handler=handler)
-            for path, handler in (("/healthz", healthz), ("/readyz", readyz), ("/metrics", metrics))
-        ]
 
 
 async def serve(

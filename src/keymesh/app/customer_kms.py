@@ -88,6 +88,8 @@ class Kms:
         return pki.identity_of(leaf, mesh)
 
     def routes(self, replica: str) -> list[Route]:
+        """What the listener of ``replica`` serves; keys and clients are shared with the others."""
+
         async def wrap(request: Request) -> Response:
             body = request.json(Wrap)
             plaintext = unb64("plaintext", body.plaintext, max_bytes=PLAIN_MAX_BYTES)

@@ -286,7 +286,7 @@ def test_malformed_descriptors_are_refused(change: dict[str, object]) -> None:
 
 async def test_bad_bodies_are_refused(world: World, tmp_path: Path) -> None:
     async with kms(tmp_path / "kms", world) as owner:
-        await owner.create("root")
+        await owner.create("main")
         context = Credentials(world.write(tmp_path / "a", N1)).client_context(
             trust_pem=owner.ca_pem.encode(), check=lambda leaf, root: None
         )
@@ -303,7 +303,7 @@ async def test_bad_bodies_are_refused(world: World, tmp_path: Path) -> None:
                 json.dumps({"plaintext": b64(E), "more": 1}).encode(),
             ):
                 with pytest.raises(Refused):
-                    await client.request("POST", "/keys/root/wrap", body)
+                    await client.request("POST", "/keys/main/wrap", body)
 
 
 async def test_one_process_for_a_directory_and_a_taken_port(world: World, tmp_path: Path) -> None:
