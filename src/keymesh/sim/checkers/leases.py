@@ -1,0 +1,257 @@
+"""I12, I7 and I14: leases rest on what their holder applied, last no longer than they may, and serve while they last.
+
+The longest lease that a node may hold is recomputed from true events: when the heartbeat whose answer reached it was
+truly sent, and when the newest poll that a voter majority had answered was truly sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from keymesh.control.messages import AnswerMessage, HeartbeatMessage, Poll, PollAnswer
+from keymesh.model.ids import MESH_NAMESPACE
+from keymesh.model.machine import Address, Booted, ClockWentBack, Received
+from keymesh.model.scope import parse_scope
+from keymesh.model.states import KeyState
+from keymesh.orbital.edge_messages import LeaseGrant
+from keymesh.orbital.messages import Task
+from keymesh.sim.checkers import lens
+from keymesh.sim.mesh import Mesh, genuine
+from keymesh.sim.options import VOTERS
+from keymesh.sim.process import Machine
+
+_NEVER = -(2**40)
+_GRACE_MS = 5
+
+
+@dataclass(slots=True)
+class Shadow:
+    """What is truly so of one node's leases in this life."""
+
+    best_start: int = _NEVER  # true ms: latest start that any answer it was given allows
+    until: dict[str, int] = field(default_factory=dict)  # lease ends last seen in the machine
+    sure_until: dict[str, int] = field(default_factory=dict)  # Instants until which it must serve
+    l1_until: dict[str, int] = field(default_factory=dict)  # Instants
+    denied: set[str] = field(default_factory=set)
+
+
+class Leases:
+    """Follows heartbeats, polls and answers."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh = mesh
+        self.world = world = mesh.world
+        self.ledger = world.ledger
+        self.sent: dict[str, tuple[int, Address]] = {}
+        self.polls: dict[int, tuple[int, set[Address]]] = {}
+        self.poll_at = _NEVER
+        self.answer_polls: dict[str, int] = {}
+        self.shadows: dict[Address, Shadow] = {}
+        self.majority = len(VOTERS) // 2 + 1
+        world.on_send.setdefault(HeartbeatMessage, []).append(self._heartbeat)
+        world.on_send.setdefault(Poll, []).append(self._poll)
+        world.on_send.setdefault(AnswerMessage, []).append(self._answering)
+        world.on_send.setdefault(LeaseGrant, []).append(self._granting)
+        for kind, hook in (
+            (PollAnswer, self._polled),
+            (AnswerMessage, self._answered),
+            (Task, self._task),
+            (ClockWentBack, self._went_back),
+            (Booted, self._booted),
+        ):
+            world.after.setdefault(kind, []).append(hook)
+        mesh.keys.probed.append(self._probed)
+
+    def shadow(self, address: Address) -> Shadow:
+        found = self.shadows.get(address)
+        if found is None:
+            found = self.shadows[address] = Shadow()
+        return found
+
+    # --- what truly happened ----------------------------------------------------------------------------------------
+
+    def _heartbeat(self, m: Machine, to: Address, message: HeartbeatMessage) -> None:
+        if len(self.sent) > 512:
+            self.sent = dict(list(self.sent.items())[-128:])
+            self.answer_polls = dict(list(self.answer_polls.items())[-128:])
+        self.sent[message.heartbeat.message.nonce] = (self.world.t, m.address)
+
+    def _poll(self, m: Machine, to: Address, message: Poll) -> None:
+        if message.poll_id not in self.polls:
+            if len(self.polls) > 64:
+                self.polls = dict(list(self.polls.items())[-16:])
+            self.polls[message.poll_id] = (self.world.t, set())
+
+    def _polled(self, m: Machine, event: Received) -> None:
+        poll = self.polls.get(event.message.poll_id)
+        if poll is not None:
+            poll[1].add(event.sender)
+            if len(poll[1]) >= self.majority:
+                self.poll_at = max(self.poll_at, poll[0])
+
+    def _answering(self, m: Machine, to: Address, message: AnswerMessage) -> None:
+        self.answer_polls[message.answer.message.nonce] = self.poll_at
+        for namespace in message.leaves or ():
+            if not self.ledger.may_hold(self.world.machines[to].proc.region, namespace):
+                self.world.fail("I5", f"{to} is told of {namespace}")
+
+    def _booted(self, m: Machine, event: Any) -> None:
+        if m.kind == "node":
+            self.shadows[m.address] = Shadow()
+        elif m.kind == "registry":
+            self.poll_at = _NEVER
+
+    def _went_back(self, m: Machine, event: Any) -> None:
+        if m.kind == "node":
+            self.world.sometimes["clock-went-back"] += 1
+            self.shadows[m.address] = Shadow(denied=self.shadow(m.address).denied)
+            self._judge(m)
+
+    # --- judging ----------------------------------------------------------------------------------------
+
+    def _answered(self, m: Machine, event: Received) -> None:
+        sealed = event.message.answer
+        nonce = sealed.message.nonce
+        known = self.sent.get(nonce)
+        if known is not None and known[1] == m.address and genuine(sealed):
+            start = min(known[0], self.answer_polls.get(nonce, _NEVER))
+            shadow = self.shadow(m.address)
+            if start > shadow.best_start:
+                shadow.best_start = start
+            self._judge(m)
+            if known[0] + 3 * self.mesh.options.heartbeat_ms > self.world.t:
+                self._sure(m, shadow, start)
+
+    def _task(self, m: Machine, event: Received) -> None:
+        self._judge(m)
+
+    def _ttl(self, namespace: str) -> int:
+        own = self.ledger.ttl_ms.get(namespace)
+        ttl = self.mesh.options.ttl_ms
+        return ttl if own is None else min(ttl, own)
+
+    def _judge(self, m: Machine) -> None:
+        """No lease of this node is longer than true events allow, nor rests on less than was committed."""
+        shadow = self.shadow(m.address)
+        clock = m.proc.clock
+        for holding in (m.state.mesh, *m.state.tenants.values()):
+            lease = holding.lease
+            namespace = holding.namespace
+            if lease is None or lease.until == shadow.until.get(namespace):
+                continue
+            shadow.until[namespace] = lease.until
+            ttl = self._ttl(namespace)
+            if shadow.best_start == _NEVER or lease.until > clock.now(shadow.best_start) + ttl + 1:
+                over = lease.until - clock.now(max(shadow.best_start, 0)) - ttl
+                self.world.fail("I12", f"{m.address} has a lease of {namespace} {over} ms longer than any answer gave")
+            if lease.until > clock.now(self.world.t):
+                self._judge_applied(m, namespace, clock.true_time(lease.until - ttl))
+
+    def _judge_applied(self, m: Machine, namespace: str, start: int) -> None:
+        for name in (namespace, MESH_NAMESPACE):
+            for fact in reversed(self.ledger.restrictions.get(name, ())):
+                if fact.committed_at is not None and fact.committed_at <= start:
+                    if lens.durable_seq(m, name) < fact.seq:
+                        self.world.fail(
+                            "I12",
+                            f"{m.address} renewed {namespace} from {start} without {name}:{fact.seq}, committed at "
+                            f"{fact.committed_at}",
+                        )
+                    break
+
+    def _granting(self, m: Machine, to: Address, grant: LeaseGrant) -> None:
+        """An Edge lease ends no later than the node's own leases can."""
+        shadow = self.shadow(m.address)
+        now = m.proc.clock.now(self.world.t)
+        for namespace in (grant.tenant, MESH_NAMESPACE):
+            if now + grant.ttl_ms > m.proc.clock.now(max(0, shadow.best_start)) + self._ttl(namespace) + _GRACE_MS:
+                self.world.fail("I12", f"{m.address} grants an Edge lease beyond its own lease of {namespace}")
+        l1 = shadow.l1_until.get(grant.tenant)
+        if l1 is None or now + grant.ttl_ms > l1 + _GRACE_MS:
+            self.world.fail("I1-root", f"{m.address} grants an Edge lease of {grant.tenant} beyond its L1 lease")
+        if grant.tenant in shadow.denied:
+            self.world.fail(
+                "I1-root", f"{m.address} grants an Edge lease of {grant.tenant} although L1 was denied to it"
+            )
+
+    def _probed(self, m: Machine, namespace: str, outcome: str, started: int) -> None:
+        shadow = self.shadow(m.address)
+        if outcome == "denied":
+            shadow.denied.add(namespace)
+            shadow.l1_until.pop(namespace, None)
+            self.world.sometimes["l1-denied"] += 1
+            if m.proc.alive and not m.proc.paused and m.state is not None:
+                self._judge_denied(m, namespace)
+        elif outcome == "ok":
+            shadow.denied.discard(namespace)
+            end = started + self.mesh.options.l1_ttl_ms
+            shadow.l1_until[namespace] = max(end, shadow.l1_until.get(namespace, 0))
+
+    def _judge_denied(self, m: Machine, namespace: str) -> None:
+        for tenant, service, version in lens.uses_of(parse_scope(f"tenant:{namespace}"), self.ledger):
+            if lens.node_allows(m, self.world.t, tenant, service, version).allowed:
+                self.world.fail("I1-root", f"{m.address} goes on with {tenant} after L1 was denied to it")
+
+    # --- I14 ----------------------------------------------------------------------------------------
+
+    def _sure(self, m: Machine, shadow: Shadow, start: int) -> None:
+        """After this answer the node, if it has all there is, certainly has a lease."""
+        clock = m.proc.clock
+        mesh_current = self._current(m, MESH_NAMESPACE)
+        mesh_until = clock.now(start) + self._ttl(MESH_NAMESPACE)
+        for namespace in self.ledger.allowed:
+            if self.ledger.may_hold(m.proc.region, namespace) and mesh_current and self._current(m, namespace):
+                until = min(mesh_until, clock.now(start) + self._ttl(namespace))
+                shadow.sure_until[namespace] = max(until, shadow.sure_until.get(namespace, 0))
+
+    def _current(self, m: Machine, namespace: str) -> bool:
+        head = self.ledger.head(namespace)
+        return head is not None and lens.durable_seq(m, namespace) == head.seq
+
+    def sample(self) -> None:
+        """Nodes whose leases and L1 leases last serve existing keys, whatever else is down."""
+        for m in self.world.machines.values():
+            if m.kind == "node" and m.proc.alive and not m.proc.paused and not m.proc.disk_full:
+                self._judge_serving(m)
+
+    def _judge_serving(self, m: Machine) -> None:
+        shadow = self.shadow(m.address)
+        now = m.proc.clock.now(self.world.t)
+        restricted = self._restricted_scopes(m)
+        for tenant, until in shadow.sure_until.items():
+            if now >= until - _GRACE_MS or now >= shadow.l1_until.get(tenant, 0) - _GRACE_MS or tenant in shadow.denied:
+                continue
+            holding = m.state.tenants.get(tenant)
+            if holding is None or holding.closed or m.state.unrecorded:
+                continue
+            for (ns, key, version), _kid in self.ledger.kids.items():
+                row = holding.view.keys.get((key, version)) if ns == tenant and key != "l2" else None
+                if row is None or row.state != KeyState.ACTIVE.value:
+                    continue
+                service = key.partition("/")[2]
+                if any(_covers(s, m.proc.region, tenant, service, version) for s in restricted):
+                    continue
+                verdict = lens.node_allows(m, self.world.t, tenant, service, version)
+                if not verdict.allowed:
+                    self.world.fail("I14", f"{m.address} refuses {tenant}/{service}@{version}: {verdict.reason}")
+                self.world.sometimes[f"served-{verdict.mode.value}"] += 1
+
+    def _restricted_scopes(self, m: Machine) -> list[Any]:
+        """Everything that anyone, anywhere, may have restricted: the node may know of it before it is durable."""
+        texts = {f.args["scope"] for facts in self.ledger.restrictions.values() for f in facts[-40:]}
+        out = []
+        for text in texts:
+            scope = parse_scope(text)
+            facts = self.ledger.facts[scope.namespace]
+            words = [f for f in facts if f.args.get("scope") == text]
+            seq = lens.durable_seq(m, scope.namespace)
+            if words[-1].kind != "resume" or words[-1].seq > seq or words[-1].committed_at is None:
+                out.append(scope)
+        out += [parse_scope(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region
+                and lens.holds_local(m, x.event.command_id)]  # fmt: skip
+        return out
+
+
+def _covers(scope: Any, region: Any, tenant: Any, service: Any, version: int) -> bool:
+    return bool(scope.covers(region=region, tenant=tenant, service=service, version=version))

@@ -1,0 +1,158 @@
+"""What is really so: every entry, when it was truly committed, what is restricted, who may hold what.
+
+Fed by the simulated log and by the voters' durable writes, in true time; never by what a machine believes.  Kinds and
+scopes are interpreted here on their own, not with the product's ``reduce``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from keymesh.control.entry import SignedEntry
+from keymesh.model.ids import MESH_NAMESPACE
+from keymesh.model.scope import Scope, parse_scope
+
+RESTRICTING = frozenset(("suspend", "revoke"))
+
+
+@dataclass(slots=True)
+class Fact:
+    """One entry of the log, as it truly is.  Times are true ms; ``committed_at`` None: no voter majority yet."""
+
+    namespace: str
+    seq: int
+    hash: str
+    kind: str
+    args: dict[str, Any]
+    command_id: str
+    index: int
+    logged_at: int
+    committed_at: int | None
+    restrictions: dict[str, tuple[str, int]]  # scope -> (state, seq) after this entry
+    signed: SignedEntry
+    votes: set[str] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Restriction:
+    """A stretch of time in which a scope is restricted; ``ended_at`` by a committed resume."""
+
+    scope: Scope
+    text: str
+    seq: int
+    revoked: bool
+    committed_at: int
+    ended_at: int | None = None
+    first_seq: int = 0
+
+
+class Ledger:
+    """The omniscient view."""
+
+    def __init__(self, voters: int) -> None:
+        self.majority = voters // 2 + 1 if voters >= 3 else 0
+        self.facts: dict[str, list[Fact]] = {}
+        self.by_hash: dict[str, Fact] = {}
+        self.by_command: dict[tuple[str, str], Fact] = {}
+        self.allowed: dict[str, frozenset[str]] = {}
+        self.ttl_ms: dict[str, int | None] = {}
+        self.history: list[Restriction] = []
+        self.open: dict[str, Restriction] = {}  # scope text -> the stretch that is on
+        self.kids: dict[tuple[str, str, int], str] = {}
+        self.restrictions: dict[str, list[Fact]] = {}  # namespace -> its suspensions and revocations
+        self.on_restricted: list[Callable[[Restriction], None]] = []
+
+    def head(self, namespace: str) -> Fact | None:
+        facts = self.facts.get(namespace)
+        return facts[-1] if facts else None
+
+    def fact(self, namespace: str, seq: int) -> Fact | None:
+        facts = self.facts.get(namespace, [])
+        return facts[seq - 1] if 0 < seq <= len(facts) else None
+
+    def append(self, index: int, signed: SignedEntry, t: int) -> Fact:
+        """A true commit to the log at ``t``."""
+        e = signed.entry
+        old = self.head(e.namespace)
+        restrictions = dict(old.restrictions) if old else {}
+        args = e.body.args
+        commits = e.kind in RESTRICTING or e.kind == "resume"
+        if commits:
+            state = {"suspend": "suspended", "revoke": "revoked", "resume": "none"}[e.kind]
+            restrictions[args["scope"]] = (state, e.seq)
+        if e.kind == "tenant.create":
+            self.allowed[e.namespace] = frozenset(args["policy"]["regions"])
+            self.ttl_ms[e.namespace] = args["policy"].get("ttl_ms")
+        elif e.kind == "key.create":
+            self.kids[e.namespace, args["key"], args["version"]] = args["kid"]
+        waits = commits and self.majority
+        fact = Fact(
+            e.namespace,
+            e.seq,
+            signed.hash,
+            e.kind,
+            args,
+            e.command_id,
+            index,
+            t,
+            None if waits else t,
+            restrictions,
+            signed,
+        )
+        self.facts.setdefault(e.namespace, []).append(fact)
+        self.by_hash[signed.hash] = fact
+        if e.kind in RESTRICTING:
+            self.restrictions.setdefault(e.namespace, []).append(fact)
+        self.by_command[e.namespace, e.command_id] = fact
+        if commits and not waits:
+            self._committed(fact, t)
+        return fact
+
+    def voted(self, entry_hash: str, voter: str, t: int) -> Fact | None:
+        """A voter has durably countersigned; the fact if that committed it."""
+        fact = self.by_hash.get(entry_hash)
+        if fact is None or voter in fact.votes:
+            return None
+        fact.votes.add(voter)
+        if fact.committed_at is None and len(fact.votes) >= self.majority:
+            fact.committed_at = t
+            self._committed(fact, t)
+            return fact
+        return None
+
+    def _committed(self, fact: Fact, t: int) -> None:
+        text = fact.args["scope"]
+        current = self.open.get(text)
+        if fact.kind == "resume":
+            # it ends only what it was ordered after
+            if current is not None and current.seq < fact.seq and not current.revoked:
+                current.ended_at = t
+                del self.open[text]
+            return
+        later = fact.namespace and any(
+            f.kind == "resume" and f.args["scope"] == text and f.committed_at is not None
+            for f in self.facts[fact.namespace][fact.seq :]
+        )
+        if later and fact.kind != "revoke":
+            return
+        if current is not None:
+            current.revoked = current.revoked or fact.kind == "revoke"
+            current.seq = max(current.seq, fact.seq)
+            return
+        stretch = Restriction(parse_scope(text), text, fact.seq, fact.kind == "revoke", t, first_seq=fact.seq)
+        self.open[text] = stretch
+        self.history.append(stretch)
+        for hook in self.on_restricted:
+            hook(stretch)
+
+    def may_hold(self, region: str, namespace: str) -> bool:
+        return namespace == MESH_NAMESPACE or region in self.allowed.get(namespace, frozenset())
+
+    def restricted(self, namespace: str, seq: int) -> dict[str, tuple[str, int]]:
+        """The restrictions in force after entry ``seq``."""
+        fact = self.fact(namespace, seq)
+        if fact is None:
+            return {}
+        return {s: v for s, v in fact.restrictions.items() if v[0] != "none"}
