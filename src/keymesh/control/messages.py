@@ -51,6 +51,7 @@ class Heartbeat(Message):
     pending: tuple[PendingItem, ...] = ()
     ivk_generation: int = 0
     modes: dict[str, str] | None = None  # tenant -> Mode value, for people
+    l1_denied: tuple[str, ...] = ()  # tenants whose L1 denies this node; others are told to prove theirs
 
 
 class Answer(Message):
@@ -199,3 +200,9 @@ class Recorded(Message):
     epoch: int
     seq: int
     refused: str = ""
+
+
+class ReprobeL1(Message):
+    """Registry to the tenant's other nodes: L1 denied one of you; every replica must succeed from there within 10 s."""
+
+    namespace: str

@@ -13,6 +13,7 @@ ROOTED_KINDS: Final = frozenset({"mesh.genesis", "region.join", "tenant.create",
 """Kinds whose arguments a holder compares with the rows: their entries travel with the state for good."""
 
 RESUME: Final = "resume"
+SET_SERVICE: Final = "service.set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,16 +38,24 @@ class NamespaceState:
 
 
 def support_after(support: tuple[Supported, ...], signed: SignedEntry) -> tuple[Supported, ...]:
-    """What the rows after ``signed`` rest on: every rooted entry, and for each scope its newest resume, if no
-    restriction came after it."""
+    """What the rows after ``signed`` rest on: every rooted entry, for each scope its newest resume, if no
+    restriction came after it, and for each service the entry that set its policy (Edges ask for it)."""
     kind = signed.entry.kind
     if kind in ROOTED_KINDS:
         return (*support, Supported(signed))
+    if kind == SET_SERVICE:
+        name = signed.entry.body.args.get("service")
+        kept = tuple(s for s in support if not _sets(s.signed, name))
+        return (*kept, Supported(signed))
     scope = signed.entry.body.args.get("scope")
     if scope is None:
         return support
     others = tuple(s for s in support if s.signed.entry.body.args.get("scope") != scope)
     return (*others, Supported(signed)) if kind == RESUME else others
+
+
+def _sets(signed: SignedEntry, service: object) -> bool:
+    return signed.entry.kind == SET_SERVICE and signed.entry.body.args.get("service") == service
 
 
 def with_commit(

@@ -48,7 +48,11 @@ class DropKeys:
 
 @dataclass(frozen=True, slots=True)
 class ProbeL1:
-    """Have the customer's L1 unwrap the current binding, on each replica where ``all_replicas``."""
+    """Have the customer's L1 unwrap the current binding on each of its replicas.
+
+    One that denies makes the outcome DENIED.  Else OK needs every one to succeed where ``all_replicas``, any one
+    where not.
+    """
 
     namespace: str
     binding_id: str
@@ -116,6 +120,11 @@ class Unsealed:
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed:
+    """The MasterKey has left memory: nothing can be used until ``Unsealed``."""
+
+
+@dataclass(frozen=True, slots=True)
 class KeysLoaded:
     """``loaded`` are in memory and match their kid; ``failed`` are (ref, reason).
 
@@ -162,6 +171,15 @@ class MintFailed:
     namespace: str
     key: str
     version: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RewrapFailed:
+    namespace: str
+    key: str
+    version: int
+    revision: int
     reason: str
 
 

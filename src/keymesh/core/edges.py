@@ -1,0 +1,234 @@
+"""Leases of service keys to Edges, and the end E of those that may still be held (DESIGN sections 3 and 5).
+
+A lease never outlives the node's own governance and L1 leases, counts from the Edge's sending (which is before now),
+and is durable before it is granted.  Revocations and what settles a lease are in ``revoking``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from keymesh.control.rows import KeyRow, ServiceRow, l3_name
+from keymesh.core import context
+from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
+from keymesh.core.state import START, Holding, NodeState, Out, note
+from keymesh.core.views import key_state, policy_entry
+from keymesh.model.errors import Refused
+from keymesh.model.ids import RegionId, ServiceName, TenantId, check_hex
+from keymesh.model.limits import EDGE_TTL_MAX_MS
+from keymesh.model.machine import Address, BootMark, Persist, Send, edge_address
+from keymesh.model.scope import Scope, ScopeKind
+from keymesh.model.states import Custody, Operation, state_allows
+from keymesh.model.time import Instant
+from keymesh.orbital.edge_messages import LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest
+
+RETRY_MS = 1_000
+LEASES_PER_EDGE_MAX = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GrantPending:
+    """A lease that is granted once its record is durable."""
+
+    record: EdgeLeaseRecord
+    request: LeaseRequest
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def edge_ttl(service_ttl_ms: int, now: Instant, own_until: Iterable[Instant]) -> int:
+    """The lease's life: the service's, within the limit, and never beyond any of the node's own leases."""
+    return min(service_ttl_ms, EDGE_TTL_MAX_MS, *(until - now for until in own_until))
+
+
+def end_after_restart(record: EdgeLeaseRecord, mark: BootMark, now: Instant) -> Instant:
+    """By when a lease of an earlier life is over: by the same kernel boot's clock, else its whole life from now."""
+    if record.boot_id == mark.boot_id:
+        return Instant(now + min(record.boottime_end_ms - mark.boottime_ms, record.ttl_ms))
+    return Instant(now + record.ttl_ms)
+
+
+def under(scope: Scope, region: str, lease: EdgeLeaseRecord) -> bool:
+    """Whether ``lease`` released something that ``scope`` covers."""
+    if scope.kind is ScopeKind.KEY:
+        return scope.tenant == lease.tenant and scope.service == lease.service and scope.version in lease.versions
+    return scope.covers(
+        region=RegionId(region), tenant=TenantId(lease.tenant), service=ServiceName(lease.service), version=None
+    )
+
+
+def open_leases(state: NodeState, scope: Scope, now: Instant) -> list[EdgeLeaseRecord]:
+    """Unsettled leases under ``scope`` that an Edge may still hold."""
+    region = state.config.region
+    return [lease for lease in state.edge_leases.values() if now < lease.end and under(scope, region, lease)]
+
+
+def leases_end_in_ms(leases: Iterable[EdgeLeaseRecord], now: Instant) -> int:
+    """E, as a duration from now."""
+    return max((lease.end - now for lease in leases), default=0)
+
+
+# --- boot ------------------------------------------------------------------------------------------------------------
+
+
+def restore(state: NodeState, record: EdgeLeaseRecord, now: Instant) -> None:
+    """Take up a lease of an earlier life."""
+    end = end_after_restart(record, state.mark, now)
+    if now < end:
+        state.edge_leases[record.lease_id] = replace(record, end=end)
+        state.at(end, "edge-end", record.lease_id)
+    else:
+        state.edge_gone.append(edge_lease_name(record.lease_id))
+
+
+# --- requests --------------------------------------------------------------------------------------------------------
+
+
+def on_request(state: NodeState, now: Instant, sender: Address, request: LeaseRequest, out: Out) -> None:
+    """Judge a request and, where it may be granted, record the lease; the grant follows the record."""
+    code = _refusal(state, now, sender, request)
+    if code is None:
+        ttl_ms = _ttl(state, now, request)
+        versions = leased_versions(state, request.tenant, request.service)
+        record = EdgeLeaseRecord(
+            lease_id=state.draw("edge-lease"),
+            tenant=request.tenant,
+            service=request.service,
+            edge=sender,
+            signing_key=request.signing_key,
+            versions=tuple(version.version for version in versions),
+            ttl_ms=ttl_ms,
+            end=Instant(now + ttl_ms),
+            boot_id=state.mark.boot_id,
+            boottime_end_ms=state.mark.boottime_ms + (now - state.booted_at) + ttl_ms,
+        )
+        token = state.next_token("edge-lease")
+        state.persisting[token] = GrantPending(record, request)
+        out.append(Persist(token, ((edge_lease_name(record.lease_id), record),)))
+    else:
+        refuse(sender, request, code, out)
+
+
+def refuse(edge: Address, request: LeaseRequest, code: str, out: Out) -> None:
+    out.append(Send(edge, LeaseRefused(nonce=request.nonce, code=code, retry_after_ms=RETRY_MS)))
+
+
+def _refusal(state: NodeState, now: Instant, sender: Address, request: LeaseRequest) -> str | None:
+    """Why not, or None.  What an Edge may not know of looks absent to it."""
+    holding = state.tenants.get(request.tenant)
+    prefix = edge_address(state.config.region, request.tenant, request.service, "")
+    if not sender.startswith(prefix) or holding is None or _service(holding, request.service) is None:
+        return "unknown"
+    try:
+        check_hex("signing_key", request.signing_key, hex_bytes=32)
+    except Refused:
+        return "unknown"
+    verdict = context.may_lease(state, now, request.tenant, request.service)
+    if not verdict.allowed:
+        return "restricted" if verdict.reason.startswith("restricted") else "closed"
+    held = sum(1 for lease in state.edge_leases.values() if lease.edge == sender)
+    if held >= LEASES_PER_EDGE_MAX or _ttl(state, now, request) <= 0:
+        return "closed"
+    service = _service(holding, request.service)
+    if service is not None and service.custody == Custody.LEASED.value:
+        if not leased_versions(state, request.tenant, request.service):
+            return "restricted" if _all_restricted(state, holding, request.service) else "not-loaded"
+    return None
+
+
+def _service(holding: Holding, service: str) -> ServiceRow | None:
+    return holding.view.services.get(service)
+
+
+def _usable(row: KeyRow, operation: Operation) -> bool:
+    found = key_state(row)
+    return found is not None and state_allows(found, operation)
+
+
+def _all_restricted(state: NodeState, holding: Holding, service: str) -> bool:
+    key = l3_name(service)
+    versions = [version for name, version in holding.view.keys if name == key]
+    return bool(versions) and all(
+        context.version_restricted(state, holding.namespace, key, version) for version in versions
+    )
+
+
+def leased_versions(state: NodeState, tenant: str, service: str) -> tuple[LeasedVersion, ...]:
+    """The loaded versions that an Edge may open with, in order; only the wrapping one, while Active, may wrap.
+
+    Empty for core-held custody.
+    """
+    holding = state.tenants[tenant]
+    row = holding.view.services.get(service)
+    if row is None or row.custody != Custody.LEASED.value:
+        return ()
+    key = l3_name(service)
+    wrapping = holding.view.wrapping.get(key)
+    found: list[LeasedVersion] = []
+    for (name, version), ref in sorted(holding.loaded.items()):
+        known = holding.view.keys.get((name, version))
+        if name != key or known is None or known.kid != ref.kid or not _usable(known, Operation.LEASE):
+            continue
+        if not context.version_restricted(state, tenant, key, version):
+            may_wrap = version == wrapping and _usable(known, Operation.WRAP)
+            found.append(LeasedVersion(kid=known.kid, version=version, may_wrap=may_wrap))
+    return tuple(found)
+
+
+def own_leases(state: NodeState, tenant: str) -> tuple[Instant, ...]:
+    """Ends of the node's own leases that an Edge lease must not outlive: namespace, mesh, L1."""
+    holding = state.tenants[tenant]
+    governance = (START if lease is None else lease.until for lease in (holding.lease, state.mesh.lease))
+    return (*governance, START if holding.l1.until is None else holding.l1.until)
+
+
+def _ttl(state: NodeState, now: Instant, request: LeaseRequest) -> int:
+    service = _service(state.tenants[request.tenant], request.service)
+    return 0 if service is None else edge_ttl(service.edge_ttl_ms, now, own_leases(state, request.tenant))
+
+
+def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) -> None:
+    """The record is durable: grant, if nothing has come between; in any case the lease counts from here on."""
+    record, request = pending.record, pending.request
+    state.edge_leases[record.lease_id] = record
+    state.at(record.end, "edge-end", record.lease_id)
+    edge = Address(record.edge)
+    holding = state.tenants[record.tenant]
+    service = _service(holding, record.service)
+    versions = leased_versions(state, record.tenant, record.service)
+    ttl_ms = record.end - now
+    verdict = context.may_lease(state, now, record.tenant, record.service)
+    same = tuple(version.version for version in versions) == record.versions
+    if not verdict.allowed or service is None or holding.applied is None or not same or ttl_ms <= 0:
+        refuse(edge, request, "closed", out)
+        return
+    signed = policy_entry(holding.applied, record.service)
+    out.append(
+        Send(
+            edge,
+            LeaseGrant(
+                lease_id=record.lease_id,
+                nonce=request.nonce,
+                tenant=record.tenant,
+                service=record.service,
+                ttl_ms=ttl_ms,
+                versions=versions,
+                policy=service,
+                policy_entry=None if signed is None else signed.envelope,
+            ),
+        )
+    )
+
+
+def on_grant_failed(pending: GrantPending, out: Out) -> None:
+    refuse(Address(pending.record.edge), pending.request, "closed", out)
+    note(out, "persist-failed", what="edge-lease")
+
+
+def flush_gone(state: NodeState, now: Instant, out: Out) -> None:
+    """Forget the records of leases that are over or settled.  Losing this only makes E larger than it need be."""
+    if state.edge_gone:
+        names, state.edge_gone = tuple(state.edge_gone), []
+        out.append(Persist(state.next_token("edge-gone"), (), names))

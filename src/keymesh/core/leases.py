@@ -1,0 +1,188 @@
+"""Governance leases: heartbeats, answers, and when an offer may be credited (DESIGN section 3).
+
+A lease counts from the earlier of the heartbeat's sending and the sending of the poll that a majority of voters
+answered.  It renews only once this node has applied, durably, at least the answered leaf of the namespace *and* of
+``mesh``.  An answer is accepted once, for the one outstanding nonce; only the newest offer may be credited later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from keymesh.control.entry import Leaf
+from keymesh.control.heads import heads_root
+from keymesh.control.messages import Answer, AnswerMessage, Heartbeat, HeartbeatMessage
+from keymesh.core import edges, l1_lease, loading, local, minter, regional, upkeep
+from keymesh.core.context import tenant_mode
+from keymesh.core.may import Grantor
+from keymesh.core.state import Holding, Lease, NodeState, Offer, Out, Outstanding, note, spread
+from keymesh.model.errors import KeymeshError
+from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST
+from keymesh.model.limits import GOVERNANCE_TTL_MAX_MS
+from keymesh.model.machine import REGISTRY, Address, Send
+from keymesh.model.time import Instant, is_live
+from keymesh.orbital.messages import Hello
+
+PENDING_MAX = 1_000
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+def lease_start(sent_at: Instant, poll_age_ms: int) -> Instant:
+    """From when an answered lease counts: the earlier of the heartbeat's and the poll's sending."""
+    return Instant(min(sent_at, sent_at - poll_age_ms))
+
+
+def lease_end(start: Instant, answer_ttl_ms: int, policy_ttl_ms: int | None) -> Instant:
+    """A tenant may shorten the ttl, never lengthen it."""
+    ttl_ms = answer_ttl_ms if policy_ttl_ms is None else min(answer_ttl_ms, policy_ttl_ms)
+    return Instant(start + min(ttl_ms, GOVERNANCE_TTL_MAX_MS))
+
+
+def has_applied(applied: Leaf, offered: Leaf) -> bool:
+    """Whether what is applied is at least what is offered; of the same order, it must be the same entry."""
+    if applied.order == offered.order:
+        return applied.entry_hash == offered.entry_hash
+    return applied.order > offered.order
+
+
+def answers(outstanding: Outstanding | None, nonce: str) -> bool:
+    """Whether ``nonce`` is that of the newest heartbeat, unanswered so far."""
+    return outstanding is not None and outstanding.nonce == nonce
+
+
+def offered_leaves(outstanding: Outstanding, answer: Answer, leaves: Mapping[str, Leaf] | None) -> Mapping[str, Leaf]:
+    """The leaves that the signed root vouches for: those that came along, or what was applied when the heartbeat was
+    sent, where the roots agree; none otherwise."""
+    if leaves is not None:
+        return leaves if heads_root(leaves) == answer.heads_root else {}
+    return outstanding.leaves if outstanding.manifest_root == answer.heads_root else {}
+
+
+def renewed(old: Lease | None, until: Instant, grantor: Grantor) -> Lease:
+    """A renewal never shortens."""
+    return old if old is not None and old.until >= until else Lease(until, grantor)
+
+
+# --- heartbeat -------------------------------------------------------------------------------------------------------
+
+
+def on_heartbeat_timer(state: NodeState, now: Instant, _: str, out: Out) -> None:
+    if now < state.heartbeat_at:
+        return
+    interval = state.interval_ms
+    state.heartbeat_at = Instant(now + spread(f"{state.config.address}/{state.counter}", interval * 9 // 10, interval))
+    state.at(state.heartbeat_at, "heartbeat")
+    beat(state, now, out)
+
+
+def beat(state: NodeState, now: Instant, out: Out) -> None:
+    """Send a heartbeat, and again whatever the Registry has not yet recorded; older nonces are void from here on."""
+    config = state.config
+    if not state.greeted:
+        out.append(Send(REGISTRY, Hello(region=config.region, node=config.node, boot_id=state.life)))
+    nonce = state.draw("nonce")
+    root = state.manifest.root
+    state.outstanding = Outstanding(nonce, now, root, state.leaves)
+    heartbeat = Heartbeat(
+        mesh=config.mesh,
+        epoch=state.epoch,
+        region=config.region,
+        node=config.node,
+        boot_id=state.life,
+        counter=state.next_counter(),
+        nonce=nonce,
+        manifest_root=root,
+        index_seen=state.index_seen,
+        leaves=None if root == state.answered_root else state.manifest.leaves,
+        pending=tuple(loading.pending_items(state)[:PENDING_MAX]),
+        ivk_generation=state.ivk_generation,
+        modes={name: tenant_mode(state, now, name)[0].value for name in sorted(state.tenants)},
+        l1_denied=l1_lease.denied(state),
+    )
+    out.append(Send(REGISTRY, HeartbeatMessage(heartbeat=config.suite.seal(heartbeat))))
+    local.forward(state, out)
+    minter.resubmit(state, out)
+    regional.reconcile(state, now, out)
+    edges.flush_gone(state, now, out)
+
+
+# --- answer ----------------------------------------------------------------------------------------------------------
+
+
+def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMessage, out: Out) -> None:
+    """Accept an answer.
+
+    1. It comes from the Registry and is sealed by a key that the applied mesh delegates to it.
+    2. It names this mesh, epoch and node.
+    3. It answers the newest heartbeat, which it consumes.
+    4. Its leaves are those that its signed root vouches for.
+    5. Every lease that it renews is renewed; the rest stays an open offer until the apply comes.
+    """
+    config = state.config
+    if sender != REGISTRY:
+        note(out, "answer-refused", reason="sender")
+        return
+    try:
+        answer = config.suite.unseal(message.answer, Answer, state.mesh_view.registry_keys)
+    except KeymeshError as bad:
+        note(out, "answer-refused", reason=bad.code)
+        return
+    outstanding = state.outstanding
+    named = (answer.mesh, answer.epoch, answer.region, answer.node)
+    if named != (config.mesh, state.epoch, config.region, config.node) or outstanding is None:
+        note(out, "answer-refused", reason="foreign" if outstanding is not None else "nonce")
+        return
+    if not answers(outstanding, answer.nonce):
+        note(out, "answer-refused", reason="nonce")
+        return
+    state.outstanding = None
+    state.greeted = True
+    state.answered_sent_at = outstanding.sent_at
+    state.answered_root = answer.heads_root
+    state.index_seen = max(state.index_seen, answer.index)
+    leaves = offered_leaves(outstanding, answer, message.leaves)
+    state.offer = Offer(lease_start(outstanding.sent_at, answer.poll_age_ms), answer.ttl_ms, leaves)
+    credit_all(state, now, out)
+
+
+def credit_all(state: NodeState, now: Instant, out: Out) -> None:
+    """Renew what the newest offer allows: ``mesh`` first, then every tenant, whose keys are then seen to."""
+    credit(state, now, state.mesh)
+    for name in sorted(state.tenants):
+        if credit(state, now, state.tenants[name]):
+            upkeep.settle(state, now, state.tenants[name], out)
+
+
+def credit(state: NodeState, now: Instant, holding: Holding) -> bool:
+    """Renew one lease where the newest offer allows; whether it is live afterwards."""
+    offer = state.offer
+    if offer is not None and may_credit(state, holding, offer):
+        policy = holding.view.policy
+        until = lease_end(offer.start, offer.ttl_ms, None if policy is None else policy.ttl_ms)
+        if is_live(until, now):
+            holding.lease = renewed(holding.lease, until, Grantor.REGISTRY)
+    return holding.lease is not None and is_live(holding.lease.until, now)
+
+
+def may_credit(state: NodeState, holding: Holding, offer: Offer) -> bool:
+    """Whether this node has applied at least what is offered, of the namespace and of ``mesh``."""
+    offered_mesh = offer.leaves.get(MESH_NAMESPACE)
+    offered = offer.leaves.get(holding.namespace)
+    if offered_mesh is None or offered is None:
+        return False
+    return has_applied(state.mesh.leaf, offered_mesh) and has_applied(holding.leaf, offered)
+
+
+def void_all(state: NodeState, now: Instant, out: Out) -> None:
+    """The clock went back: no lease, no L1 lease, no offer, no answer on its way counts, and no key stays."""
+    state.offer = state.outstanding = state.answered_sent_at = None
+    state.answered_root = ZERO_DIGEST
+    state.mesh.lease = None
+    for holding in state.tenants.values():
+        holding.lease = None
+        holding.l1.until = None
+    loading.drop_all(state, out)
+    note(out, "clock-went-back")
+    beat(state, now, out)

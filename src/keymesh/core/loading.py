@@ -1,0 +1,214 @@
+"""Which keys are in memory: planned from the applied rows, dropped before anything is loaded (DESIGN sections 1, 3).
+
+Keys are named, never carried.  A load that comes back for what has been restricted, closed or replaced meanwhile is
+wiped at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from keymesh.control.messages import PendingItem
+from keymesh.control.rows import L2_NAME, KeyRow
+from keymesh.core import context, l1_proof
+from keymesh.core.events import DropKeys, KeyRef, KeysLoaded, LoadKeys
+from keymesh.core.state import Holding, NodeState, Out, note, spread
+from keymesh.core.views import LIVE_STATES, TenantView, key_state
+from keymesh.model.time import Instant
+
+BACKOFF_MIN_MS = 1_000
+BACKOFF_MAX_MS = 30_000
+LOAD_TIMEOUT_MS = 30_000
+
+KeyName = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadPlan:
+    """What to do with memory; ``drops`` come first, so that stopping half-way has only made the node safer."""
+
+    drops: tuple[str, ...]  # kids
+    loads: tuple[KeyRef, ...]  # L2 versions before L3, never both kinds
+
+
+def key_ref(namespace: str, name: KeyName, row: KeyRow) -> KeyRef:
+    return KeyRef(namespace, name[0], name[1], row.revision, row.kid, row.digest, row.parent)
+
+
+def wanted(view: TenantView, restricted: Callable[[str, int], bool]) -> dict[KeyName, KeyRow]:
+    """Key versions that belong in memory: live, and under no restriction."""
+    return {
+        name: row for name, row in sorted(view.keys.items()) if key_state(row) in LIVE_STATES and not restricted(*name)
+    }
+
+
+def plan(
+    namespace: str, view: TenantView, restricted: Callable[[str, int], bool], loaded: Mapping[KeyName, KeyRef]
+) -> LoadPlan:
+    """Actions that take ``loaded`` to what is wanted.  An L3 waits until the L2 that it is wrapped under is loaded."""
+    want = wanted(view, restricted)
+    drops = tuple(ref.kid for name, ref in sorted(loaded.items()) if name not in want or want[name].kid != ref.kid)
+    missing = [
+        key_ref(namespace, name, row)
+        for name, row in want.items()
+        if name not in loaded or loaded[name].kid != row.kid or loaded[name].revision < row.revision
+    ]
+    l2s = tuple(ref for ref in missing if ref.key == L2_NAME)
+    parents = {ref.kid for name, ref in loaded.items() if name[0] == L2_NAME and ref.kid not in drops}
+    return LoadPlan(drops, l2s or tuple(ref for ref in missing if ref.parent in parents))
+
+
+def _restricted(state: NodeState, holding: Holding) -> Callable[[str, int], bool]:
+    return lambda key, version: context.version_restricted(state, holding.namespace, key, version)
+
+
+# --- dropping --------------------------------------------------------------------------------------------------------
+
+
+def drop_restricted(state: NodeState, holding: Holding, out: Out) -> None:
+    """Wipe what a restriction now covers."""
+    kids = plan(holding.namespace, holding.view, _restricted(state, holding), holding.loaded).drops
+    _drop(holding, kids, out)
+
+
+def _drop(holding: Holding, kids: tuple[str, ...], out: Out) -> None:
+    if not kids:
+        return
+    if len(kids) == len(holding.loaded):
+        drop_namespace(state=None, holding=holding, out=out)
+        return
+    gone = frozenset(kids)
+    holding.loaded = {name: ref for name, ref in holding.loaded.items() if ref.kid not in gone}
+    out.append(DropKeys(holding.namespace, kids))
+
+
+def drop_namespace(state: NodeState | None, holding: Holding, out: Out) -> None:
+    """Wipe everything of a tenant; a load under way counts for nothing when it comes back."""
+    if holding.loaded or holding.loading_since is not None:
+        out.append(DropKeys(holding.namespace))
+    holding.loaded.clear()
+    holding.loading_since = None
+
+
+def drop_all(state: NodeState, out: Out) -> None:
+    """Wipe every key of every tenant."""
+    out.append(DropKeys(None))
+    for holding in state.tenants.values():
+        holding.loaded.clear()
+        holding.loading_since = None
+
+
+# --- reconciling -----------------------------------------------------------------------------------------------------
+
+
+def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> None:
+    """Drop what must not be in memory, ask for what is missing, and have the end of the leases watched."""
+    namespace = holding.namespace
+    may_load = context.may_load(state, now, namespace)
+    lapsed = holding.l1.until is not None and not context.may_keep(state, now, namespace).allowed
+    restricted = may_load.reason.startswith("restricted")
+    if (not may_load.allowed and not restricted) or (lapsed and holding.loaded):
+        drop_namespace(state, holding, out)
+    planned = plan(namespace, holding.view, _restricted(state, holding), holding.loaded)
+    _drop(holding, planned.drops, out)
+    if not may_load.allowed:
+        return
+    _watch(state, now, holding, may_load.until)
+    if planned.loads and not _is_loading(holding, now):
+        _load(state, now, holding, planned.loads, out)
+
+
+def _watch(state: NodeState, now: Instant, holding: Holding, until: Instant) -> None:
+    """Have ``on_close_timer`` look when the first of the leases ends."""
+    if holding.l1.until is not None and holding.l1.until > now:
+        until = min(until, holding.l1.until)
+    if until < holding.close_timer or holding.close_timer <= now:
+        holding.close_timer = until
+        state.at(until, "close", holding.namespace)
+
+
+def on_close_timer(state: NodeState, now: Instant, namespace: str, out: Out) -> None:
+    holding = state.tenants.get(namespace)
+    if holding is not None:
+        reconcile(state, now, holding, out)
+
+
+def on_load_timer(state: NodeState, now: Instant, namespace: str, out: Out) -> None:
+    on_close_timer(state, now, namespace, out)
+
+
+def _is_loading(holding: Holding, now: Instant) -> bool:
+    since = holding.loading_since
+    return since is not None and now < since + LOAD_TIMEOUT_MS
+
+
+def _load(state: NodeState, now: Instant, holding: Holding, refs: tuple[KeyRef, ...], out: Out) -> None:
+    if now < holding.load_not_before:
+        return
+    holding.loading_since = now
+    state.at(Instant(now + LOAD_TIMEOUT_MS), "load", holding.namespace)
+    bindings = tuple(
+        (name, row.provider, row.descriptor)
+        for name, row in sorted(holding.view.bindings.items())
+        if row.state != "retired"
+    )
+    corr = "" if holding.applied is None else holding.applied.head.entry.correlation_id
+    out.append(LoadKeys(holding.namespace, refs, bindings, corr))
+
+
+def on_loaded(state: NodeState, now: Instant, event: KeysLoaded, out: Out) -> bool:
+    """Take note of what is in memory now; whether L1 denied.
+
+    What must not be in memory by now is wiped.  A load proves L1 like a probe, from the moment that its earliest L1
+    call was sent.
+    """
+    holding = state.tenants.get(event.namespace)
+    if holding is None or holding.loading_since is None:
+        held = set() if holding is None else {ref.kid for ref in holding.loaded.values()}
+        kids = tuple(sorted({ref.kid for ref in event.loaded} - held))
+        if kids:
+            out.append(DropKeys(event.namespace, kids))
+        return False
+    holding.loading_since = None
+    if event.l1 == "ok" and holding.l1.denied_at is None:
+        l1_proof.prove(state, holding, event.l1_started_at)
+    for ref in event.loaded:
+        old = holding.loaded.get((ref.key, ref.version))
+        if old is None or old.kid != ref.kid or old.revision <= ref.revision:
+            holding.loaded[ref.key, ref.version] = ref
+    if event.failed or event.l1 in ("denied", "unreachable"):
+        _back_off(state, now, holding, event, out)
+    elif event.loaded:
+        holding.load_failures = 0
+    return event.l1 == "denied"
+
+
+def backoff_ms(namespace: str, address: str, failures: int) -> int:
+    """1 s to 30 s, doubling, spread by hash over the upper half."""
+    ceiling = min(BACKOFF_MAX_MS, BACKOFF_MIN_MS << min(failures, 5))
+    return spread(f"{address}/{namespace}/{failures}", max(BACKOFF_MIN_MS, ceiling // 2), ceiling)
+
+
+def _back_off(state: NodeState, now: Instant, holding: Holding, event: KeysLoaded, out: Out) -> None:
+    delay_ms = backoff_ms(holding.namespace, state.config.address, holding.load_failures)
+    holding.load_failures += 1
+    holding.load_not_before = Instant(now + delay_ms)
+    state.at(holding.load_not_before, "load", holding.namespace)
+    reason = event.failed[0][1] if event.failed else event.l1
+    note(out, "load-failed", tenant=holding.namespace, failed=len(event.failed), reason=reason)
+
+
+def pending_items(state: NodeState) -> list[PendingItem]:
+    """Live key revisions, under no restriction, that are not loaded: grants still in work."""
+    return [item for name in sorted(state.tenants) for item in _pending(state, state.tenants[name])]
+
+
+def _pending(state: NodeState, holding: Holding) -> Iterator[PendingItem]:
+    loaded = holding.loaded
+    for name, row in holding.view.keys.items():
+        ref = loaded.get(name)
+        if ref is not None and ref.kid == row.kid and ref.revision >= row.revision:
+            continue
+        if key_state(row) in LIVE_STATES and not context.version_restricted(state, holding.namespace, *name):
+            yield PendingItem(namespace=holding.namespace, key=name[0], version=name[1], revision=row.revision)

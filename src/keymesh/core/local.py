@@ -1,0 +1,153 @@
+"""Local restrictions: in force at once in any mode, durable here, and an entry on contact (DESIGN section 2).
+
+One is removed only when its own entry, found by command id, or a later one of that namespace, is durably recorded
+here; so a resume that was ordered before its entry does not touch it, and nor does a crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from keymesh.control.entry import Leaf
+from keymesh.control.messages import ForwardRestriction, Recorded
+from keymesh.core import restrictions
+from keymesh.core.events import LocalRestrict, ReplyLocal
+from keymesh.core.records import LocalRecord, local_name
+from keymesh.core.state import LocalSuspension, NodeState, Out, note
+from keymesh.model.errors import Refused
+from keymesh.model.ids import check_token
+from keymesh.model.machine import REGISTRY, Persist, Send
+from keymesh.model.scope import parse_scope
+from keymesh.model.time import Instant
+
+ACTIONS = frozenset({"suspend", "revoke"})
+
+
+@dataclass(frozen=True, slots=True)
+class LocalPending:
+    command_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasePending:
+    command_id: str
+
+
+def is_recorded_by(position: tuple[int, int] | None, applied: Leaf) -> bool:
+    """Whether the entry at ``position`` is among what is applied durably."""
+    return position is not None and applied.order >= position
+
+
+def restore(state: NodeState, record: LocalRecord) -> None:
+    """Take up a local suspension of an earlier life."""
+    state.locals[record.command_id] = LocalSuspension(record, parse_scope(record.scope), recorded=True)
+
+
+def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) -> None:
+    """Restrict here and now; the reply follows the record."""
+    held = state.locals.get(event.command_id)
+    if held is not None:
+        same = (held.record.scope, held.record.action) == (event.scope, event.action)
+        if held.recorded or not same:
+            out.append(ReplyLocal(event.command_id, same, "" if same else "conflict"))
+        else:
+            _persist(state, held, out)
+        return
+    try:
+        check_token("command_id", event.command_id)
+        scope = parse_scope(event.scope)
+        if event.action not in ACTIONS:
+            raise Refused.bad_field("action", "suspend or revoke")
+    except Refused as bad:
+        out.append(ReplyLocal(event.command_id, False, bad.code))
+        return
+    record = LocalRecord(
+        event.command_id, event.scope, event.action, event.actor, event.correlation_id, event.authority
+    )
+    held = state.locals[event.command_id] = LocalSuspension(record, scope)
+    restrictions.enforce(state, now, scope, (0, 0), event.correlation_id, out)
+    _persist(state, held, out)
+
+
+def _persist(state: NodeState, held: LocalSuspension, out: Out) -> None:
+    token = state.next_token("local")
+    state.persisting[token] = LocalPending(held.record.command_id)
+    out.append(Persist(token, ((local_name(held.record.command_id), held.record),)))
+
+
+def on_persisted(state: NodeState, pending: LocalPending, out: Out) -> None:
+    held = state.locals.get(pending.command_id)
+    if held is None:
+        return
+    held.recorded = True
+    out.append(ReplyLocal(pending.command_id, True))
+    note(out, "local-suspension", held.record.correlation_id, scope=held.record.scope)
+    _forward(held, out)
+
+
+def on_failed(state: NodeState, pending: LocalPending, out: Out) -> None:
+    """It stays in force in memory; the caller hears that it is not durable, and it is tried again."""
+    out.append(ReplyLocal(pending.command_id, False, "storage"))
+    held = state.locals.get(pending.command_id)
+    if held is not None:
+        _forward(held, out)
+
+
+def forward(state: NodeState, out: Out) -> None:
+    """Tell the Registry again of what it has not yet placed in the log."""
+    for command_id in sorted(state.locals):
+        held = state.locals[command_id]
+        if held.position is None and not held.refused:
+            _forward(held, out)
+
+
+def _forward(held: LocalSuspension, out: Out) -> None:
+    record = held.record
+    out.append(
+        Send(
+            REGISTRY,
+            ForwardRestriction(
+                command_id=record.command_id,
+                scope=record.scope,
+                action=record.action,
+                actor=record.actor,
+                correlation_id=record.correlation_id,
+                authority=record.authority,
+            ),
+        )
+    )
+
+
+def on_recorded(state: NodeState, message: Recorded, out: Out) -> None:
+    """The Registry placed it in the log, or refused it for good; refused, it stays a local suspension."""
+    held = state.locals.get(message.command_id)
+    if held is None:
+        return
+    if message.refused:
+        held.refused = True
+        note(out, "local-suspension-refused", held.record.correlation_id, scope=held.record.scope, code=message.refused)
+    elif message.namespace == held.scope.namespace:
+        held.position = (message.epoch, message.seq)
+        release(state, message.namespace, out)
+
+
+def release(state: NodeState, namespace: str, out: Out) -> None:
+    """Remove local suspensions of ``namespace`` whose entry, or a later one, is applied durably."""
+    holding = state.holding(namespace)
+    if holding is None:
+        return
+    for command_id in sorted(state.locals):
+        held = state.locals[command_id]
+        if held.scope.namespace == namespace and is_recorded_by(held.position, holding.leaf):
+            token = state.next_token("local-release")
+            state.persisting[token] = ReleasePending(command_id)
+            out.append(Persist(token, (), (local_name(command_id),)))
+
+
+def on_released(state: NodeState, pending: ReleasePending, out: Out) -> str | None:
+    """Its record is gone, so it ends.  The namespace that may have opened by it."""
+    held = state.locals.pop(pending.command_id, None)
+    if held is None:
+        return None
+    note(out, "local-suspension-recorded", held.record.correlation_id, scope=held.record.scope)
+    return held.scope.namespace

@@ -1,0 +1,103 @@
+"""What a node keeps durably beside applied namespace states, and the names of its records.
+
+``ns/<namespace>`` holds a ``NamespaceState``; the others hold the types below.  Governance and L1 leases are never
+recorded (DESIGN section 3); Edge leases are, before they are granted, for E of section 5 must survive a crash.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from keymesh.control.entry import SignedEntry
+from keymesh.control.rows import RestrictionRow
+from keymesh.control.state import NamespaceState
+from keymesh.model.ids import Digest
+from keymesh.model.time import Instant
+
+
+@dataclass(frozen=True, slots=True)
+class LocalRecord:
+    """A local suspension: in force until its own entry, or a later one of its namespace, is recorded."""
+
+    command_id: str
+    scope: str
+    action: str
+    actor: str
+    correlation_id: str
+    authority: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLeaseRecord:
+    """One lease that an Edge may hold.  ``boottime_end_ms`` counts on the clock of kernel boot ``boot_id``."""
+
+    lease_id: str
+    tenant: str
+    service: str
+    edge: str
+    signing_key: str
+    versions: tuple[int, ...]
+    ttl_ms: int
+    end: Instant
+    boot_id: str
+    boottime_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayRecord:
+    """Restrictions of a verified state whose grants could not be applied (an unproven lift); they only add."""
+
+    namespace: str
+    epoch: int
+    seq: int
+    entry_hash: Digest
+    correlation_id: str
+    rows: dict[str, RestrictionRow]  # scope -> row
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineRecord:
+    """Evidence: what was held and what contradicts it."""
+
+    namespace: str
+    reason: str
+    held: SignedEntry | None
+    other: SignedEntry
+
+
+@dataclass(frozen=True, slots=True)
+class ClosedRecord:
+    """A namespace kept closed across restarts; (epoch, seq) is the position of what closed it."""
+
+    namespace: str
+    reason: str
+    epoch: int
+    seq: int
+
+
+RECORD_TYPES: Final = (NamespaceState, LocalRecord, EdgeLeaseRecord, OverlayRecord, QuarantineRecord, ClosedRecord)
+
+
+def state_name(namespace: str) -> str:
+    return f"ns/{namespace}"
+
+
+def local_name(command_id: str) -> str:
+    return f"local/{command_id}"
+
+
+def edge_lease_name(lease_id: str) -> str:
+    return f"edge-lease/{lease_id}"
+
+
+def overlay_name(namespace: str) -> str:
+    return f"overlay/{namespace}"
+
+
+def quarantine_name(namespace: str, entry_hash: str) -> str:
+    return f"quarantine/{namespace}/{entry_hash}"
+
+
+def closed_name(namespace: str) -> str:
+    return f"closed/{namespace}"

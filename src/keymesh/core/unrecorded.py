@@ -1,0 +1,123 @@
+"""A node that cannot record a restriction closes, and keeps trying (DESIGN section 2).
+
+Grants that could not be recorded are simply not applied: the Registry offers them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from keymesh.core import apply, loading, local, revoking, upkeep
+from keymesh.core.records import local_name, overlay_name, state_name
+from keymesh.core.state import NodeState, Out, Unrecorded, note
+from keymesh.model.ids import MESH_NAMESPACE
+from keymesh.model.machine import Persist
+from keymesh.model.time import Instant
+
+RETRY_MS = 1_000
+
+Puts = tuple[tuple[str, Any], ...]
+
+
+def _key(pending: object) -> str | None:
+    """What it is about; a later one about the same takes its place.  None for what needs no second try."""
+    match pending:
+        case apply.ApplyPending():
+            return f"apply/{pending.states[-1].head.entry.namespace}"
+        case apply.OverlayPending():
+            return f"overlay/{pending.record.namespace}"
+        case apply.EvidencePending():
+            return f"evidence/{pending.namespace}"
+        case local.LocalPending():
+            return f"local/{pending.command_id}"
+        case _:
+            return None
+
+
+def _namespaces(state: NodeState, pending: object) -> tuple[str, ...]:
+    """Namespaces that ``pending`` restricts beyond what is recorded; empty for a pure grant."""
+    match pending:
+        case apply.ApplyPending():
+            return tuple(name for new in pending.states if _restricts(state, name := new.head.entry.namespace))
+        case apply.OverlayPending():
+            return (pending.record.namespace,)
+        case apply.EvidencePending():
+            return (pending.namespace,)
+        case local.LocalPending():
+            held = state.locals.get(pending.command_id)
+            return () if held is None else (str(held.scope.namespace),)
+        case _:
+            return ()
+
+
+def _restricts(state: NodeState, namespace: str) -> bool:
+    holding = state.holding(namespace)
+    return holding is not None and holding.overlay is not None and not holding.overlay.recorded
+
+
+def failed(state: NodeState, now: Instant, pending: object, out: Out) -> None:
+    """Close what is restricted but not recorded, and try again in a second."""
+    note(out, "persist-failed", what=type(pending).__name__)
+    key, namespaces = _key(pending), _namespaces(state, pending)
+    if key is None or not namespaces:
+        return
+    state.unrecorded[key] = Unrecorded(pending, namespaces)
+    for namespace in namespaces:
+        holding = state.holding_or_new(namespace)
+        if namespace == MESH_NAMESPACE:
+            loading.drop_all(state, out)
+        else:
+            loading.drop_namespace(state, holding, out)
+        revoking.revoke(state, now, revoking.whole(namespace), holding.leaf.order, "", out)
+    if not state.retrying:
+        state.retrying = True
+        state.at(Instant(now + RETRY_MS), "record")
+
+
+def succeeded(state: NodeState, now: Instant, pending: object, out: Out) -> None:
+    """``pending`` is recorded: what it kept closed may open."""
+    key = _key(pending)
+    if key in state.unrecorded:
+        _open(state, now, key, out)
+
+
+def _open(state: NodeState, now: Instant, key: str, out: Out) -> None:
+    for namespace in state.unrecorded.pop(key).namespaces:
+        upkeep.settle_namespace(state, now, namespace, out)
+
+
+def on_timer(state: NodeState, now: Instant, _: str, out: Out) -> None:
+    """Try everything again that is still needed, each in its own transaction."""
+    for key in sorted(state.unrecorded):
+        pending = state.unrecorded[key].pending
+        puts = tuple(_puts(state, pending))
+        if puts:
+            token = state.next_token("again")
+            state.persisting[token] = pending
+            out.append(Persist(token, puts))
+        else:
+            _open(state, now, key, out)
+    state.retrying = bool(state.unrecorded)
+    if state.retrying:
+        state.at(Instant(now + RETRY_MS), "record")
+
+
+def _puts(state: NodeState, pending: object) -> Iterable[tuple[str, Any]]:
+    """What is still to be recorded: never anything older than what has been recorded since."""
+    match pending:
+        case apply.ApplyPending():
+            for new in pending.states:
+                holding = state.holding_or_new(new.head.entry.namespace)
+                if new.leaf.order > holding.leaf.order:
+                    yield state_name(holding.namespace), new
+        case apply.OverlayPending():
+            overlay = state.holding_or_new(pending.record.namespace).overlay
+            if overlay is not None and not overlay.recorded:
+                yield overlay_name(overlay.record.namespace), overlay.record
+        case apply.EvidencePending():
+            yield from pending.puts
+        case local.LocalPending():
+            held = state.locals.get(pending.command_id)
+            if held is not None and not held.recorded:
+                yield local_name(pending.command_id), held.record
