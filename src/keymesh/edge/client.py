@@ -28,7 +28,7 @@ from keymesh.edge.client_shell import EdgeShell, addresses
 from keymesh.edge.client_tls import EdgeCredentials
 from keymesh.edge.client_transport import CoreTransport, first_answer
 from keymesh.edge.hot import HotPath, check_batch
-from keymesh.edge.hot_lease import CoreHeld, CreatedKey, Octets, UnknownKid, refusal
+from keymesh.edge.hot_lease import FINAL_REASONS, CoreHeld, CreatedKey, Octets, UnknownKid, refusal
 from keymesh.edge.policy import policy_verifier
 from keymesh.edge.snapshot import EdgeConfig
 from keymesh.model import strict_json
@@ -38,6 +38,7 @@ from keymesh.model.ids import KeyId
 CONNECT_TIMEOUT_S: Final = 15.0
 FETCH_TIMEOUT_S: Final = 5.0
 TRUST_MAX_BYTES: Final = 64 * 1024
+GONE: Final = frozenset({"edge-closed", "forked"})
 
 
 class EdgeTrust(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,6 +55,11 @@ def load_trust(path: str | Path) -> EdgeTrust:
     except FileNotFoundError as missing:
         raise Refused("not-found", f"no file {Path(path).name}", field="trust") from missing
     return strict_json.decode(raw, EdgeTrust, max_bytes=TRUST_MAX_BYTES)
+
+
+def worth_waiting(why: CoreHeld | Unavailable) -> bool:
+    """Whether the network could help: the keys are at the Core, the first lease is on its way, or a kid is new."""
+    return not isinstance(why, Unavailable) or isinstance(why, UnknownKid) or why.code == "starting"
 
 
 class Edge:
@@ -140,7 +146,7 @@ class Edge:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while not self.hot.is_live():
             reason = self.hot.reason
-            if reason in ("restricted", "unknown", "closed-edge", "forked"):
+            if reason in GONE or reason in FINAL_REASONS:
                 raise refusal(reason)
             left = deadline - asyncio.get_running_loop().time()
             if left <= 0 or not await self._shell.changed(left):
@@ -234,7 +240,7 @@ class Edge:
 
     async def _wait_first(self, why: Unavailable) -> None:
         """Only at the start is a lease worth waiting for; otherwise the caller hears that there is none."""
-        if why.code != "starting":
+        if not worth_waiting(why):
             raise why
         await self.wait_ready(FETCH_TIMEOUT_S)
 

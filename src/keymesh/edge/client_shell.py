@@ -100,7 +100,7 @@ class EdgeShell:
             return
         self._feed_usage()
         last = self.state.usage.in_flight
-        self.orphan("closed-edge")
+        self.orphan("edge-closed")
         if last is not None:
             with contextlib.suppress(KeymeshError, TimeoutError):
                 async with asyncio.timeout(1.0):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from keymesh.edge.client import CONNECT_TIMEOUT_S, Edge, EdgeTrust
+from keymesh.edge.client import CONNECT_TIMEOUT_S, GONE, Edge, EdgeTrust, worth_waiting
 from keymesh.edge.hot_lease import CoreHeld, CreatedKey, Octets, refusal
 from keymesh.model.errors import Unavailable
 
@@ -81,6 +81,8 @@ class SyncEdge:
         try:
             return self._mint(context, plaintext)
         except (CoreHeld, Unavailable) as why:
+            if not worth_waiting(why):
+                raise
             return self._wait(self._edge.create_slowly(why, 1, context, plaintext=plaintext))[0]
 
     def decrypt_key(self, blob: Octets, context: Mapping[str, str] | None = None) -> bytes:
@@ -88,6 +90,8 @@ class SyncEdge:
         try:
             return self._unwrap(blob, context)
         except (CoreHeld, Unavailable) as why:
+            if not worth_waiting(why):
+                raise
             return self._wait(self._edge.open_slowly(why, (blob,), context))[0]
 
     def create_keys(
@@ -97,6 +101,8 @@ class SyncEdge:
         try:
             return self._edge.hot.create_keys(count, context, plaintext)
         except (CoreHeld, Unavailable) as why:
+            if not worth_waiting(why):
+                raise
             return self._wait(self._edge.create_slowly(why, count, context, plaintext=plaintext))
 
     def decrypt_keys(self, blobs: Sequence[Octets], context: Mapping[str, str] | None = None) -> list[bytes]:
@@ -104,6 +110,8 @@ class SyncEdge:
         try:
             return self._edge.hot.decrypt_keys(blobs, context)
         except (CoreHeld, Unavailable) as why:
+            if not worth_waiting(why):
+                raise
             return self._wait(self._edge.open_slowly(why, tuple(blobs), context))
 
     @property
@@ -111,10 +119,11 @@ class SyncEdge:
         return self._edge.ready
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work`` on the background loop; never from that loop, and never in a fork."""
-        if threading.current_thread() is self._thread or self._edge.hot.reason == "forked":
+        """The result of ``work`` on the background loop; never from that loop, in a fork, or after ``close``."""
+        reason = self._edge.hot.reason
+        if threading.current_thread() is self._thread or reason in GONE:
             work.close()
-            raise refusal(self._edge.hot.reason or "forked")
+            raise refusal(reason or "forked")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
 

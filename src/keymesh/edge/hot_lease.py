@@ -125,7 +125,7 @@ def no_lease(reason: str) -> HotLease:
     return HotLease(keys=(), wrapping=None, meter=Meter(0, 0), reason=reason)
 
 
-_FINAL_REASONS: Final = {
+FINAL_REASONS: Final = {
     "restricted": "this service is suspended or revoked",
     "unknown": "the Core does not know this service",
 }
@@ -135,7 +135,7 @@ _REASONS: Final = {
     "expired": "the lease has run out and the Core has not renewed it",
     "clock": "the clock went back",
     "forked": "this process is a fork: connect anew",
-    "closed-edge": "this Edge is closed",
+    "edge-closed": "this Edge is closed",
 }
 
 
@@ -143,6 +143,6 @@ def refusal(reason: str) -> KeymeshError:
     """The error for a use without a lease."""
     if reason == "core-held":
         return CoreHeld()
-    if reason in _FINAL_REASONS:
-        return Refused(reason, _FINAL_REASONS[reason])
+    if reason in FINAL_REASONS:
+        return Refused(reason, FINAL_REASONS[reason])
     return Unavailable(reason or "no-lease", _REASONS.get(reason, f"no lease: {reason or 'none'}"))
