@@ -10,9 +10,9 @@ Source: DESIGN section 5.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from msgspec import Struct
 
@@ -20,12 +20,12 @@ from keymesh.control import commit, trust, view
 from keymesh.control.entry import SignedEntry, parse_entry
 from keymesh.control.kinds import TenantCreate
 from keymesh.control.messages import Ack, RestrictionAck, Sealed
-from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, Rows, SettingsRow, get
-from keymesh.control.signing import Suite
+from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, RootRow, Rows, SettingsRow, get
+from keymesh.control.signing import DsseSuite, Suite
 from keymesh.control.state import NamespaceState, Supported
-from keymesh.crypto.dsse import Envelope, key_id
+from keymesh.crypto.dsse import Envelope, Signature, key_id
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, KeymeshError
+from keymesh.model.errors import Integrity, KeymeshError, Refused
 from keymesh.model.ids import KeyId
 from keymesh.model.machine import node_address
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
@@ -175,25 +175,53 @@ class VerifiedCertificate:
     by_ack: tuple[str, ...]
     by_bound: tuple[str, ...]
 
+    def summary(self) -> dict[str, Any]:
+        """For people and ``--json``."""
+        said = self.statement
+        return {
+            "mesh": said.mesh,
+            "scope": said.scope,
+            "action": said.action,
+            "command_id": said.command_id,
+            "correlation_id": said.correlation_id,
+            "committed_at": said.committed_at,
+            "t": said.t,
+            "issued_at": said.issued_at,
+            "voters": self.voters,
+            "holders_by_ack": self.by_ack,
+            "holders_by_bound": self.by_bound,
+            "not_covered": said.not_covered,
+        }
+
 
 def encode_certificate(certificate: Certificate) -> bytes:
     return strict_json.dumps(certificate)
 
 
-def verify_certificate(
-    raw: bytes, *, suite: Suite, root_keys: Mapping[KeyId, str], root_threshold: int
-) -> VerifiedCertificate:
-    """The certificate in ``raw``, if it holds under the pinned root keys.  Needs no network and no clock.
+class _NoSigner:
+    """Verification needs a suite, and a suite a signer; this one signs nothing."""
+
+    key_id = KeyId("")
+    public_key = b""
+
+    def signature(self, payload: bytes, payload_type: str) -> Signature:
+        raise Refused("no-signing-key", "a verifier signs nothing")
+
+    def sign(self, payload: bytes, payload_type: str) -> Envelope:
+        raise Refused("no-signing-key", "a verifier signs nothing")
+
+
+def verify_certificate(raw: bytes, *, root: RootRow, mesh: str, suite: Suite | None = None) -> VerifiedCertificate:
+    """The certificate in ``raw``, if it holds under the pinned ``root`` of ``mesh``.  Needs no network and no clock.
 
     Raises Refused where it is malformed, Integrity (with a code that names the step) where it does not hold.
     """
     certificate = strict_json.decode(raw, Certificate, max_bytes=CERTIFICATE_MAX_BYTES)
-    return check_certificate(certificate, suite=suite, root_keys=root_keys, root_threshold=root_threshold)
+    pins = trust.Pins(mesh=mesh, root_keys={KeyId(k): v for k, v in root.keys.items()}, threshold=root.threshold)
+    return check_certificate(certificate, suite=suite or DsseSuite(_NoSigner()), pins=pins)
 
 
-def check_certificate(
-    certificate: Certificate, *, suite: Suite, root_keys: Mapping[KeyId, str], root_threshold: int
-) -> VerifiedCertificate:
+def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pins) -> VerifiedCertificate:
     """As ``verify_certificate``, of one that is parsed.
 
     1. The mesh state follows from the pinned root, and is of the mesh that the statement names.
@@ -206,7 +234,7 @@ def check_certificate(
     8. Each holder's end follows from its evidence.
     9. T is the latest of the commit and these ends, and the certificate was issued no earlier than T.
     """
-    head, mesh_rows = _mesh_state(certificate.trust, suite, root_keys, root_threshold)
+    head, mesh_rows = _mesh_state(certificate.trust, suite, pins)
     statement = _statement(certificate, head, mesh_rows, suite)
     signed, scope = _entry(statement, head, mesh_rows, suite)
     policy = _policy(statement, scope, mesh_rows, suite)
@@ -236,16 +264,13 @@ def check_certificate(
     )
 
 
-def _mesh_state(
-    trusted: MeshState, suite: Suite, root_keys: Mapping[KeyId, str], root_threshold: int
-) -> tuple[SignedEntry, Rows]:
+def _mesh_state(trusted: MeshState, suite: Suite, pins: trust.Pins) -> tuple[SignedEntry, Rows]:
     """Step 1, by the procedure of a holder that sees the mesh for the first time."""
     state = NamespaceState(
         head=_parsed(trusted.head),
         rows=dict(trusted.rows),
         support=tuple(Supported(_parsed(s.entry), s.countersignatures) for s in trusted.support),
     )
-    pins = trust.Pins(mesh=state.head.entry.mesh, root_keys=root_keys, threshold=root_threshold)
     try:
         view.check_first_mesh(state, suite=suite, pins=pins)
     except KeymeshError as bad:

@@ -129,7 +129,7 @@ class Bench:
 
     log: MemoryControlLog = field(default_factory=lambda: MemoryControlLog(MESH))
     records: dict[str, Any] = field(default_factory=dict)
-    now: Instant = Instant(1_000_000)
+    now: Instant = field(default=Instant(1_000_000))
     auto_append: bool = True
     auto_read: bool = True
     auto_vote: bool = True
@@ -304,17 +304,13 @@ class Bench:
         self, name: str, *, regions: tuple[str, ...] = ("us-east", "us-west"), home: str = "us-east", **policy: Any
     ) -> None:
         args = TenantCreate(
-            policy=PolicyRow(
-                version=1, home=home, domain=REGIONS[home][0], regions=regions, admins=("ann",), **policy
-            ),
+            policy=PolicyRow(version=1, home=home, domain=REGIONS[home][0], regions=regions, admins=("ann",), **policy),
             signers=SignersRow(keys=keys_of(f"signer-{name}"), threshold=1),
             binding_id="b1",
             provider="customer-kms",
             descriptor={"url": "https://kms.example"},
         )
-        made = self.command(
-            "tenant.create", args, namespace=name, command_id=f"create-{name}", by=(f"signer-{name}",)
-        )
+        made = self.command("tenant.create", args, namespace=name, command_id=f"create-{name}", by=(f"signer-{name}",))
         self.ok(made)
 
     def service(self, tenant: str, name: str, version: int = 1) -> None:
@@ -375,9 +371,7 @@ class Bench:
 
     def leaf(self, namespace: str, seq: int) -> Leaf:
         signed = self.state.spaces[namespace].entries[seq - 1]
-        return Leaf(
-            epoch=signed.entry.epoch, seq=seq, entry_hash=signed.hash, state=signed.entry.state
-        )
+        return Leaf(epoch=signed.entry.epoch, seq=seq, entry_hash=signed.hash, state=signed.entry.state)
 
     def restrictions_at(self, namespace: str, seq: int, e_ms: int = 0, open_leases: int = 0) -> tuple[Any, ...]:
         version = self.state.spaces[namespace].versions[seq]
@@ -423,8 +417,7 @@ class Bench:
                 "outcome": outcome,
                 "reason": reason,
                 "restrictions": self.restrictions_at(namespace, seq, e_ms, open_leases),
-                "correlation_id": correlation_id
-                or self.state.spaces[namespace].entries[seq - 1].entry.correlation_id,
+                "correlation_id": correlation_id or self.state.spaces[namespace].entries[seq - 1].entry.correlation_id,
                 **fields,
             }
         )

@@ -1,0 +1,168 @@
+"""The read model: what one entry changes in the tables that people and pages read.  Pure; a port for the adapter.
+
+The projection decides nothing and is never asked for permission; it can be thrown away and made again from the log.
+Source: DESIGN section 2 ("all else is a projection of it"), section 4 (the outbox).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from keymesh.control import reduce
+from keymesh.control.entry import SignedEntry
+from keymesh.control.kinds import KINDS
+from keymesh.control.rows import PolicyRow, Rows, decode, get
+from keymesh.model import strict_json
+from keymesh.model.ids import MESH_NAMESPACE
+from keymesh.registry.records import KillRecord
+
+Key = tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Write ``values`` into the row of ``table`` that ``key`` names, whatever is there."""
+
+    table: str
+    key: Key
+    values: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    table: str
+    key: Key
+
+
+Change = Put | Delete
+
+
+class Projection(Protocol):
+    """Tables brought forward one commit at a time."""
+
+    def index(self) -> int:
+        """Of the last commit taken."""
+        ...
+
+    def apply(self, index: int, entries: Sequence[SignedEntry]) -> None:
+        """Take the commit at ``index``: once, in order.  Raises Integrity where it skips or rewrites."""
+        ...
+
+    def catch_up(self, read: tuple[int, Sequence[tuple[int, SignedEntry]]]) -> None:
+        """Take what a read of the log after ``index()`` gave."""
+        ...
+
+    def put_kill(self, record: KillRecord) -> None: ...
+
+
+def project(index: int, signed: SignedEntry, before: Rows) -> tuple[dict[str, bytes], tuple[Change, ...]]:
+    """The rows after ``signed``, and what it changes in the tables.  Raises Refused where it does not fit."""
+    after = reduce.apply(before, signed.entry)
+    changes: list[Change] = [_entry(index, signed), _head(index, signed)]
+    for name in sorted(before.keys() | after.keys()):
+        old, new = before.get(name), after.get(name)
+        if old != new:
+            changes.extend(_row(signed.entry.namespace, name, new))
+    changes.extend(_outbox(index, signed, after))
+    return after, tuple(changes)
+
+
+def _entry(index: int, signed: SignedEntry) -> Put:
+    entry = signed.entry
+    return Put(
+        "entries",
+        (("namespace", entry.namespace), ("seq", entry.seq)),
+        (
+            ("idx", index),
+            ("epoch", entry.epoch),
+            ("kind", entry.kind),
+            ("actor", entry.actor),
+            ("correlation_id", entry.correlation_id),
+            ("command_id", entry.command_id),
+            ("issued_at", entry.issued_at),
+            ("entry_hash", signed.hash),
+        ),
+    )
+
+
+def _head(index: int, signed: SignedEntry) -> Put:
+    entry = signed.entry
+    values = (
+        ("epoch", entry.epoch),
+        ("seq", entry.seq),
+        ("entry_hash", signed.hash),
+        ("state", entry.state),
+        ("idx", index),
+    )
+    return Put("heads", (("namespace", entry.namespace),), values)
+
+
+def _row(namespace: str, name: str, raw: bytes | None) -> list[Change]:
+    """A desired-state row: as it is, and typed, where there is a table for it."""
+    plain: Key = (("namespace", namespace), ("name", name))
+    if raw is None:
+        typed = _typed_key(namespace, name)
+        return [Delete("rows", plain), *([Delete(*typed)] if typed else [])]
+    changes: list[Change] = [Put("rows", plain, (("value", raw),))]
+    typed = _typed_key(namespace, name)
+    if typed is not None:
+        fields = msgspec.to_builtins(decode(name, raw))
+        values = tuple(sorted((_COLUMNS.get(k, k), _cell(v)) for k, v in fields.items()))
+        changes.append(Put(typed[0], typed[1], values))
+    return changes
+
+
+_COLUMNS: Final = {"keys": "key_set"}
+_SINGLE: Final = {"policy": "tenants", "labels": "tenants"}
+
+
+def _cell(value: Any) -> Any:
+    return strict_json.dumps(value).decode() if isinstance(value, list | tuple | dict) else value
+
+
+def _typed_key(namespace: str, name: str) -> tuple[str, Key] | None:
+    """(table, key) of the typed row for ``name``, None where only the plain one is kept."""
+    head, _, rest = name.partition("/")
+    tenant = (("tenant", namespace),)
+    if namespace == MESH_NAMESPACE:
+        match head:
+            case "region":
+                return "regions", (("region", rest),)
+            case "node":
+                region, _, node = rest.partition("/")
+                return "nodes", (("region", region), ("node", node))
+            case "restriction":
+                return "restrictions", (("namespace", namespace), ("scope", rest))
+        return None
+    match head:
+        case "policy" | "labels":
+            return _SINGLE[head], tenant
+        case "binding":
+            return "bindings", (*tenant, ("binding", rest))
+        case "service":
+            return "services", (*tenant, ("service", rest))
+        case "key":
+            key, _, version = rest.rpartition("/")
+            return "keys", (*tenant, ("key", key), ("version", int(version)))
+        case "restriction":
+            return "restrictions", (("namespace", namespace), ("scope", rest))
+    return None
+
+
+def _outbox(index: int, signed: SignedEntry, rows: Rows) -> list[Change]:
+    """One line for each region that is to hear of the entry; by residency, ``*`` for all."""
+    entry = signed.entry
+    policy = get(rows, "policy", PolicyRow)
+    regions = ("*",) if entry.namespace == MESH_NAMESPACE or policy is None else policy.regions
+    return [
+        Put(
+            "outbox",
+            (("namespace", entry.namespace), ("seq", entry.seq), ("region", region)),
+            (("idx", index), ("lane", int(KINDS[entry.kind].lane)), ("correlation_id", entry.correlation_id)),
+        )
+        for region in regions
+    ]
