@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from keymesh.access.identity import Identity
 from keymesh.adapters.key_files import read_private
@@ -44,6 +45,7 @@ class Peer:
     identity: Identity | None
     chain: tuple[str, ...]
     not_after: Instant
+    public_key: bytes  # DER SubjectPublicKeyInfo of the leaf
 
     @property
     def fingerprint(self) -> str:
@@ -101,7 +103,9 @@ class PeerContext(ssl.SSLContext):
         check_leaf_profile(chain[0])
         uri = uri_of(chain[0])
         identity = self.peer_check(chain[0], chain[-1])
-        return Peer(uri, identity, prints, min(validity_ms(certificate)[1] for certificate in chain))
+        not_after = min(validity_ms(certificate)[1] for certificate in chain)
+        spki = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        return Peer(uri, identity, prints, not_after, spki)
 
     def still_accepts(self, peer: Peer) -> bool:
         """Whether a connection made earlier may go on: nothing in its chain has expired or been refused since."""

@@ -1,0 +1,139 @@
+"""What the CLI says to a mesh: an operator's certificate, the Registry's API, and the Cores where it is silent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from keymesh.access.identity import CoreIdentity, RegistryIdentity
+from keymesh.adapters.http_client import PeerClient
+from keymesh.adapters.tls import Credentials, MeshTls
+from keymesh.app.bootstrap import load_signer
+from keymesh.app.layout import Layout, MeshPlan, load_plan, resolve_dir
+from keymesh.control.trust import make_authority
+from keymesh.crypto.dsse import envelope_to_json
+from keymesh.model import strict_json
+from keymesh.model.errors import Unavailable
+from keymesh.model.ids import MeshName
+
+T = TypeVar("T")
+ANSWER_MAX_BYTES = 16 * 1024 * 1024
+AUTHORITY_LIFETIME_MS = 10 * 60_000
+
+
+class AdminClient:
+    """One operator's connection to one mesh; use as an async context manager."""
+
+    def __init__(self, layout: Layout, plan: MeshPlan) -> None:
+        self.layout = layout
+        self.plan = plan
+        self._mesh = MeshTls(
+            Credentials(layout.admin / "operator.pem"), MeshName(plan.mesh), layout.ca.read_bytes()
+        )
+        self._clients: dict[str, PeerClient] = {}
+
+    async def __aenter__(self) -> AdminClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for client in self._clients.values():
+            await client.close()
+
+    def _client(self, target: str) -> PeerClient:
+        """``target``: ``registry`` or a region."""
+        if target not in self._clients:
+            if target == "registry":
+                context = self._mesh.client(lambda i: isinstance(i, RegistryIdentity))
+                port = self.plan.registry_port
+            else:
+                context = self._mesh.client(lambda i: isinstance(i, CoreIdentity) and i.region == target)
+                port = self.plan.regions[target].port
+            self._clients[target] = PeerClient(f"https://127.0.0.1:{port}", context, timeout_s=30.0)
+        return self._clients[target]
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        target: str = "registry",
+        command_id: str | None = None,
+        timeout_s: float = 30.0,
+    ) -> Any:
+        """The JSON answer.  Raises Refused, Unavailable or Integrity as the peer said."""
+        headers = {} if command_id is None else {"Idempotency-Key": command_id}
+        raw = None if body is None else strict_json.dumps(body)
+        _, answer = await self._client(target).request(method, path, body=raw, headers=headers, timeout_s=timeout_s)
+        return strict_json.loads(answer, max_bytes=ANSWER_MAX_BYTES) if answer else None
+
+    async def command(
+        self,
+        namespace: str,
+        kind: str,
+        args: dict[str, Any],
+        *,
+        signers: tuple[Path, ...] = (),
+        command_id: str | None = None,
+    ) -> Any:
+        """Commit one command; ``signers`` are key files whose authority it carries.  Safe to repeat by its id."""
+        command_id = command_id or new_command_id()
+        return await self.call(
+            "POST",
+            "/v1/commands",
+            {
+                "namespace": namespace,
+                "kind": kind,
+                "args": args,
+                "authority": self.authority(namespace, kind, args, command_id, signers),
+            },
+            command_id=command_id,
+        )
+
+    def authority(
+        self, namespace: str, kind: str, args: dict[str, Any], command_id: str, signers: tuple[Path, ...]
+    ) -> list[Any]:
+        """The signatures of ``signers`` over that command, valid for ten minutes."""
+        if not signers:
+            return []
+        envelope = make_authority(
+            mesh=self.plan.mesh,
+            namespace=namespace,
+            command_id=command_id,
+            kind=kind,
+            args=args,
+            not_after=time.time_ns() // 1_000_000 + AUTHORITY_LIFETIME_MS,
+            signers=[load_signer(path).signer for path in signers],
+        )
+        return [strict_json.loads(envelope_to_json(envelope), max_bytes=ANSWER_MAX_BYTES)]
+
+    async def until(self, check: Callable[[], Awaitable[T | None]], *, what: str, timeout_s: float = 60.0) -> T:
+        """What ``check`` returns once it is not None.  Raises Unavailable naming ``what`` after ``timeout_s``."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = await check()
+            if found is not None:
+                return found
+            if time.monotonic() >= deadline:
+                raise Unavailable("timeout", f"{what} did not happen within {timeout_s:.0f} s; it may still")
+            await asyncio.sleep(0.1)
+
+
+def new_command_id() -> str:
+    return "cli-" + os.urandom(12).hex()
+
+
+def run_with_client(directory: str | None, work: Callable[[AdminClient], Awaitable[T]]) -> T:
+    """``work`` with a client of the mesh in ``directory``."""
+    layout = Layout(resolve_dir(directory))
+    plan = load_plan(layout)
+
+    async def go() -> T:
+        async with AdminClient(layout, plan) as client:
+            return await work(client)
+
+    return asyncio.run(go())

@@ -1,0 +1,231 @@
+"""The development ceremony behind ``keymesh up``: keys, CAs, the genesis entry and one directory for each process.
+
+In production root and officer keys are made offline and never meet; here they are written side by side, with a
+warning, so that one command gives a working mesh.  Such a mesh has a development trust domain, which production mode
+refuses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from keymesh.access.identity import AdminIdentity, CoreIdentity, Identity, RegistryIdentity
+from keymesh.adapters import key_files, pki
+from keymesh.adapters.sqlite_log import SqliteControlLog
+from keymesh.app.layout import Layout, MeshPlan, RegionPlan, TimingPlan, save_plan
+from keymesh.app.trust_file import TrustFile, save_trust
+from keymesh.control.build import make_genesis
+from keymesh.control.entry import SignedEntry
+from keymesh.control.kinds import Genesis
+from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
+from keymesh.control.signing import DsseSuite
+from keymesh.crypto.dsse import Ed25519Signer, key_id
+from keymesh.model.errors import Refused
+from keymesh.model.ids import MeshName, NodeId, RegionId, check_label, check_region
+from keymesh.model.time import Instant
+
+DEV_MESH: Final = "dev"
+DEFAULT_REGIONS: Final = ("us-east", "us-west", "eu-central", "eu-west")
+UNIX_PATH_MAX: Final = 100
+WARNING: Final = """\
+DEVELOPMENT KEYS.  This directory holds every key of one development mesh side by side: root, officer, tenant-admin,
+CA and seal keys, unencrypted.  Whoever reads it owns the mesh.  Never put real data under it.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SigningKey:
+    private: Ed25519PrivateKey
+
+    @property
+    def public_hex(self) -> str:
+        return key_files.signing_public_raw(self.private).hex()
+
+    @property
+    def key_id(self) -> str:
+        return key_id(bytes.fromhex(self.public_hex))
+
+    @property
+    def signer(self) -> Ed25519Signer:
+        return Ed25519Signer(self.private)
+
+
+def _new_key(path: Path) -> SigningKey:
+    key = key_files.new_signing_key()
+    key_files.write_signing_key(path, key)
+    return SigningKey(key)
+
+
+def load_signer(path: Path) -> SigningKey:
+    return SigningKey(key_files.load_signing_key(path))
+
+
+def parse_regions(text: str) -> dict[str, str]:
+    """``us-east,eu-west`` or ``a=us,b=eu`` to region -> residency domain (default: up to the first hyphen)."""
+    out: dict[str, str] = {}
+    for item in text.split(","):
+        name, equals, domain = item.strip().partition("=")
+        region = check_region(name)
+        if region in out:
+            raise Refused.bad_field("regions", f"{region!r} is named twice")
+        if region == "registry":
+            raise Refused.bad_field("regions", "'registry' is reserved")
+        out[region] = check_label("domain", domain if equals else region.partition("-")[0])
+    if not 1 <= len(out) <= 16:
+        raise Refused.bad_field("regions", f"1 to 16 regions, got {len(out)}")
+    return out
+
+
+def voters_of(regions: dict[str, str]) -> tuple[str, ...]:
+    """Three of the regions (all different failure domains here); with fewer than three there is no voter quorum."""
+    names = sorted(regions)
+    return tuple(names[:3]) if len(names) >= 3 else tuple(names[:1])
+
+
+def free_ports(count: int) -> list[int]:
+    """Distinct ports that were free on loopback just now."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for s in sockets:
+            s.bind(("127.0.0.1", 0))
+        return [int(s.getsockname()[1]) for s in sockets]
+    finally:
+        for s in sockets:
+            s.close()
+
+
+def make_plan(
+    regions: dict[str, str], timing: TimingPlan, *, links: bool, allow_unlocked_memory: bool, kms: bool = True
+) -> MeshPlan:
+    """A plan with ports of its own; the Registry lives in the first region named."""
+    names = list(regions)
+    pairs = [f"{src} {dst}" for src in names for dst in [*names, "registry"] if dst not in (src,)] if links else []
+    ports = iter(free_ports(1 + len(names) + len(pairs) + len(names)))
+    return MeshPlan(
+        version=1,
+        mesh=DEV_MESH,
+        registry_region=names[0],
+        registry_port=next(ports),
+        regions={
+            name: RegionPlan(domain=domain, failure_domain=name, port=next(ports)) for name, domain in regions.items()
+        },
+        timing=timing,
+        allow_unlocked_memory=allow_unlocked_memory,
+        links={pair: next(ports) for pair in pairs} or None,
+        kms_ports={name: next(ports) for name in names} if kms else None,
+    )
+
+
+def bootstrap(layout: Layout, plan: MeshPlan) -> SignedEntry:
+    """Make keys, certificates and directories for ``plan``; returns the genesis entry, for ``finish``.
+
+    The plan is written last, so a directory without one was never finished and is made again from scratch.
+    """
+    if len(os.fsencode(str(layout.edge_socket(max(plan.regions, key=len))))) > UNIX_PATH_MAX:
+        raise Refused.bad_field("dir", f"its path is too long for Unix sockets (at most {UNIX_PATH_MAX} bytes in all)")
+    for left_over in ("log.db", "log.db-wal", "log.db-shm"):
+        (layout.registry / left_over).unlink(missing_ok=True)
+    now = Instant(_wall_ms())
+    mesh = MeshName(plan.mesh)
+    regional = [d for region in plan.regions for d in (layout.core(region), layout.edge(region))]
+    for directory in (layout.root, layout.keys, layout.pki, layout.admin, layout.registry, layout.logs, *regional):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key_files.write_file(layout.keys / "DEVELOPMENT-KEYS.txt", WARNING.encode())
+
+    roots = [_new_key(layout.keys / f"root-{n}.pem") for n in (1, 2, 3)]
+    officers = [_new_key(layout.keys / f"officer-{n}.pem") for n in (1, 2, 3)]
+    _new_key(layout.keys / "tenant-admin.pem")
+    registry_key = _new_key(layout.registry / "signing.pem")
+
+    root_ca = pki.create_root(mesh, now=now)
+    mesh_ca = pki.create_intermediate(root_ca, None, now=now)
+    key_files.write_authority(layout.pki / "root-ca.pem", root_ca)
+    key_files.write_authority(layout.pki / "mesh-ca.pem", mesh_ca)
+    key_files.write_file(layout.ca, pki.certificates_pem([root_ca.certificate]), mode=key_files.PUBLIC_MODE)
+    issue(mesh_ca, layout.registry / "tls.pem", RegistryIdentity(mesh=mesh, node=NodeId("r1")), now=now)
+    issue(mesh_ca, layout.admin / "operator.pem", AdminIdentity(mesh=mesh, name="operator"), now=now)
+
+    rows: dict[str, RegionRow] = {}
+    nodes: dict[str, NodeRow] = {}
+    for region, region_plan in plan.regions.items():
+        directory = layout.core(region)
+        authority = pki.create_intermediate(root_ca, region, now=now)
+        key_files.write_authority(directory / "region-ca.pem", authority)
+        identity = CoreIdentity(mesh=mesh, region=RegionId(region), node=NodeId(region_plan.node))
+        issue(authority, directory / "tls.pem", identity, now=now)
+        nodes[f"{region}/{region_plan.node}"] = NodeRow(signing_key=_new_key(directory / "signing.pem").public_hex)
+        rows[region] = RegionRow(
+            domain=region_plan.domain,
+            failure_domain=region_plan.failure_domain,
+            ca_fingerprint=pki.fingerprint(authority.certificate),
+        )
+    root_row = RootRow(version=1, keys={k.key_id: k.public_hex for k in roots}, threshold=2)
+    genesis = Genesis(
+        root=root_row,
+        delegations={
+            "registry": DelegationRow(
+                keys={registry_key.key_id: registry_key.public_hex}, threshold=1, kinds=("*",), scope="any"
+            ),
+            "officers": DelegationRow(
+                keys={k.key_id: k.public_hex for k in officers},
+                threshold=2,
+                kinds=("suspend", "resume", "revoke"),
+                scope="mesh",
+            ),
+        },
+        settings=SettingsRow(
+            ttl_ms=plan.timing.ttl_ms,
+            heartbeat_ms=plan.timing.heartbeat_ms,
+            l1_probe_ms=plan.timing.l1_probe_ms,
+            l1_ttl_ms=plan.timing.l1_ttl_ms,
+            snapshot_ms=plan.timing.snapshot_ms,
+            salt=os.urandom(32).hex(),
+            development=True,
+        ),
+        regions=rows,
+        nodes=nodes,
+        voters=VotersRow(set_id=1, regions=voters_of({r: p.domain for r, p in plan.regions.items()})),
+    )
+    founded = make_genesis(
+        genesis,
+        mesh=plan.mesh,
+        root_signers=[k.signer for k in roots[:2]],
+        registry=DsseSuite(registry_key.signer),
+        issued_at=now,
+    )
+    signed = founded.head
+    save_trust(layout.trust, TrustFile(mesh=plan.mesh, root=root_row, genesis=signed.hash))
+    return signed
+
+
+async def _found(layout: Layout, plan: MeshPlan, genesis: SignedEntry) -> None:
+    log = SqliteControlLog(layout.registry / "log.db", mesh=plan.mesh)
+    index, _ = await log.heads()
+    if index == 0:
+        await log.append((genesis,))
+    await log.close()
+
+
+def finish(layout: Layout, plan: MeshPlan, genesis: SignedEntry) -> None:
+    """Put the genesis entry into the Registry's log, then write the plan, which completes the directory."""
+    asyncio.run(_found(layout, plan, genesis))
+    save_plan(layout, plan)
+
+
+def issue(authority: pki.Authority, path: Path, identity: Identity, *, now: Instant) -> None:
+    """A fresh TLS key and a certificate for ``identity``, in one file with the issuing CA's certificate."""
+    key = pki.new_tls_key()
+    leaf = pki.issue_leaf(authority, identity=identity, public_key=key.public_key(), now=now)
+    key_files.write_identity(path, key, [leaf, authority.certificate])
+
+
+def _wall_ms() -> int:
+    return time.time_ns() // 1_000_000

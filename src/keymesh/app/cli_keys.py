@@ -1,0 +1,211 @@
+"""``keymesh key`` and ``keymesh region``: key versions and their wrapping, regions and their internal keys."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import msgspec
+
+from keymesh.app.admin_client import AdminClient, run_with_client
+from keymesh.app.cli_common import add_common, emit, facts, stderr, table
+from keymesh.app.cli_tenant import wait_for_key
+from keymesh.control.kinds import RotateIvk, WantKey, WantRewrap
+from keymesh.model.errors import Refused
+from keymesh.model.ids import check_region, check_tenant
+from keymesh.model.scope import Scope, ScopeKind, parse_scope
+
+
+def register(commands: Any) -> None:
+    key = commands.add_parser("key", help="list, rotate and re-wrap keys")
+    actions = key.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    listing = actions.add_parser("list", help="key versions", epilog="example: keymesh key list --tenant acme")
+    listing.add_argument("--tenant", metavar="T", help="default: of all tenants")
+    add_common(listing)
+    listing.set_defaults(run=run_list)
+
+    show = actions.add_parser("show", help="one key version", epilog="example: keymesh key show key:acme/files@1")
+    show.add_argument("scope", metavar="SCOPE", help="key:T/S@V, or tenant:T for the tenant's own key")
+    add_common(show)
+    show.set_defaults(run=run_show)
+
+    rotate = actions.add_parser(
+        "rotate",
+        help="a new version protects new data; older versions go on opening old data",
+        epilog="example: keymesh key rotate service:acme/files",
+    )
+    rotate.add_argument("scope", metavar="SCOPE", help="tenant:T (its L2) or service:T/S (its L3)")
+    rotate.add_argument("--no-wait", action="store_true")
+    add_common(rotate)
+    rotate.set_defaults(run=run_rotate)
+
+    rewrap = actions.add_parser(
+        "rewrap",
+        help="wrap the service keys anew under the tenant's newest key; data stays as it is",
+        epilog="example: keymesh key rewrap tenant:acme",
+    )
+    rewrap.add_argument("scope", metavar="SCOPE", help="tenant:T (all services) or service:T/S")
+    rewrap.add_argument("--no-wait", action="store_true")
+    add_common(rewrap)
+    rewrap.set_defaults(run=run_rewrap)
+
+    region = commands.add_parser("region", help="regions and their internal keys")
+    regions = region.add_subparsers(dest="action", metavar="ACTION", required=True)
+    all_regions = regions.add_parser("list", help="all regions", epilog="example: keymesh region list")
+    add_common(all_regions)
+    all_regions.set_defaults(run=run_region_list)
+    one = regions.add_parser("show", help="one region and its tenants", epilog="example: keymesh region show eu-west")
+    one.add_argument("region", metavar="R")
+    add_common(one)
+    one.set_defaults(run=run_region_show)
+    ivk = regions.add_parser(
+        "rotate-ivk",
+        help="a new internal key for the region; everything it sealed is sealed anew, the root key is not needed",
+        epilog="example: keymesh region rotate-ivk eu-west",
+    )
+    ivk.add_argument("region", metavar="R")
+    ivk.add_argument("--no-wait", action="store_true")
+    add_common(ivk)
+    ivk.set_defaults(run=run_rotate_ivk)
+
+
+def _key_name(scope: Scope) -> str:
+    match scope.kind:
+        case ScopeKind.TENANT:
+            return "l2"
+        case ScopeKind.SERVICE | ScopeKind.KEY:
+            return f"l3/{scope.service}"
+        case _:
+            raise Refused.bad_field("scope", "tenant:T, service:T/S or key:T/S@V")
+
+
+def run_list(args: argparse.Namespace) -> int:
+    async def work(client: AdminClient) -> Any:
+        if args.tenant:
+            tenants = [check_tenant(args.tenant)]
+        else:
+            tenants = [t["tenant"] for t in (await client.call("GET", "/v1/tenants"))["tenants"]]
+        lists = [await client.call("GET", f"/v1/tenants/{t}/keys") for t in tenants]
+        return {"keys": [k for one in lists for k in one["keys"]]}
+
+    shown = run_with_client(args.dir, work)
+    columns = ("tenant", "key", "version", "revision", "state", "wrapping", "kid")
+    emit(args, shown, lambda: table("keys", columns, ([k[c] for c in columns] for k in shown["keys"])))
+    return 0
+
+
+def run_show(args: argparse.Namespace) -> int:
+    scope = parse_scope(args.scope)
+    name = _key_name(scope)
+
+    async def work(client: AdminClient) -> Any:
+        keys = (await client.call("GET", f"/v1/tenants/{scope.tenant}/keys"))["keys"]
+        found = [k for k in keys if k["key"] == name and scope.version in (None, k["version"])]
+        if not found:
+            raise Refused("not-found", f"{scope} does not exist", field="scope")
+        return {"keys": found}
+
+    shown = run_with_client(args.dir, work)
+
+    def human() -> None:
+        for k in shown["keys"]:
+            facts(f"{k['tenant']} {k['key']} version {k['version']}", k)
+
+    emit(args, shown, human)
+    return 0
+
+
+def run_rotate(args: argparse.Namespace) -> int:
+    scope = parse_scope(args.scope)
+    if scope.kind not in (ScopeKind.TENANT, ScopeKind.SERVICE):
+        raise Refused.bad_field("scope", "tenant:T or service:T/S")
+    tenant, name = check_tenant(str(scope.tenant)), _key_name(scope)
+
+    async def work(client: AdminClient) -> Any:
+        keys = (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
+        newest = max((k["version"] for k in keys if k["key"] == name), default=0)
+        if newest == 0:
+            raise Refused("not-found", f"{scope} has no key yet", field="scope")
+        done = await client.command(
+            tenant, "key.want", msgspec.to_builtins(WantKey(key=name, version=newest + 1))
+        )
+        if not args.no_wait:
+            with stderr.status(f"minting version {newest + 1} and spreading it to the allowed regions"):
+                await wait_for_key(client, tenant, name, version=newest + 1)
+        return {"tenant": tenant, "key": name, "version": newest + 1, "command": done}
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"rotated {scope}", {"version": shown["version"]}))
+    return 0
+
+
+def run_rewrap(args: argparse.Namespace) -> int:
+    scope = parse_scope(args.scope)
+    if scope.kind not in (ScopeKind.TENANT, ScopeKind.SERVICE):
+        raise Refused.bad_field("scope", "tenant:T or service:T/S")
+    tenant = check_tenant(str(scope.tenant))
+
+    async def work(client: AdminClient) -> Any:
+        async def keys() -> Any:
+            return (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
+
+        now = await keys()
+        parent = next((k["kid"] for k in now if k["key"] == "l2" and k["wrapping"]), None)
+        names = sorted({k["key"] for k in now if k["key"].startswith("l3/")})
+        if scope.kind is ScopeKind.SERVICE:
+            names = [n for n in names if n == _key_name(scope)]
+        if parent is None or not names:
+            raise Refused("not-found", f"{scope} has nothing to re-wrap", field="scope")
+        for name in names:
+            await client.command(
+                tenant, "key.want-rewrap", msgspec.to_builtins(WantRewrap(key=name, parent=parent))
+            )
+
+        async def done() -> Any:
+            mine = [k for k in await keys() if k["key"] in names and k["state"] in ("active", "deactivated")]
+            return mine if all(k["parent"] == parent for k in mine) else None
+
+        wrapped = await keys() if args.no_wait else await client.until(done, what="the re-wrapping")
+        return {"tenant": tenant, "parent": parent, "keys": [k for k in wrapped if k["key"] in names]}
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"re-wrapped {scope}", {"under": shown["parent"], "versions": len(shown["keys"])}))
+    return 0
+
+
+def run_region_list(args: argparse.Namespace) -> int:
+    shown = run_with_client(args.dir, lambda c: c.call("GET", "/v1/regions"))
+    columns = ("region", "domain", "reachable", "heartbeat_age_ms", "ivk_generation", "in_sync", "voter")
+    emit(args, shown, lambda: table("regions", columns, ([r[c] for c in columns] for r in shown["regions"])))
+    return 0
+
+
+def run_region_show(args: argparse.Namespace) -> int:
+    region = check_region(args.region)
+    shown = run_with_client(args.dir, lambda c: c.call("GET", f"/v1/regions/{region}"))
+    emit(args, shown, lambda: facts(f"region {region}", shown))
+    return 0
+
+
+def run_rotate_ivk(args: argparse.Namespace) -> int:
+    region = check_region(args.region)
+
+    async def work(client: AdminClient) -> Any:
+        wanted = (await client.call("GET", f"/v1/regions/{region}"))["ivk_wanted"] + 1
+        done = await client.command(
+            "mesh", "region.rotate-ivk", msgspec.to_builtins(RotateIvk(region=region, generation=wanted))
+        )
+
+        async def rotated() -> Any:
+            now = await client.call("GET", f"/v1/regions/{region}")
+            return now if now["ivk_generation"] >= wanted else None
+
+        if not args.no_wait:
+            with stderr.status(f"{region} seals everything anew under internal key {wanted}"):
+                await client.until(rotated, what=f"the rotation in {region}")
+        return {"region": region, "ivk_generation": wanted, "command": done}
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"rotated the internal key of {region}", {"generation": shown["ivk_generation"]}))
+    return 0

@@ -1,0 +1,214 @@
+"""``keymesh suspend | resume | revoke`` and ``keymesh verify``: the kill switch and the proof that it worked."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from keymesh.adapters.key_files import PUBLIC_MODE, write_file
+from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
+from keymesh.app.cli_common import add_common, duration_ms, emit, facts, stderr, stdout
+from keymesh.app.layout import Layout, resolve_dir
+from keymesh.app.trust_file import load_trust
+from keymesh.control.evidence import verify_certificate
+from keymesh.control.kinds import ScopeArgs
+from keymesh.control.signing import DsseSuite
+from keymesh.crypto.dsse import Ed25519Signer
+from keymesh.model import strict_json
+from keymesh.model.errors import ExitCode, Integrity, Refused, Unavailable
+from keymesh.model.ids import KeyId
+from keymesh.model.scope import Scope, parse_scope
+
+CERTIFICATE_MAX_BYTES = 16 * 1024 * 1024
+_SCOPES = "tenant:T, service:T/S, key:T/S@V, region:R or mesh (the last two want --approve-key)"
+_WHAT = {
+    "suspend": "end every use under SCOPE at once; `resume` ends the suspension; prints a certificate",
+    "revoke": "end every use under SCOPE for ever; prints a certificate",
+    "resume": "end a suspension of SCOPE",
+}
+
+
+def register(commands: Any) -> None:
+    for action, what in _WHAT.items():
+        parser = commands.add_parser(action, help=what, epilog=f"example: keymesh {action} tenant:acme")
+        parser.add_argument("scope", metavar="SCOPE", help=_SCOPES)
+        parser.add_argument("--reason", default="", metavar="TEXT", help="recorded with the entry")
+        parser.add_argument(
+            "--approve-key",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="an officer's key file; region and mesh scopes want two different officers (the first one may be "
+            "left out in a development mesh, where it is officer-1)",
+        )
+        if action == "revoke":
+            parser.add_argument(
+                "--abandon-children", action="store_true", help="revoke a key though others are wrapped under it"
+            )
+        if action != "resume":
+            parser.add_argument("-o", "--output", metavar="FILE", help="write the certificate there")
+            parser.add_argument("--no-wait", action="store_true", help="return once committed, without a certificate")
+            parser.add_argument(
+                "--wait", type=duration_ms, default=120_000, metavar="TIME", help="for the certificate (default 2m)"
+            )
+        add_common(parser)
+        parser.set_defaults(run=run_resume if action == "resume" else run_kill, action=action)
+    verify = commands.add_parser(
+        "verify",
+        help="check a certificate offline, against the mesh's root keys",
+        epilog="example: keymesh verify acme.cert.json --root trust.json",
+    )
+    verify.add_argument("file", metavar="FILE")
+    verify.add_argument("--root", metavar="FILE", help="trust.json with the root keys (default: the mesh directory's)")
+    add_common(verify)
+    verify.set_defaults(run=run_verify)
+
+
+def _signers(client: AdminClient, scope: Scope, approve: list[str]) -> tuple[Path, ...]:
+    """Two officers for wide scopes: the one given, and this operator's own."""
+    if not scope.needs_four_eyes:
+        return ()
+    if not approve:
+        raise Refused(
+            "needs-approval",
+            f"{scope} needs a second signature: --approve-key FILE, an officer's key "
+            f"(here: {client.layout.keys / 'officer-2.pem'})",
+            field="approve-key",
+        )
+    own = client.layout.keys / "officer-1.pem"
+    files = [Path(f) for f in approve]
+    if len(files) == 1:
+        if files[0].resolve() == own.resolve():
+            raise Refused.bad_field("approve-key", "the approver is not the initiator; give another officer's key")
+        files.insert(0, own)
+    return tuple(files)
+
+
+async def _commit(client: AdminClient, action: str, scope: Scope, args: argparse.Namespace) -> Any:
+    """At the Registry; where it does not answer, as a local suspension at every region that does."""
+    body = msgspec.to_builtins(
+        ScopeArgs(scope=str(scope), reason=args.reason, abandon_children=getattr(args, "abandon_children", False))
+    )
+    command_id = new_command_id()
+    signers = _signers(client, scope, args.approve_key)
+    try:
+        return await client.command(scope.namespace, action, body, signers=signers, command_id=command_id)
+    except Unavailable:
+        if action == "resume":
+            raise
+        return await _locally(client, action, scope, body, command_id, signers)
+
+
+async def _locally(
+    client: AdminClient, action: str, scope: Scope, body: dict[str, Any], command_id: str, signers: tuple[Path, ...]
+) -> Any:
+    request = {
+        "scope": str(scope),
+        "action": action,
+        "authority": client.authority(scope.namespace, action, body, command_id, signers),
+    }
+    took: list[str] = []
+    for region in sorted(client.plan.regions):
+        try:
+            await client.call("POST", "/v1/restrict", request, target=region, command_id=command_id, timeout_s=5.0)
+            took.append(region)
+        except (Unavailable, Refused):
+            continue
+    if not took:
+        raise Unavailable("unavailable", "neither the Registry nor any region answers")
+    return {"command_id": command_id, "local": took}
+
+
+def run_kill(args: argparse.Namespace) -> int:
+    scope = parse_scope(args.scope)
+
+    async def work(client: AdminClient) -> Any:
+        done = await _commit(client, args.action, scope, args)
+        shown: dict[str, Any] = {"scope": str(scope), "action": args.action, "command": done, "status": "pending"}
+        if "local" in done:
+            return {**shown, "status": "local", "regions": done["local"]}
+        if args.no_wait:
+            return shown
+        with stderr.status(f"{args.action} {scope}: waiting until every holder is accounted for"):
+
+            async def certified() -> Any:
+                now = await client.call("GET", f"/v1/certificates/{done['command_id']}?wait_ms=10000", timeout_s=20)
+                return now if now["status"] == "certified" else None
+
+            found = await client.until(certified, what="the certificate", timeout_s=args.wait / 1000)
+        return {**shown, **found}
+
+    shown = run_with_client(args.dir, work)
+    certificate = shown.get("certificate")
+    if certificate is not None:
+        output = Path(args.output or f"{str(scope).replace(':', '-').replace('/', '-')}.cert.json")
+        write_file(output, strict_json.dumps(certificate), mode=PUBLIC_MODE)
+        shown = {**shown, "file": str(output)}
+    emit(args, shown, lambda: _show_kill(shown))
+    return 0
+
+
+def _show_kill(shown: Any) -> None:
+    values = {"status": shown["status"]}
+    if shown["status"] == "local":
+        stdout.print("The Registry does not answer.  In force in these regions now, to be recorded on contact:")
+        values["regions"] = ", ".join(shown["regions"])
+    for key in ("t", "holders", "elapsed_ms", "file"):
+        if key in shown:
+            values[key] = shown[key]
+    facts(f"{shown['action']} {shown['scope']}", values)
+
+
+def run_resume(args: argparse.Namespace) -> int:
+    scope = parse_scope(args.scope)
+
+    async def work(client: AdminClient) -> Any:
+        done = await _commit(client, "resume", scope, args)
+
+        async def committed() -> Any:
+            now = await client.call("GET", f"/v1/commands/{scope.namespace}/{done['command_id']}")
+            return now if now["committed"] else None
+
+        with stderr.status(f"resume {scope}: waiting for the voters"):
+            now = await client.until(committed, what="the commit by a majority of voters")
+        return {"scope": str(scope), "action": "resume", "command": done, "status": "committed", **now}
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"resume {scope}", {"status": shown["status"]}))
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    path = Path(args.file)
+    raw = path.read_bytes()
+    if len(raw) > CERTIFICATE_MAX_BYTES:
+        raise Refused.bad_field("file", f"at most {CERTIFICATE_MAX_BYTES} bytes")
+    root_file = Path(args.root) if args.root else Layout(resolve_dir(args.dir)).trust
+    trust = load_trust(root_file)
+    verified = verify_certificate(
+        raw,
+        suite=DsseSuite(Ed25519Signer.from_seed(os.urandom(32))),  # it only verifies; its own key is thrown away
+        root_keys={KeyId(k): v for k, v in trust.root.keys.items()},
+        root_threshold=trust.root.threshold,
+    )
+    if verified.statement.mesh != trust.mesh:
+        raise Integrity("certificate-mesh", f"the certificate is of another mesh than {trust.mesh!r}", field="mesh")
+    shown = {
+        "ok": True,
+        "scope": str(verified.scope),
+        "action": verified.action,
+        "t": verified.t,
+        "t_utc": datetime.fromtimestamp(verified.t / 1000, UTC).isoformat(timespec="milliseconds"),
+        "voters": list(verified.voters),
+        "holders_by_acknowledgement": list(verified.by_ack),
+        "holders_by_bound": list(verified.by_bound),
+        "command_id": verified.statement.command_id,
+        "not_covered": list(verified.statement.not_covered),
+    }
+    emit(args, shown, lambda: facts("certificate verified", {k: v for k, v in shown.items() if k != "ok"}))
+    return int(ExitCode.DONE)

@@ -1,0 +1,305 @@
+"""``keymesh up | down | status``: an embedded mesh from one command, what it is doing, and its end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, finish, make_plan, parse_regions
+from keymesh.app.cli_common import add_common, duration_ms, emit, facts, show_ms, stderr, stdout, table
+from keymesh.app.layout import Layout, MeshPlan, TimingPlan, load_plan, resolve_dir
+from keymesh.app.supervisor import take_lock
+from keymesh.model.errors import ExitCode, Refused, Unavailable
+from keymesh.model.limits import (
+    EDGE_TTL_DEFAULT_MS,
+    EDGE_TTL_MAX_MS,
+    EDGE_TTL_MIN_MS,
+    GOVERNANCE_TTL_DEFAULT_MS,
+    GOVERNANCE_TTL_MAX_MS,
+    GOVERNANCE_TTL_MIN_DEV_MS,
+)
+
+UP_TIMEOUT_S = 90.0
+DOWN_TIMEOUT_S = 20.0
+
+
+def register(commands: Any) -> None:
+    up = commands.add_parser(
+        "up",
+        help="start a mesh (made on first use) and leave it running",
+        epilog="example: keymesh up --regions us-east,us-west,eu-central,eu-west --ttl 1h",
+    )
+    up.add_argument("--regions", metavar="R,...", help="name or name=domain; the first holds the Registry")
+    up.add_argument("--ttl", type=duration_ms, default=GOVERNANCE_TTL_DEFAULT_MS, help="governance ttl (default 1h)")
+    up.add_argument("--heartbeat", type=duration_ms, default=2_000, help="(default 2s)")
+    up.add_argument("--edge-ttl", type=duration_ms, default=EDGE_TTL_DEFAULT_MS, help="Edge lease (default 5m)")
+    up.add_argument("--l1-probe", type=duration_ms, default=300_000, help="how often the customer's L1 is asked (5m)")
+    up.add_argument("--l1-ttl", type=duration_ms, help="how long an unreachable L1 is tolerated (default: the ttl)")
+    up.add_argument("--snapshot", type=duration_ms, default=300_000, help="how often a region re-reads itself (5m)")
+    up.add_argument("--links", action="store_true", help="relay cross-region links so that they can be cut")
+    up.add_argument(
+        "--allow-unlocked-memory", action="store_true", help="run even where key memory cannot be locked (mlock)"
+    )
+    add_common(up)
+    up.set_defaults(run=run_up)
+    down = commands.add_parser("down", help="stop the mesh; nothing is deleted", epilog="example: keymesh down")
+    add_common(down)
+    down.set_defaults(run=run_down)
+    status = commands.add_parser(
+        "status",
+        help="regions, modes per tenant, lease ages, applied heads, drift",
+        epilog="example: keymesh status --json",
+    )
+    add_common(status)
+    status.set_defaults(run=run_status)
+
+
+def timing_of(args: argparse.Namespace) -> TimingPlan:
+    """The timing that the flags ask for.  Raises Refused naming the flag and its limits."""
+    if not GOVERNANCE_TTL_MIN_DEV_MS <= args.ttl <= GOVERNANCE_TTL_MAX_MS:
+        raise Refused.bad_field("ttl", f"2s to {show_ms(GOVERNANCE_TTL_MAX_MS)} in a development mesh")
+    if not EDGE_TTL_MIN_MS <= args.edge_ttl <= EDGE_TTL_MAX_MS:
+        raise Refused.bad_field("edge-ttl", "1s to 60m")
+    if not 100 <= args.heartbeat <= args.ttl // 2:
+        raise Refused.bad_field("heartbeat", "100ms to half of the ttl")
+    for flag, value in (("l1-probe", args.l1_probe), ("snapshot", args.snapshot)):
+        if not 500 <= value <= 86_400_000:
+            raise Refused.bad_field(flag, "500ms to 1d")
+    return TimingPlan(
+        ttl_ms=args.ttl,
+        heartbeat_ms=args.heartbeat,
+        edge_ttl_ms=args.edge_ttl,
+        l1_probe_ms=args.l1_probe,
+        l1_ttl_ms=args.l1_ttl or args.ttl,
+        snapshot_ms=args.snapshot,
+    )
+
+
+def run_up(args: argparse.Namespace) -> int:
+    layout = Layout(resolve_dir(args.dir))
+    shown = start_mesh(
+        layout,
+        regions=parse_regions(args.regions) if args.regions else None,
+        timing=timing_of(args),
+        links=args.links,
+        allow_unlocked_memory=args.allow_unlocked_memory,
+    )
+    emit(args, shown, lambda: _show_up(layout, shown))
+    return 0
+
+
+def start_mesh(
+    layout: Layout, *, regions: dict[str, str] | None, timing: TimingPlan, links: bool, allow_unlocked_memory: bool
+) -> dict[str, Any]:
+    """Make the mesh where there is none, start it, wait until every process serves.
+
+    Raises Refused where one is running there, or the flags do not fit the mesh that the directory already has.
+    """
+    layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with take_lock(layout):
+        made = not layout.plan.exists()
+        if made:
+            wanted = regions or parse_regions(",".join(DEFAULT_REGIONS))
+            plan = make_plan(wanted, timing, links=links, allow_unlocked_memory=allow_unlocked_memory)
+            with stderr.status("making keys, certificates and the genesis entry"):
+                finish(layout, plan, bootstrap(layout, plan))
+        else:
+            plan = load_plan(layout)
+            if regions is not None and set(regions) != set(plan.regions):
+                raise Refused.bad_field("regions", f"this mesh has {', '.join(plan.regions)}; use another --dir")
+        _check_ports(plan)
+    began = time.monotonic()
+    with (layout.logs / "supervisor.log").open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "keymesh.app.supervisor", str(layout.root)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    children = _await_ready(layout, process)
+    return {
+        "ok": True,
+        "dir": str(layout.root),
+        "made": made,
+        "pid": process.pid,
+        "regions": list(plan.regions),
+        "processes": len(children),
+        "ms": round((time.monotonic() - began) * 1000),
+    }
+
+
+def _check_ports(plan: MeshPlan) -> None:
+    ports = {"registry": plan.registry_port, **{f"core of {r}": p.port for r, p in plan.regions.items()}}
+    ports |= {f"link {name}": port for name, port in (plan.links or {}).items()}
+    ports |= {f"customer KMS replica {name}": port for name, port in (plan.kms_ports or {}).items()}
+    for what, port in ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError as taken:
+                raise Unavailable("port-taken", f"port {port} ({what}) is taken by another process") from taken
+
+
+def _await_ready(layout: Layout, process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    deadline = time.monotonic() + UP_TIMEOUT_S
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    with Progress(*columns, console=stderr, transient=True) as progress:
+        bar = progress.add_task("starting", total=None)
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise Unavailable("start", f"the supervisor ended; see {layout.logs / 'supervisor.log'}")
+            children = (ask_supervisor(layout, {"do": "status"}) or {}).get("children", {})
+            ready = [name for name, child in children.items() if child["ready"]]
+            progress.update(bar, total=len(children) or None, completed=len(ready))
+            if children and len(ready) == len(children):
+                return dict(children)
+            failing = [n for n, c in children.items() if c["restarts"] >= 3 and not c["ready"]]
+            if failing:
+                ask_supervisor(layout, {"do": "stop"})
+                raise Unavailable("start", f"{failing[0]} does not start; see {layout.logs / (failing[0] + '.log')}")
+            time.sleep(0.05)
+    ask_supervisor(layout, {"do": "stop"})
+    raise Unavailable("start", f"not ready within {UP_TIMEOUT_S:.0f} s; see {layout.logs}")
+
+
+def ask_supervisor(layout: Layout, request: dict[str, Any]) -> dict[str, Any] | None:
+    """The supervisor's answer, or None where none is listening."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        try:
+            connection.connect(str(layout.control_socket))
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            line = connection.makefile("rb").readline()
+        except (FileNotFoundError, ConnectionError, TimeoutError):
+            return None
+    answer = json.loads(line) if line else None
+    return answer if isinstance(answer, dict) else None
+
+
+def _show_up(layout: Layout, shown: dict[str, Any]) -> None:
+    facts("the mesh is up", {"regions": ", ".join(shown["regions"]), "processes": shown["processes"], "in": layout.root})
+    stdout.print(
+        "[yellow]Development keys: root, officer, tenant-admin and seal keys lie unencrypted in that directory "
+        "(keys/DEVELOPMENT-KEYS.txt).[/yellow]"
+    )
+    stdout.print("next: keymesh tenant create acme --home " + shown["regions"][0], markup=False)
+
+
+def run_down(args: argparse.Namespace) -> int:
+    layout = Layout(resolve_dir(args.dir))
+    load_plan(layout)
+    stopped = stop_mesh(layout)
+    emit(args, {"ok": True, "stopped": stopped}, lambda: stdout.print("stopped" if stopped else "was not running"))
+    return 0
+
+
+def stop_mesh(layout: Layout) -> bool:
+    """Ask the supervisor to end everything and wait until it has; False where none was running."""
+    answer = ask_supervisor(layout, {"do": "status"})
+    if answer is None:
+        return False
+    ask_supervisor(layout, {"do": "stop"})
+    deadline = time.monotonic() + DOWN_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            take_lock(layout).close()
+        except Refused:
+            time.sleep(0.05)
+            continue
+        return True
+    raise Unavailable("stop", f"the supervisor (pid {answer['pid']}) did not end within {DOWN_TIMEOUT_S:.0f} s")
+
+
+def run_status(args: argparse.Namespace) -> int:
+    layout = Layout(resolve_dir(args.dir))
+    load_plan(layout)
+    processes = ask_supervisor(layout, {"do": "status"})
+    shown: dict[str, Any] = {"running": processes is not None, "processes": (processes or {}).get("children", {})}
+    if processes is None:
+        emit(args, shown, lambda: stdout.print("the mesh is not running; `keymesh up` starts it"))
+        return int(ExitCode.UNAVAILABLE)
+    shown |= asyncio.run(_collect(layout))
+    emit(args, shown, lambda: _show_status(shown))
+    return int(ExitCode.DONE if shown["registry"]["reachable"] else ExitCode.UNAVAILABLE)
+
+
+async def _collect(layout: Layout) -> dict[str, Any]:
+    """What the Registry says, and what each Core says of itself."""
+    from keymesh.app.admin_client import AdminClient
+
+    plan = load_plan(layout)
+    async with AdminClient(layout, plan) as client:
+
+        async def ask(target: str) -> Any:
+            try:
+                answer = await client.call("GET", "/v1/status", target=target, timeout_s=5.0)
+                return {"reachable": True, **answer}
+            except (Unavailable, Refused) as silent:
+                return {"reachable": False, "reason": silent.message}
+
+        answers = await asyncio.gather(*(ask(t) for t in ("registry", *plan.regions)))
+    return {"registry": answers[0], "regions": dict(zip(plan.regions, answers[1:], strict=True))}
+
+
+def _show_status(shown: dict[str, Any]) -> None:
+    registry = shown["registry"]
+    facts("registry", {k: v for k, v in registry.items() if not isinstance(v, dict | list)})
+    seen = registry.get("regions", {})
+    table(
+        "regions",
+        ("region", "process", "heartbeat age", "in sync", "IVK", "drift", "tenants"),
+        (
+            (
+                name,
+                "up" if region["reachable"] else "down",
+                _age(seen.get(name, {}).get("heartbeat_age_ms")),
+                seen.get(name, {}).get("in_sync"),
+                region.get("ivk_generation"),
+                ", ".join(seen.get(name, {}).get("drift", [])) or "none",
+                len(region.get("tenants", {})),
+            )
+            for name, region in shown["regions"].items()
+        ),
+    )
+    table(
+        "tenants",
+        ("tenant", "region", "mode", "why", "lease left", "root key lease left", "applied"),
+        (
+            (
+                tenant,
+                name,
+                at["mode"],
+                at["reason"],
+                _age(at["lease_left_ms"]),
+                _age(at["l1_left_ms"]),
+                f"{at['epoch']}:{at['seq']}",
+            )
+            for name, region in shown["regions"].items()
+            for tenant, at in sorted(region.get("tenants", {}).items())
+        ),
+    )
+
+
+def _age(ms: int | None) -> str:
+    return "-" if ms is None else f"{ms / 1000:.1f} s"
+
+
+def running_pid(layout: Layout, name: str) -> int:
+    """Process id of the role ``name``.  Raises Unavailable where it is not running."""
+    answer = ask_supervisor(layout, {"do": "status"}) or {}
+    pid = answer.get("children", {}).get(name, {}).get("pid")
+    if not isinstance(pid, int):
+        raise Unavailable("not-running", f"{name} is not running")
+    os.kill(pid, 0)
+    return pid

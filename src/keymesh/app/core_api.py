@@ -1,0 +1,329 @@
+"""A Core's HTTP API for administrators and for the other Cores of a tenant's regions.
+
+Blobs of a residency domain move only between regions that the tenant's applied policy allows; a region that does not
+hold the tenant answers as if it did not exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from cryptography import x509
+
+from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity
+from keymesh.adapters import key_files, pki, seals
+from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.control.rows import L2_NAME
+from keymesh.core import context
+from keymesh.core.events import LocalRestrict
+from keymesh.core.keyring import subject_of
+from keymesh.crypto import wrap
+from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
+from keymesh.crypto.pages import KeyPages
+from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.model.ids import RegionId, ServiceName, TenantId, check_hex, check_label, check_tenant
+from keymesh.model.scope import parse_scope
+from keymesh.model.time import Instant
+from keymesh.orbital import edge_wire as wire
+
+if TYPE_CHECKING:
+    from keymesh.app.core_app import CoreProcess
+
+BLOB_TYPE: Final = "application/octet-stream"
+LOCAL_WAIT_S: Final = 5.0
+SHARES_MAX: Final = 16
+
+
+class RestrictBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    scope: str
+    action: str
+    authority: tuple[dict[str, Any], ...] = ()
+
+
+class EnrolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    tenant: str
+    service: str
+    instance: str
+    csr: str
+
+
+class SharesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    shares: tuple[str, ...]
+
+
+class CoreApi:
+    """Routes, readiness and metrics of one Core."""
+
+    def __init__(self, core: CoreProcess) -> None:
+        self._core = core
+
+    def routes(self) -> list[Route]:
+        def is_core(request: Request) -> bool:
+            return isinstance(request.identity, CoreIdentity)
+
+        def is_admin(request: Request) -> bool:
+            return isinstance(request.identity, AdminIdentity)
+
+        def is_edge(request: Request) -> bool:
+            return isinstance(request.identity, EdgeIdentity)
+
+        return [
+            Route(method="GET", path="/v1/blobs/{tenant}/{digest}", handler=self._get_blob, allow=is_core),
+            Route(
+                method="PUT",
+                path="/v1/blobs/{tenant}/{digest}",
+                handler=self._put_blob,
+                allow=is_core,
+                content_types=(BLOB_TYPE,),
+                body_max_bytes=wrap.WRAP_MAX_BYTES,
+            ),
+            Route(method="POST", path="/v1/restrict", handler=self._restrict, allow=is_admin),
+            Route(method="POST", path="/v1/certificates", handler=self._enrol, allow=is_admin),
+            Route(method="POST", path=wire.RENEW_PATH, handler=self._renew, allow=is_edge),
+            Route(method="GET", path="/v1/tenants/{tenant}/chain", handler=self._chain, allow=is_admin),
+            Route(method="GET", path="/v1/status", handler=self._status, allow=is_admin),
+            Route(method="GET", path="/v1/applied", handler=self._applied, allow=is_admin),
+            Route(method="POST", path="/v1/unseal", handler=self._unseal, allow=is_admin),
+        ]
+
+    # --- blobs -----------------------------------------------------------------------------------------------------
+
+    def _blob_name(self, request: Request) -> tuple[str, str]:
+        """(tenant, digest), where both this region and the asking one are allowed the tenant."""
+        tenant = check_tenant(request.params["tenant"])
+        digest = check_hex("digest", request.params["digest"], hex_bytes=32)
+        identity = request.identity
+        assert isinstance(identity, CoreIdentity)
+        regions = self._core.policy(tenant).regions
+        if identity.region not in regions or self._core.region not in regions:
+            raise Refused("not-found", "no such tenant here", field="tenant")
+        return tenant, digest
+
+    async def _get_blob(self, request: Request) -> Response:
+        tenant, digest = self._blob_name(request)
+        blob = self._core.store.get_blob(tenant, digest)
+        if blob is None:
+            raise Refused("not-found", "no such blob here", field="digest")
+        return Response(body=blob, content_type=BLOB_TYPE)
+
+    async def _put_blob(self, request: Request) -> Response:
+        tenant, digest = self._blob_name(request)
+        if wrap.digest(request.body) != digest:
+            raise Refused.bad_field("digest", "is not the body's")
+        self._core.store.put_blob(tenant, digest, request.body)
+        return Response(status=204)
+
+    # --- restrictions ------------------------------------------------------------------------------------------------
+
+    async def _restrict(self, request: Request) -> Response:
+        """A local suspension, in force when this answers; it becomes an entry on contact with the Registry."""
+        body = request.json(RestrictBody)
+        scope = parse_scope(body.scope)
+        if body.action not in ("suspend", "revoke"):
+            raise Refused.bad_field("action", "suspend or revoke")
+        if scope.needs_four_eyes:
+            raise Refused("needs-registry", f"{scope} needs the Registry, where two officers are verified")
+        if request.idempotency_key is None:
+            raise Refused.bad_field("idempotency-key", "required")
+        actor = self._admin_of(request, scope.tenant or "")
+        key = f"local/{request.idempotency_key}"
+        waiter = self._core.replies[key] = asyncio.get_running_loop().create_future()
+        self._core.shell.feed(
+            LocalRestrict(
+                command_id=request.idempotency_key,
+                scope=body.scope,
+                action=body.action,
+                actor=actor,
+                correlation_id=request.correlation_id,
+                authority=body.authority,
+            )
+        )
+        try:
+            reply = await asyncio.wait_for(waiter, LOCAL_WAIT_S)
+        except TimeoutError as late:
+            raise Unavailable("no-answer", "not recorded in time; repeat with the same id") from late
+        finally:
+            self._core.replies.pop(key, None)
+        if not reply.recorded:
+            raise Unavailable("not-recorded", reply.reason or "in force, but not durable here")
+        return json_response({"command_id": request.idempotency_key, "region": self._core.region, "in_force": True})
+
+    def _admin_of(self, request: Request, tenant: str) -> str:
+        """The administrator's URI.  Raises Refused as for an unknown tenant where they administer another."""
+        identity = request.identity
+        assert isinstance(identity, AdminIdentity)
+        if identity.name not in self._core.policy(tenant).admins:
+            raise Refused("not-found", "no such tenant here", field="tenant")
+        return str(identity)
+
+    # --- certificates ------------------------------------------------------------------------------------------------
+
+    async def _enrol(self, request: Request) -> Response:
+        """A certificate for an Edge of one service of a tenant that this region may hold."""
+        body = request.json(EnrolBody)
+        tenant, service = check_tenant(body.tenant), check_label("service", body.service)
+        check_label("instance", body.instance)
+        self._admin_of(request, tenant)
+        if self._core.region not in self._core.policy(tenant).regions:
+            raise Refused("not-found", "no such tenant here", field="tenant")
+        if service not in self._core.view(tenant).services:
+            raise Refused("not-found", "no such service", field="service")
+        identity = EdgeIdentity(
+            mesh=self._core.tls.mesh,
+            region=RegionId(self._core.region),
+            tenant=TenantId(tenant),
+            service=ServiceName(service),
+            instance=body.instance,
+        )
+        return self._issue(identity, body.csr)
+
+    async def _renew(self, request: Request) -> Response:
+        """The same identity and the same key again, for an Edge that still has its certificate."""
+        identity = request.identity
+        assert isinstance(identity, EdgeIdentity)
+        assert request.peer is not None
+        if identity.service not in self._core.view(identity.tenant).services:
+            raise Refused("denied", "the service is gone")
+        csr = request.json(wire.RenewRequest).csr
+        return self._issue(identity, csr, same_key_as=request.peer.public_key)
+
+    def _issue(self, identity: EdgeIdentity, csr: str, same_key_as: bytes | None = None) -> Response:
+        if same_key_as is not None and spki_of_csr(csr) != same_key_as:
+            raise Refused.bad_field("csr", "a renewal keeps its key")
+        authority = key_files.load_authority(self._core.directory / "region-ca.pem", mesh=self._core.tls.mesh)
+        now = Instant(time.time_ns() // 1_000_000)
+        leaf = pki.issue_from_csr(authority, csr.encode(), identity=identity, now=now)
+        chain = pki.certificates_pem([leaf, authority.certificate])
+        return json_response(wire.RenewAnswer(chain=chain.decode("ascii")))
+
+    # --- no lock-in --------------------------------------------------------------------------------------------------
+
+    async def _chain(self, request: Request) -> Response:
+        """The tenant's wrapped chain: bindings under the customer's L1, services' keys under those."""
+        tenant = check_tenant(request.params["tenant"])
+        self._admin_of(request, tenant)
+        view, policy = self._core.view(tenant), self._core.policy(tenant)
+        l2: list[ChainL2] = []
+        l3: list[ChainL3] = []
+        for (key, version), row in sorted(view.keys.items()):
+            blob = self._core.store.get_blob(tenant, row.digest)
+            if blob is None or wrap.digest(blob) != row.digest:
+                blob = await self._core.keys.peers.fetch(tenant, row.digest)
+            if key == L2_NAME:
+                l2.append(ChainL2(kid=row.kid, version=version, binding_id=row.parent, blob=blob))
+            else:
+                service = key.removeprefix("l3/")
+                l3.append(ChainL3(kid=row.kid, version=version, service=service, parent_kid=row.parent, blob=blob))
+        chain = Chain(
+            mesh=self._core.plan.mesh,
+            tenant=tenant,
+            domain=policy.domain,
+            bindings=tuple(
+                ChainBinding(id=name, provider=row.provider, descriptor=row.descriptor)
+                for name, row in sorted(view.bindings.items())
+                if row.state != "retired"
+            ),
+            l2=tuple(l2),
+            l3=tuple(l3),
+        )
+        return json_response({"tenant": tenant, "chain": wire.to_base64(chain_to_json(chain))})
+
+    # --- operating ---------------------------------------------------------------------------------------------------
+
+    async def _status(self, request: Request) -> Response:
+        """Modes, leases and applied positions, each tenant's with why it is not better."""
+        state, now = self._core.shell.state, self._core.shell.now()
+        tenants = {}
+        for tenant, holding in sorted(state.tenants.items()):
+            if holding.applied is None:
+                continue
+            mode, reason = context.tenant_mode(state, now, tenant)
+            tenants[tenant] = {
+                "mode": mode.value,
+                "reason": reason,
+                "lease_left_ms": None if holding.lease is None else max(0, holding.lease.until - now),
+                "l1_left_ms": None if holding.l1.until is None else max(0, holding.l1.until - now),
+                "epoch": holding.leaf.epoch,
+                "seq": holding.leaf.seq,
+                "loaded": len(holding.loaded),
+                "restricted": sorted(r.text for r in holding.restrictions.values()),
+            }
+        return json_response(
+            {
+                "region": self._core.region,
+                "sealed": state.sealed,
+                "ivk_generation": state.ivk_generation,
+                "keys_in_memory": len(self._core.keyring),
+                "local_suspensions": len(state.locals),
+                "edge_leases": len(state.edge_leases),
+                "tenants": tenants,
+            }
+        )
+
+    async def _applied(self, request: Request) -> Response:
+        """Tasks taken since ``since_ns`` (wall clock), oldest first: lane, task, command, when."""
+        since = request.query.get("since_ns", "0")
+        if not since.isascii() or not since.isdigit():
+            raise Refused.bad_field("since_ns", "a whole number of nanoseconds")
+        rows = [row for row in self._core.applied if row["at_ns"] >= int(since)]
+        return json_response({"applied": rows})
+
+    async def _unseal(self, request: Request) -> Response:
+        body = request.json(SharesBody)
+        if not 0 < len(body.shares) <= SHARES_MAX:
+            raise Refused.bad_field("shares", f"1 to {SHARES_MAX}")
+        record = seals.load_record(self._core.directory)
+        if record is None or not self._core.shell.state.sealed:
+            raise Refused("not-sealed", "this region is not sealed")
+        self._core.unseal(seals.open_shamir_seal(record, body.shares, self._core.pages))
+        return json_response({"region": self._core.region, "sealed": False})
+
+    def readiness(self) -> list[str]:
+        """Why this Core cannot serve, in words; empty where it can."""
+        state = self._core.shell.state
+        reasons = []
+        if state.sealed:
+            reasons.append("sealed")
+        if state.mesh.lease is None or not self._core.shell.now() < state.mesh.lease.until:
+            reasons.append("no governance lease")
+        return reasons
+
+    def add_metrics(self, registry: CollectorRegistry) -> None:
+        """Gauges over the machine's state and counters of its notes."""
+        core = self._core
+
+        class CoreCollector(Collector):
+            def collect(self) -> Any:
+                gauge = GaugeMetricFamily
+                yield gauge("keymesh_core_keys_in_memory", "Keys in locked pages.", len(core.keyring))
+                yield gauge("keymesh_core_edge_leases", "Unsettled Edge leases.", len(core.shell.state.edge_leases))
+                yield gauge("keymesh_core_sealed", "1 where there is no MasterKey.", int(core.shell.state.sealed))
+                notes = CounterMetricFamily("keymesh_core_notes", "Notes by name.", labels=["name"])
+                for name, count in sorted(core.shell.notes.items()):
+                    notes.add_metric([name], count)
+                yield notes
+                used = CounterMetricFamily("keymesh_core_l4", "Data keys reported.", labels=["what"])
+                used.add_metric(["minted"], core.edges.minted)
+                used.add_metric(["opened"], core.edges.opened)
+                yield used
+
+        registry.register(CoreCollector())
+
+
+def spki_of_csr(csr_pem: str) -> bytes:
+    """The request's public key, DER.  Raises Refused."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        key = x509.load_pem_x509_csr(csr_pem.encode()).public_key()
+    except ValueError as bad:
+        raise Refused.bad_field("csr", "not a PEM request") from bad
+    return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+

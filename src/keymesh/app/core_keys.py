@@ -1,0 +1,449 @@
+"""What a Core's machine asks for in terms of keys, carried out: load, mint, re-wrap, rotate, probe, snapshot.
+
+The machine decides when; this module moves bytes between key store, blob stores, the customer's L1 and the keyring.
+Each piece of work answers the machine with exactly one event.  A blob counts only where its digest is the log's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from keymesh.adapters.customer_kms import open_provider
+from keymesh.adapters.tls import Credentials
+from keymesh.app.blob_peers import BlobPeers
+from keymesh.control.rows import L2_NAME, BindingRow, KeyRow, encode, key_row_name
+from keymesh.core.events import (
+    IvkRotated,
+    KeyMinted,
+    KeyRef,
+    KeyRewrapped,
+    KeysLoaded,
+    L1Outcome,
+    L1Probed,
+    LoadKeys,
+    MintFailed,
+    MintKey,
+    ProbeL1,
+    RewrapKey,
+    RotateIvk,
+    SnapshotTaken,
+)
+from keymesh.core.keyring import HeldKey, Keyring, subject_of
+from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
+from keymesh.core.l1 import L1Denied, L1Provider, L1Unreachable, ProviderDescriptor
+from keymesh.crypto import wrap
+from keymesh.crypto.aad import Subject
+from keymesh.crypto.kid import kid_hex, kid_of
+from keymesh.ledger.maptree import root_of
+from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.ids import Digest
+from keymesh.model.states import IvkState
+from keymesh.model.time import Entropy, Instant
+
+log = logging.getLogger("keymesh.core.keys")
+
+IVK_WRAPS_MAX = 2**32
+L1_CALLS_AT_ONCE = 16
+
+
+class CoreKeys:
+    """``feed`` hands events to the machine; ``bindings_of`` and ``domain_of`` read its applied rows."""
+
+    def __init__(
+        self,
+        *,
+        region: str,
+        keyring: Keyring,
+        store: KeyStore,
+        peers: BlobPeers,
+        credentials: Credentials,
+        entropy: Entropy,
+        now: Callable[[], Instant],
+        feed: Callable[[Any], None],
+        bindings_of: Callable[[str], Mapping[str, BindingRow]],
+        domain_of: Callable[[str], str],
+    ) -> None:
+        self.region = region
+        self.keyring = keyring
+        self.store = store
+        self.peers = peers
+        self._credentials = credentials
+        self._entropy = entropy
+        self._now = now
+        self._feed = feed
+        self._bindings_of = bindings_of
+        self._domain_of = domain_of
+        self._providers: dict[tuple[str, str, str], L1Provider] = {}
+        self._l1_slots = asyncio.Semaphore(L1_CALLS_AT_ONCE)
+
+    # --- the customer's L1 -----------------------------------------------------------------------------------------
+
+    def _descriptor(self, namespace: str, binding_id: str) -> ProviderDescriptor:
+        row = self._bindings_of(namespace).get(binding_id)
+        if row is None:
+            raise Refused("unknown-binding", "that binding is not in the applied state")
+        return msgspec.convert(row.descriptor, ProviderDescriptor)
+
+    def _provider(self, namespace: str, binding_id: str, replica: str | None = None) -> L1Provider:
+        descriptor = self._descriptor(namespace, binding_id)
+        where = replica or descriptor.replica_for(self.region)
+        key = (namespace, binding_id, where)
+        if key not in self._providers:
+            self._providers[key] = open_provider(descriptor, where, self._credentials)
+        return self._providers[key]
+
+    async def _unwrap(self, namespace: str, binding_id: str, blob: bytes, replica: str | None = None) -> bytearray:
+        async with self._l1_slots:
+            return bytearray(await self._provider(namespace, binding_id, replica).unwrap(blob))
+
+    # --- loading ---------------------------------------------------------------------------------------------------
+
+    async def load(self, effect: LoadKeys) -> None:
+        """Every key that can be had, L2s first; answered by ``KeysLoaded``."""
+        started = self._now()
+        domain = self._domain_of(effect.namespace)
+        loaded: list[KeyRef] = []
+        failed: list[tuple[KeyRef, str]] = []
+        l1 = "unused"
+        for ref in sorted(effect.keys, key=lambda r: (r.key != L2_NAME, r.key, r.version)):
+            try:
+                if ref.key == L2_NAME:
+                    await self._load_l2(ref, domain)
+                    l1 = "ok" if l1 == "unused" else l1
+                else:
+                    await self._load_l3(ref, domain)
+                loaded.append(ref)
+            except L1Denied as denied:
+                l1 = "denied"
+                failed.append((ref, denied.code))
+            except L1Unreachable as silent:
+                l1 = l1 if l1 == "denied" else "unreachable"
+                failed.append((ref, silent.code))
+            except KeymeshError as bad:
+                failed.append((ref, bad.code))
+        for ref, reason in failed:
+            log.warning("key not loaded", extra={"fields": {"tenant": ref.namespace, "key": ref.key, "reason": reason}})
+        self._feed(
+            KeysLoaded(
+                namespace=effect.namespace,
+                loaded=tuple(loaded),
+                failed=tuple(failed),
+                l1=l1,
+                l1_started_at=started,
+            )
+        )
+
+    async def _load_l2(self, ref: KeyRef, domain: str) -> None:
+        """IVK, then L1, then the kid: all three, although the key may be in memory already (an L2 is proved by L1)."""
+        subject = subject_of(tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid)
+        binding = await self._binding_of(ref, subject)
+        parsed = wrap.parse_binding(binding)
+        one_time = await self._unwrap(ref.namespace, ref.parent, parsed.provider_blob)
+        self.keyring.hold(ref.namespace, self.keyring.open_l2(ref, domain, binding, one_time))
+
+    async def _binding_of(self, ref: KeyRef, subject: Subject) -> bytes:
+        """The L2's sovereign binding: from the cascade in the key store, else from a blob store of the domain."""
+        stored = self.store.get_key(ref.kid)
+        if stored is not None and stored.revision == ref.revision:
+            opened = self._open_stored(stored, subject)
+            if opened is not None and wrap.digest(opened) == ref.digest:
+                return opened
+        binding = await self._blob(ref)
+        self._store_cascade(ref, subject, binding)
+        return binding
+
+    def _open_stored(self, stored: StoredKey, subject: Subject) -> bytes | None:
+        """The binding inside a stored cascade, re-sealed on read where an older IVK sealed it; None where damaged."""
+        ivk = next((i for i in self.store.ivks() if i.kid == stored.ivk_kid), None)
+        if ivk is None or ivk.state is IvkState.REVOKED:
+            return None
+        try:
+            binding = self.keyring.open_outer(self.keyring.open_ivk(ivk), subject, stored.blob)
+        except (Integrity, Refused):
+            log.error("stored key damaged", extra={"fields": {"tenant": stored.namespace, "key": stored.key}})
+            return None
+        if ivk.state is not IvkState.ACTIVE:
+            self._reseal(stored, subject, binding)
+        return binding
+
+    def _reseal(self, stored: StoredKey, subject: Subject, binding: bytes) -> bool:
+        active = self.active_ivk()
+        blob = self.keyring.cascade(active, subject, binding)
+        self.store.count_wraps(active.kid, 1)
+        return self.store.put_key(replace(stored, ivk_kid=active.kid, blob=blob), over=stored)
+
+    def _store_cascade(self, ref: KeyRef, subject: Subject, binding: bytes) -> None:
+        active = self.active_ivk()
+        blob = self.keyring.cascade(active, subject, binding)
+        self.store.count_wraps(active.kid, 1)
+        self._put(ref, ivk_kid=active.kid, blob=blob)
+
+    def _put(self, ref: KeyRef, *, ivk_kid: str, blob: bytes) -> None:
+        stored = StoredKey(
+            namespace=ref.namespace,
+            key=ref.key,
+            version=ref.version,
+            revision=ref.revision,
+            kid=kid_hex(bytes.fromhex(ref.kid)),
+            digest=Digest(ref.digest),
+            ivk_kid=ivk_kid,
+            blob=blob,
+        )
+        if not self.store.put_key(stored, over=self.store.get_key(ref.kid)):
+            raise Unavailable("key-store-race", "another writer changed that key; try again")
+
+    async def _load_l3(self, ref: KeyRef, domain: str) -> None:
+        stored = self.store.get_key(ref.kid)
+        if stored is None or stored.revision != ref.revision or wrap.digest(stored.blob) != ref.digest:
+            blob = await self._blob(ref)
+            self._put(ref, ivk_kid="", blob=blob)
+        else:
+            blob = stored.blob
+        if self.keyring.get(ref.kid) is None:
+            self.keyring.hold(ref.namespace, self.keyring.open_l3(ref, domain, blob))
+
+    async def _blob(self, ref: KeyRef) -> bytes:
+        """The bytes whose digest the log names: from here, else from any allowed region."""
+        blob = self.store.get_blob(ref.namespace, ref.digest)
+        if blob is None or wrap.digest(blob) != ref.digest:
+            blob = await self.peers.fetch(ref.namespace, ref.digest)
+            self.store.put_blob(ref.namespace, ref.digest, blob)
+        return blob
+
+    # --- probing ---------------------------------------------------------------------------------------------------
+
+    async def probe(self, effect: ProbeL1) -> None:
+        """Has L1 unwrap the newest L2 under that binding, here or on every replica; the result is thrown away."""
+        started = self._now()
+        outcome = L1Outcome.UNREACHABLE
+        try:
+            blob = self._probe_blob(effect.namespace, effect.binding_id)
+            descriptor = self._descriptor(effect.namespace, effect.binding_id)
+            replicas = sorted(descriptor.replicas) if effect.all_replicas else [descriptor.replica_for(self.region)]
+            for replica in replicas:
+                one_time = await self._unwrap(effect.namespace, effect.binding_id, blob, replica)
+                one_time[:] = bytes(len(one_time))
+            outcome = L1Outcome.OK
+        except (L1Denied, Integrity):
+            outcome = L1Outcome.DENIED
+        except KeymeshError as silent:
+            log.info("L1 probe without an answer", extra={"fields": {"reason": silent.code}})
+        self._feed(
+            L1Probed(
+                namespace=effect.namespace,
+                binding_id=effect.binding_id,
+                outcome=outcome,
+                started_at=started,
+                all_replicas=effect.all_replicas,
+            )
+        )
+
+    def _probe_blob(self, namespace: str, binding_id: str) -> bytes:
+        domain = self._domain_of(namespace)
+        for stored in reversed(self.store.keys(namespace)):
+            if stored.key == L2_NAME:
+                subject = subject_of(
+                    tenant=namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
+                )
+                binding = self._open_stored(stored, subject)
+                if binding is not None and wrap.parse_binding(binding).binding_id == binding_id:
+                    return wrap.parse_binding(binding).provider_blob
+        raise Unavailable("nothing-to-probe", "no key under that binding is stored here")
+
+    # --- minting ---------------------------------------------------------------------------------------------------
+
+    async def mint(self, effect: MintKey) -> None:
+        """Generate, wrap, store in two blob stores, re-open the stored bytes; answered by KeyMinted or MintFailed."""
+        secret = self.keyring.fresh()
+        try:
+            domain = self._domain_of(effect.namespace)
+            kid = kid_hex(kid_of(secret.reveal()))
+            ref = KeyRef(
+                namespace=effect.namespace,
+                key=effect.key,
+                version=effect.version,
+                revision=1,
+                kid=kid,
+                digest="",
+                parent=effect.parent,
+            )
+            digest, holders = await self._wrap_and_store(ref, domain, secret)
+            self.keyring.hold(effect.namespace, secret)
+        except KeymeshError as failed:
+            secret.wipe()
+            self._feed(
+                MintFailed(
+                    namespace=effect.namespace, key=effect.key, version=effect.version, reason=failed.code
+                )
+            )
+            return
+        self._feed(
+            KeyMinted(
+                namespace=effect.namespace,
+                key=effect.key,
+                version=effect.version,
+                kid=kid,
+                digest=digest,
+                parent=effect.parent,
+                holders=holders,
+            )
+        )
+
+    async def _wrap_and_store(self, ref: KeyRef, domain: str, secret: Any) -> tuple[str, tuple[str, ...]]:
+        """(digest, regions that hold the blob), after the stored bytes were read back and opened."""
+        subject = subject_of(tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid)
+        if ref.key == L2_NAME:
+            blob = await self._bind(ref, subject, secret)
+        else:
+            blob = self.keyring.wrap_l3(self.keyring.need(ref.parent), subject, secret)
+        digest = wrap.digest(blob)
+        self.store.put_blob(ref.namespace, digest, blob)
+        others = await self.peers.spread(ref.namespace, digest, blob)
+        stored = self.store.get_blob(ref.namespace, digest)
+        if stored is None or wrap.digest(stored) != digest:
+            raise Unavailable("storage", "the stored blob does not read back")
+        made = replace(ref, digest=digest)
+        if ref.key == L2_NAME:
+            one_time = await self._unwrap(ref.namespace, ref.parent, wrap.parse_binding(stored).provider_blob)
+            self.keyring.open_l2(made, domain, stored, one_time).wipe()
+            self._store_cascade(made, subject, stored)
+        else:
+            self.keyring.open_l3(made, domain, stored).wipe()
+            self._put(made, ivk_kid="", blob=stored)
+        return digest, (self.region, *others)
+
+    async def _bind(self, ref: KeyRef, subject: Subject, secret: Any) -> bytes:
+        with self.keyring.fresh() as one_time:
+            async with self._l1_slots:
+                provider_blob = await self._provider(ref.namespace, ref.parent).wrap(bytes(one_time.reveal()))
+            return self.keyring.bind_l2(
+                subject=subject,
+                secret=secret,
+                one_time=one_time,
+                binding_id=ref.parent,
+                provider_blob=provider_blob,
+            )
+
+    async def rewrap(self, effect: RewrapKey) -> None:
+        """The same material under another parent, as the next revision; answered by KeyRewrapped or MintFailed."""
+        ref = replace(effect.ref, revision=effect.revision, parent=effect.parent)
+        try:
+            held = self.keyring.need(ref.kid)
+            digest, _ = await self._wrap_and_store(ref, self._domain_of(ref.namespace), held.secret)
+        except KeymeshError as failed:
+            self._feed(
+                MintFailed(namespace=ref.namespace, key=ref.key, version=ref.version, reason=failed.code)
+            )
+            return
+        self._feed(
+            KeyRewrapped(
+                namespace=ref.namespace,
+                key=ref.key,
+                version=ref.version,
+                revision=effect.revision,
+                digest=digest,
+                parent=effect.parent,
+            )
+        )
+
+    def wipe_minted(self, namespace: str, kid: str) -> None:
+        """Forget a version that lost its race; its blob is nobody's."""
+        self.keyring.drop(namespace, (kid,))
+        stored = self.store.get_key(kid)
+        if stored is not None:
+            self.store.drop_key(kid)
+            self.store.drop_blob(namespace, stored.digest)
+
+    # --- internal keys ---------------------------------------------------------------------------------------------
+
+    def active_ivk(self) -> HeldKey:
+        """Raises Unavailable where there is none, or the region is sealed."""
+        active = next((ivk for ivk in self.store.ivks() if ivk.state is IvkState.ACTIVE), None)
+        if active is None:
+            raise Unavailable("no-ivk", "this region has no active internal key")
+        return self.keyring.open_ivk(active)
+
+    def new_ivk(self, generation: int) -> None:
+        """Make and activate IVK ``generation``; the one before it goes to GRACE."""
+        with self.keyring.fresh() as secret:
+            kid, blob = self.keyring.wrap_ivk(generation, secret)
+        self.store.put_ivk(
+            StoredIvk(
+                generation=generation, kid=kid, state=IvkState.ACTIVE, created_at=self._now(), wraps=0, blob=blob
+            )
+        )
+        for old in self.store.ivks():
+            if old.generation < generation and old.state is IvkState.ACTIVE:
+                self.store.put_ivk(replace(old, state=IvkState.GRACE))
+
+    async def rotate_ivk(self, effect: RotateIvk) -> None:
+        """To ``generation``, then everything that older ones sealed is sealed anew; L1 is not asked."""
+        try:
+            if not any(ivk.generation >= effect.generation for ivk in self.store.ivks()):
+                self.new_ivk(effect.generation)
+            await self.reseal_all()
+        except KeymeshError as failed:
+            log.warning("IVK rotation not finished", extra={"fields": {"reason": failed.code}})
+            return
+        self._feed(IvkRotated(effect.generation))
+
+    async def reseal_all(self) -> int:
+        """Seal under the active IVK whatever an older one sealed; yields between keys.  Returns how many."""
+        active = self.active_ivk()
+        done = 0
+        for stored in self.store.keys():
+            if stored.ivk_kid and stored.ivk_kid != active.kid:
+                subject = subject_of(
+                    tenant=stored.namespace,
+                    domain=self._domain_of(stored.namespace),
+                    key=stored.key,
+                    version=stored.version,
+                    kid=stored.kid,
+                )
+                done += self._open_stored(stored, subject) is not None
+                await asyncio.sleep(0)
+        return done
+
+    # --- snapshot --------------------------------------------------------------------------------------------------
+
+    def snapshot(self, states: Iterable[tuple[str, Mapping[str, bytes]]]) -> SnapshotTaken:
+        """Each namespace's root over its rows as recorded, each key row's digest taken from what is really stored."""
+        out: dict[str, str] = {}
+        for namespace, rows in states:
+            real = dict(rows)
+            for stored in self.store.keys(namespace):
+                name = key_row_name(stored.key, stored.version)
+                row = real.get(name)
+                if row is not None:
+                    real[name] = self._real_row(stored, row)
+            out[namespace] = root_of(real)
+        return SnapshotTaken(states=out)
+
+    def _real_row(self, stored: StoredKey, raw: bytes) -> bytes:
+        row = msgspec.json.decode(raw, type=KeyRow)
+        if row.kid != stored.kid or row.revision != stored.revision:
+            return raw  # lag, which loading mends; not drift
+        if stored.key != L2_NAME:
+            digest = wrap.digest(stored.blob)
+        else:
+            domain = self._domain_of(stored.namespace)
+            subject = subject_of(
+                tenant=stored.namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
+            )
+            binding = self._open_stored(stored, subject)
+            digest = wrap.digest(binding) if binding is not None else Digest("0" * 64)
+        if digest == row.digest:
+            return raw
+        self.store.drop_key(stored.kid)  # damaged: the next load fetches the blob anew
+        return encode(msgspec.structs.replace(row, digest=digest))
+
+    async def close(self) -> None:
+        for provider in self._providers.values():
+            await provider.close()
+        self.keyring.seal()

@@ -1,0 +1,261 @@
+"""The Registry process: the control log and its projection behind one machine, one HTTP API and the pull channels.
+
+It decides nothing itself: commands, freshness, dispatch and certificates are ``registry.machine``'s; reads come from
+the projection, which is brought forward from the log before the process says that it is ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
+from keymesh.adapters.http_messages import Request, Response, Route
+from keymesh.adapters.http_server import HttpMetrics, HttpServer, serve
+from keymesh.adapters.key_files import load_signing_key
+from keymesh.adapters.receipt_file import FileReceiptLog
+from keymesh.adapters.sql_projection import SqlProjection
+from keymesh.adapters.sqlite_log import SqliteControlLog
+from keymesh.adapters.sqlite_records import SqliteRecords
+from keymesh.adapters.tls import Credentials, MeshTls
+from keymesh.app.channels import Mailboxes
+from keymesh.app.layout import Layout, MeshPlan, load_plan
+from keymesh.app.lifeline import die, die_with_parent, say_ready, wait_for_stop
+from keymesh.app.logs import setup_logging
+from keymesh.app.registry_api import RegistryApi
+from keymesh.app.renewal import keep_certificate_fresh
+from keymesh.app.shell import Shell
+from keymesh.app.trust_file import load_trust
+from keymesh.control.log import Conflict, UnknownOutcome
+from keymesh.control.signing import DsseSuite
+from keymesh.crypto.dsse import Ed25519Signer
+from keymesh.crypto.kat import run_known_answer_tests
+from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.ids import KeyId, MeshName
+from keymesh.model.limits import HTTP_BODY_MAX_BYTES
+from keymesh.model.machine import Received, node_address
+from keymesh.orbital.messages import Task
+from keymesh.orbital.wire import MESSAGES, Codec
+from keymesh.registry import machine
+from keymesh.registry.events import (
+    AppendConflict,
+    Appended,
+    AppendLog,
+    AppendUnknown,
+    CertificateReady,
+    Command,
+    CommandDone,
+    LogRead,
+    LogUnavailable,
+    Project,
+    ReadLog,
+)
+from keymesh.registry.records import RECORD_TYPES
+
+log = logging.getLogger("keymesh.registry")
+
+POLL_S = 20.0
+CHANNELS = ("lane0", "lane1", "lane2", "control")
+
+
+class RegistryProcess:
+    """Wires one machine to log, projection, mailboxes and HTTP."""
+
+    def __init__(self, layout: Layout, plan: MeshPlan) -> None:
+        self.layout, self.plan = layout, plan
+        directory = layout.registry
+        trust = load_trust(layout.trust)
+        signer = Ed25519Signer(load_signing_key(directory / "signing.pem"))
+        suite = DsseSuite(signer)
+        self.log = SqliteControlLog(directory / "log.db", mesh=plan.mesh)
+        self.projection = SqlProjection(f"sqlite:///{directory / 'projection.db'}")
+        self.records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
+        self.receipts = FileReceiptLog(
+            directory / "receipts.jsonl",
+            origin=f"{plan.mesh}/registry/r1",
+            signer=signer,
+            keys={signer.key_id: signer.public_key},
+        )
+        self.mailboxes = Mailboxes()
+        self.waiting: dict[tuple[str, str], asyncio.Future[CommandDone]] = {}
+        self.certified = asyncio.Condition()
+        self.tasks: set[asyncio.Task[None]] = set()
+        config = machine.RegistryConfig(
+            mesh=MeshName(plan.mesh),
+            suite=suite,
+            root_keys={KeyId(k): v for k, v in trust.root.keys.items()},
+            root_threshold=trust.root.threshold,
+        )
+        self.shell = Shell(
+            name="registry",
+            state=machine.new_registry(config),
+            step=machine.step,
+            records=self.records,
+            send=self._send,
+            effects={
+                AppendLog: lambda e: self._spawn(self._append(e)),
+                ReadLog: lambda e: self._spawn(self._read(e)),
+                CommandDone: self._command_done,
+                Project: self._project,
+                CertificateReady: self._certificate_ready,
+            },
+        )
+
+    # --- effects -------------------------------------------------------------------------------------------------
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (failed := task.exception()) is not None:
+            die("a background task failed", failed)
+
+    def _send(self, to: str, message: Any) -> None:
+        if isinstance(message, Task):
+            channel = f"lane{int(message.lane)}"
+        else:
+            channel = "control"
+        self.mailboxes.of(to, channel).put(MESSAGES.encode(message))
+
+    async def _append(self, effect: AppendLog) -> None:
+        try:
+            index = await self.log.append(effect.entries)
+        except Conflict:
+            self.shell.feed(AppendConflict(effect.token))
+        except (UnknownOutcome, Unavailable) as failed:
+            log.error("append outcome unknown", extra={"fields": {"reason": str(failed)}})
+            await asyncio.sleep(0.1)
+            self.shell.feed(AppendUnknown(effect.token))
+        else:
+            self.shell.feed(Appended(effect.token, index))
+
+    async def _read(self, effect: ReadLog) -> None:
+        try:
+            index, entries = await self.log.read(effect.after_index)
+        except Unavailable:
+            await asyncio.sleep(0.2)
+            self.shell.feed(LogUnavailable(effect.token))
+        else:
+            self.shell.feed(LogRead(token=effect.token, index=index, entries=tuple(entries)))
+
+    def _project(self, effect: Project) -> None:
+        self.projection.apply(effect.index, effect.entries)
+
+    def _command_done(self, effect: CommandDone) -> None:
+        waiter = self.waiting.pop((effect.namespace, effect.command_id), None)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(effect)
+
+    def _certificate_ready(self, effect: CertificateReady) -> None:
+        self._spawn(self._announce())
+
+    async def _announce(self) -> None:
+        async with self.certified:
+            self.certified.notify_all()
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    async def command(self, command: Command) -> CommandDone:
+        """The outcome, once it is certain.  Raises what the machine refused it with, or Unavailable."""
+        key = (command.namespace, command.command_id)
+        waiter = self.waiting.get(key)
+        if waiter is None:
+            waiter = self.waiting[key] = asyncio.get_running_loop().create_future()
+        self.shell.feed(command)
+        try:
+            done = await asyncio.wait_for(asyncio.shield(waiter), 15.0)
+        except TimeoutError as late:
+            raise Unavailable("unknown-outcome", "the log has not answered; repeat with the same id") from late
+        if done.error is not None:
+            raise done.error
+        return done
+
+    # --- nodes ---------------------------------------------------------------------------------------------------
+
+    async def node_messages(self, request: Request) -> Response:
+        identity = request.identity
+        assert isinstance(identity, CoreIdentity)
+        message = MESSAGES.decode(request.body, max_bytes=HTTP_BODY_MAX_BYTES)
+        self.shell.feed(Received(sender=node_address(identity.region, identity.node), message=message))
+        return Response(status=204)
+
+    async def channel(self, request: Request) -> Response:
+        identity = request.identity
+        assert isinstance(identity, CoreIdentity)
+        name = request.params["channel"]
+        if name not in CHANNELS:
+            raise Refused("not-found", "no such channel", field="channel")
+        items = await self.mailboxes.of(node_address(identity.region, identity.node), name).take(
+            timeout_s=POLL_S, max_items=1 if name != "control" else 64
+        )
+        return Response(body=b"[" + b",".join(items) + b"]")
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve until told to stop."""
+        tls = MeshTls(
+            Credentials(self.layout.registry / "tls.pem"), MeshName(self.plan.mesh), self.layout.ca.read_bytes()
+        )
+        self.projection.catch_up(await self.log.read(self.projection.index()))
+        self.shell.boot()
+        api = RegistryApi(self)
+        is_node = _allow(CoreIdentity)
+        routes = [
+            Route(method="POST", path="/v1/messages", handler=self.node_messages, allow=is_node),
+            Route(method="GET", path="/v1/channels/{channel}", handler=self.channel, allow=is_node),
+            *api.routes(),
+        ]
+        metrics = HttpMetrics()
+        api.add_metrics(metrics.registry)
+        server = await serve(
+            routes,
+            tls=tls.server(lambda i: isinstance(i, CoreIdentity | AdminIdentity | RegistryIdentity)),
+            port=self.plan.registry_port,
+            readiness=api.readiness,
+            metrics=metrics,
+            on_bug=lambda bug: die("a handler failed", bug),
+        )
+        renewal = asyncio.create_task(
+            keep_certificate_fresh(tls.credentials, self.layout.pki / "mesh-ca.pem", self.plan.mesh)
+        )
+        say_ready()
+        await wait_for_stop()
+        await self._stop(server, renewal)
+
+    async def _stop(self, server: HttpServer, renewal: asyncio.Task[None]) -> None:
+        renewal.cancel()
+        self.shell.stop()
+        await server.close()
+        self.records.close()
+
+
+def _allow(*kinds: type) -> Any:
+    return lambda request: isinstance(request.identity, kinds)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="keymesh registry")
+    parser.add_argument("--dir", required=True)
+    args = parser.parse_args(argv)
+    die_with_parent()
+    setup_logging("registry")
+    run_known_answer_tests()
+    layout = Layout(Path(args.dir))
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(RegistryProcess(layout, load_plan(layout)).run())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+

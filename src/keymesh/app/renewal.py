@@ -1,0 +1,50 @@
+"""Certificates live a day and are renewed at half their life, without a restart.
+
+In a development mesh the issuing CA's key lies in the directory, so a process renews its own; the key stays the same
+kind but is new, the identity is the one that the certificate had.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+from keymesh.adapters import key_files, pki
+from keymesh.adapters.tls import Credentials
+from keymesh.model.ids import MeshName
+from keymesh.model.time import Instant
+
+log = logging.getLogger("keymesh.renewal")
+
+CHECK_S = 60.0
+
+
+def renew(credentials: Credentials, authority_file: Path, mesh: str) -> None:
+    """A fresh key and certificate for the same identity, shown from the next handshake on."""
+    authority = key_files.load_authority(authority_file, mesh=MeshName(mesh))
+    identity = pki.identity_of(credentials.certificate, MeshName(mesh))
+    key = pki.new_tls_key()
+    now = Instant(time.time_ns() // 1_000_000)
+    leaf = pki.issue_leaf(authority, identity=identity, public_key=key.public_key(), now=now)
+    key_files.write_identity(credentials.identity_file, key, [leaf, authority.certificate])
+    credentials.reload()
+    log.info("certificate renewed", extra={"fields": {"identity": str(identity)}})
+
+
+def renew_if_due(credentials: Credentials, authority_file: Path, mesh: str) -> bool:
+    due = pki.needs_renewal(credentials.certificate, Instant(time.time_ns() // 1_000_000))
+    if due:
+        renew(credentials, authority_file, mesh)
+    return due
+
+
+async def keep_certificate_fresh(credentials: Credentials, authority_file: Path, mesh: str) -> None:
+    """For ever; a failure is logged and tried again, since the certificate has half its life left."""
+    while True:
+        try:
+            renew_if_due(credentials, authority_file, mesh)
+        except Exception:
+            log.exception("certificate not renewed")
+        await asyncio.sleep(CHECK_S)
