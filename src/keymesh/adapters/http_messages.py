@@ -84,7 +84,8 @@ class Route:
     """``path`` is a template: ``/v1/tenants/{tenant}``; each ``{name}`` takes one segment.
 
     ``allow`` sees the whole request before the handler does; a False is 403 ``denied``.  A handler that only reads or
-    waits (by default: GET) is cancelled when its client goes; another one runs to its end.
+    waits (by default: GET) is cancelled when its client goes; another one runs to its end.  ``quiet``: machines talk
+    here all the time, so its answered requests are logged at debug level.
     """
 
     method: str
@@ -94,6 +95,7 @@ class Route:
     content_types: tuple[str, ...] = (JSON,)
     cancel_on_disconnect: bool | None = None
     body_max_bytes: int = HTTP_BODY_MAX_BYTES
+    quiet: bool = False
 
     @property
     def is_cancelled_with_client(self) -> bool:

@@ -198,11 +198,11 @@ class HttpServer:
         started = time.monotonic()
         correlation_id = correlation_id_of(request)
         current_correlation_id.set(correlation_id)
-        template, peer = "-", None
+        template, peer, level = "-", None, logging.INFO
         try:
             peer = self._peer(request)
             route, params = self._router.find(request.method, request.raw_path.partition("?")[0])
-            template = route.path
+            template, level = route.path, logging.DEBUG if route.quiet else logging.INFO
             answer = await self._answer(request, route, params, peer, correlation_id)
         except KeymeshError as error:
             answer = problem_response(error, correlation_id)
@@ -221,7 +221,7 @@ class HttpServer:
             "bytes_out": size,
             "peer": "" if peer is None else peer.uri,
         }
-        log.info("request", extra={"fields": fields})
+        log.log(level if written.status < 400 else logging.INFO, "request", extra={"fields": fields})
         return written
 
     def _report(self, bug: Exception) -> None:

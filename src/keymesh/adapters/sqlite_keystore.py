@@ -97,7 +97,7 @@ class SqliteKeyStore:
         with self._guard() as db:
             db.execute("DELETE FROM keys WHERE kid = ?", (kid,))
 
-    def keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
+    def stored_keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
         order = "ORDER BY namespace, key, version"
         with self._guard() as db:
             if namespace is None:

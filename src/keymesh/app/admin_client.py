@@ -31,9 +31,7 @@ class AdminClient:
     def __init__(self, layout: Layout, plan: MeshPlan) -> None:
         self.layout = layout
         self.plan = plan
-        self._mesh = MeshTls(
-            Credentials(layout.admin / "operator.pem"), MeshName(plan.mesh), layout.ca.read_bytes()
-        )
+        self._mesh = MeshTls(Credentials(layout.admin / "operator.pem"), MeshName(plan.mesh), layout.ca.read_bytes())
         self._clients: dict[str, PeerClient] = {}
 
     async def __aenter__(self) -> AdminClient:

@@ -14,9 +14,7 @@ BLOB_TYPE = "application/octet-stream"
 class BlobPeers:
     """``regions_of(tenant)``: the allowed regions other than our own; ``client_of(region)``: how to reach one."""
 
-    def __init__(
-        self, *, regions_of: Callable[[str], Sequence[str]], client_of: Callable[[str], PeerClient]
-    ) -> None:
+    def __init__(self, *, regions_of: Callable[[str], Sequence[str]], client_of: Callable[[str], PeerClient]) -> None:
         self._regions_of = regions_of
         self._client_of = client_of
 

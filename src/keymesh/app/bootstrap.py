@@ -20,14 +20,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from keymesh.access.identity import AdminIdentity, CoreIdentity, Identity, RegistryIdentity
 from keymesh.adapters import key_files, pki
 from keymesh.adapters.sqlite_log import SqliteControlLog
+from keymesh.app.customer_kms_files import prepare as prepare_kms
 from keymesh.app.layout import Layout, MeshPlan, RegionPlan, TimingPlan, save_plan
 from keymesh.app.trust_file import TrustFile, save_trust
+from keymesh.app.wan_relay import Link, WanPlan
 from keymesh.control.build import make_genesis
 from keymesh.control.entry import SignedEntry
 from keymesh.control.kinds import Genesis
 from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer, key_id
+from keymesh.model import strict_json
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName, NodeId, RegionId, check_label, check_region
 from keymesh.model.time import Instant
@@ -153,6 +156,12 @@ def bootstrap(layout: Layout, plan: MeshPlan) -> SignedEntry:
     issue(mesh_ca, layout.registry / "tls.pem", RegistryIdentity(mesh=mesh, node=NodeId("r1")), now=now)
     issue(mesh_ca, layout.admin / "operator.pem", AdminIdentity(mesh=mesh, name="operator"), now=now)
 
+    if plan.kms_ports is not None:
+        root_pem = pki.certificates_pem([root_ca.certificate]).decode("ascii")
+        prepare_kms(layout.customer_kms, allow_ca=(root_pem,))
+    if plan.links is not None:
+        key_files.write_file(layout.wan_plan, strict_json.dumps(_wan_plan(plan)))
+
     rows: dict[str, RegionRow] = {}
     nodes: dict[str, NodeRow] = {}
     for region, region_plan in plan.regions.items():
@@ -204,6 +213,15 @@ def bootstrap(layout: Layout, plan: MeshPlan) -> SignedEntry:
     signed = founded.head
     save_trust(layout.trust, TrustFile(mesh=plan.mesh, root=root_row, genesis=signed.hash))
     return signed
+
+
+def _wan_plan(plan: MeshPlan) -> WanPlan:
+    links = []
+    for pair, port in sorted((plan.links or {}).items()):
+        src, dst = pair.split(" ")
+        target = plan.registry_port if dst == "registry" else plan.regions[dst].port
+        links.append(Link(src=src, dst=dst, listen_port=port, target_port=target))
+    return WanPlan(links=tuple(links))
 
 
 async def _found(layout: Layout, plan: MeshPlan, genesis: SignedEntry) -> None:

@@ -127,9 +127,7 @@ def run_rotate(args: argparse.Namespace) -> int:
         newest = max((k["version"] for k in keys if k["key"] == name), default=0)
         if newest == 0:
             raise Refused("not-found", f"{scope} has no key yet", field="scope")
-        done = await client.command(
-            tenant, "key.want", msgspec.to_builtins(WantKey(key=name, version=newest + 1))
-        )
+        done = await client.command(tenant, "key.want", msgspec.to_builtins(WantKey(key=name, version=newest + 1)))
         if not args.no_wait:
             with stderr.status(f"minting version {newest + 1} and spreading it to the allowed regions"):
                 await wait_for_key(client, tenant, name, version=newest + 1)
@@ -158,9 +156,7 @@ def run_rewrap(args: argparse.Namespace) -> int:
         if parent is None or not names:
             raise Refused("not-found", f"{scope} has nothing to re-wrap", field="scope")
         for name in names:
-            await client.command(
-                tenant, "key.want-rewrap", msgspec.to_builtins(WantRewrap(key=name, parent=parent))
-            )
+            await client.command(tenant, "key.want-rewrap", msgspec.to_builtins(WantRewrap(key=name, parent=parent)))
 
         async def done() -> Any:
             mine = [k for k in await keys() if k["key"] in names and k["state"] in ("active", "deactivated")]

@@ -29,9 +29,7 @@ def register(commands: Any) -> None:
         ("enable", "end a disabling"),
         ("status", "show a key"),
     ):
-        one = actions.add_parser(
-            name, help=what, epilog=f"example: keymesh customer-kms {name} root --dir acme-kms"
-        )
+        one = actions.add_parser(name, help=what, epilog=f"example: keymesh customer-kms {name} root --dir acme-kms")
         one.add_argument("key", metavar="KEY")
         one.add_argument("--dir", required=True, metavar="D", help="the KMS's directory")
         if name in ("disable", "enable"):

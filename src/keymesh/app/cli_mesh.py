@@ -153,7 +153,12 @@ def _check_ports(plan: MeshPlan) -> None:
 
 def _await_ready(layout: Layout, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     deadline = time.monotonic() + UP_TIMEOUT_S
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+    )
     with Progress(*columns, console=stderr, transient=True) as progress:
         bar = progress.add_task("starting", total=None)
         while time.monotonic() < deadline:
@@ -188,7 +193,9 @@ def ask_supervisor(layout: Layout, request: dict[str, Any]) -> dict[str, Any] | 
 
 
 def _show_up(layout: Layout, shown: dict[str, Any]) -> None:
-    facts("the mesh is up", {"regions": ", ".join(shown["regions"]), "processes": shown["processes"], "in": layout.root})
+    facts(
+        "the mesh is up", {"regions": ", ".join(shown["regions"]), "processes": shown["processes"], "in": layout.root}
+    )
     stdout.print(
         "[yellow]Development keys: root, officer, tenant-admin and seal keys lie unencrypted in that directory "
         "(keys/DEVELOPMENT-KEYS.txt).[/yellow]"
@@ -274,13 +281,14 @@ def _show_status(shown: dict[str, Any]) -> None:
     )
     table(
         "tenants",
-        ("tenant", "region", "mode", "why", "lease left", "root key lease left", "applied"),
+        ("tenant", "region", "mode", "why", "restricted", "lease left", "root key lease", "applied"),
         (
             (
                 tenant,
                 name,
                 at["mode"],
                 at["reason"],
+                ", ".join(at["restricted"]),
                 _age(at["lease_left_ms"]),
                 _age(at["l1_left_ms"]),
                 f"{at['epoch']}:{at['seq']}",

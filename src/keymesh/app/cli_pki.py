@@ -66,7 +66,9 @@ def run_show(args: argparse.Namespace) -> int:
 
     def human() -> None:
         columns = [c for c in shown["certificates"][0] if c != "role"]
-        table("certificates", ["role", *columns], ([c.get(k) for k in ("role", *columns)] for c in shown["certificates"]))
+        table(
+            "certificates", ["role", *columns], ([c.get(k) for k in ("role", *columns)] for c in shown["certificates"])
+        )
 
     emit(args, shown, human)
     return 0

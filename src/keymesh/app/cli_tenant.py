@@ -11,11 +11,11 @@ import msgspec
 
 from keymesh.adapters.key_files import write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
+from keymesh.app.bootstrap import load_signer
 from keymesh.app.cli_common import add_common, duration_ms, emit, facts, stderr, stdout, table
 from keymesh.app.l1_url import resolve_l1
 from keymesh.control.kinds import SetService, SwitchL1, TenantCreate
 from keymesh.control.rows import PolicyRow, ServiceRow, SignersRow
-from keymesh.app.bootstrap import load_signer
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import check_service, check_tenant
 from keymesh.model.limits import EDGE_TTL_DEFAULT_MS, EDGE_TTL_MAX_MS, EDGE_TTL_MIN_MS
@@ -153,7 +153,9 @@ async def wait_for_key(client: AdminClient, tenant: str, key: str, *, version: i
 
     async def active() -> bool | None:
         keys = await client.call("GET", f"/v1/tenants/{tenant}/keys")
-        return True if any(k["key"] == key and k["wrapping"] and k["version"] >= version for k in keys["keys"]) else None
+        return (
+            True if any(k["key"] == key and k["wrapping"] and k["version"] >= version for k in keys["keys"]) else None
+        )
 
     await client.until(active, what=f"{key} version {version} of {tenant} becoming active", timeout_s=timeout_s)
 
@@ -199,9 +201,7 @@ def run_switch(args: argparse.Namespace) -> int:
     async def work(client: AdminClient) -> Any:
         current = await client.call("GET", f"/v1/tenants/{tenant}")
         binding = await resolve_l1(client, args.l1, default_key=tenant, regions=current["regions"])
-        switch = SwitchL1(
-            binding_id=binding.binding_id, provider=binding.provider, descriptor=binding.descriptor
-        )
+        switch = SwitchL1(binding_id=binding.binding_id, provider=binding.provider, descriptor=binding.descriptor)
         done = await client.command(
             tenant,
             "l1.switch",

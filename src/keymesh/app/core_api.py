@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from cryptography import x509
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
-from cryptography import x509
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity
 from keymesh.adapters import key_files, pki, seals
@@ -22,11 +22,8 @@ from keymesh.adapters.http_messages import Request, Response, Route, json_respon
 from keymesh.control.rows import L2_NAME
 from keymesh.core import context
 from keymesh.core.events import LocalRestrict
-from keymesh.core.keyring import subject_of
 from keymesh.crypto import wrap
-from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
-from keymesh.crypto.pages import KeyPages
-from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import RegionId, ServiceName, TenantId, check_hex, check_label, check_tenant
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
@@ -206,6 +203,8 @@ class CoreApi:
 
     async def _chain(self, request: Request) -> Response:
         """The tenant's wrapped chain: bindings under the customer's L1, services' keys under those."""
+        from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
+
         tenant = check_tenant(request.params["tenant"])
         self._admin_of(request, tenant)
         view, policy = self._core.view(tenant), self._core.policy(tenant)
@@ -252,7 +251,10 @@ class CoreApi:
                 "epoch": holding.leaf.epoch,
                 "seq": holding.leaf.seq,
                 "loaded": len(holding.loaded),
-                "restricted": sorted(r.text for r in holding.restrictions.values()),
+                "restricted": sorted(
+                    {r.text for r in holding.restrictions.values()}
+                    | {f"{own.record.scope} (local)" for own in state.locals.values() if own.scope.tenant == tenant}
+                ),
             }
         return json_response(
             {
@@ -325,5 +327,3 @@ def spki_of_csr(csr_pem: str) -> bytes:
     except ValueError as bad:
         raise Refused.bad_field("csr", "not a PEM request") from bad
     return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-
-

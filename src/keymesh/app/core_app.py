@@ -226,7 +226,7 @@ class CoreProcess:
                 self._receive_all(body)
             except (Unavailable, Refused, Integrity) as lost:
                 log.info("channel lost", extra={"fields": {"channel": channel, "reason": lost.code}})
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))  # noqa: S311 jitter, not a secret
+                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(BACKOFF_MAX_S, backoff * 2)
 
     def _receive_all(self, body: bytes) -> None:
@@ -325,7 +325,6 @@ class CoreProcess:
             port=self.plan.regions[self.region].port,
             readiness=api.readiness,
             metrics=metrics,
-            on_bug=lambda bug: die("a handler failed", bug),
         )
         background = [asyncio.create_task(self._follow(channel)) for channel in CHANNELS]
         background.append(

@@ -56,13 +56,14 @@ class EdgeDoor:
             return isinstance(request.identity, EdgeIdentity) and request.identity.region == self._core.region
 
         return [
-            Route(method="POST", path=wire.MESSAGES_PATH, handler=self._messages, allow=is_edge),
-            Route(method="GET", path=wire.STREAM_PATH, handler=self._stream, allow=is_edge),
+            Route(method="POST", path=wire.MESSAGES_PATH, handler=self._messages, allow=is_edge, quiet=True),
+            Route(method="GET", path=wire.STREAM_PATH, handler=self._stream, allow=is_edge, quiet=True),
             Route(
                 method="POST",
                 path=wire.CREATE_PATH,
                 handler=self._create,
                 allow=is_edge,
+                quiet=True,
                 body_max_bytes=wire.BATCH_BODY_MAX_BYTES,
             ),
             Route(
@@ -70,6 +71,7 @@ class EdgeDoor:
                 path=wire.OPEN_PATH,
                 handler=self._open,
                 allow=is_edge,
+                quiet=True,
                 body_max_bytes=wire.BATCH_BODY_MAX_BYTES,
             ),
         ]
@@ -193,9 +195,7 @@ class EdgeDoor:
             key = os.urandom(l4.L4_BYTES)
             blob = l4.seal_l4(held.cipher, kid_bytes(held.kid), identity.tenant, asked.context, key, self._nonce())
             made.append(
-                wire.Created(
-                    blob=wire.to_base64(blob), plaintext=wire.to_base64(key) if asked.plaintext else None
-                )
+                wire.Created(blob=wire.to_base64(blob), plaintext=wire.to_base64(key) if asked.plaintext else None)
             )
         self._check(identity, version, Operation.WRAP)
         return _json(wire.CreateAnswer(keys=tuple(made)))
@@ -205,9 +205,7 @@ class EdgeDoor:
         assert isinstance(identity, EdgeIdentity)
         blobs, given = wire.decode_open(request.body, blob_bytes=l4.L4_BLOB_BYTES)
         view = self._core.view(identity.tenant)
-        versions = {
-            row.kid: version for (key, version), row in view.keys.items() if key == f"l3/{identity.service}"
-        }
+        versions = {row.kid: version for (key, version), row in view.keys.items() if key == f"l3/{identity.service}"}
         self._receipt(str(identity), "core-held-open", identity.tenant, f"{identity.service}:{len(blobs)}")
         plaintexts = [self._open_one(identity, blob, given, versions) for blob in blobs]
         for version in {versions[l4.blob_kid(blob).hex()] for blob in blobs}:

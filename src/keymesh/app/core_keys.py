@@ -246,7 +246,7 @@ class CoreKeys:
 
     def _probe_blob(self, namespace: str, binding_id: str) -> bytes:
         domain = self._domain_of(namespace)
-        for stored in reversed(self.store.keys(namespace)):
+        for stored in reversed(self.store.stored_keys(namespace)):
             if stored.key == L2_NAME:
                 subject = subject_of(
                     tenant=namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
@@ -278,9 +278,7 @@ class CoreKeys:
         except KeymeshError as failed:
             secret.wipe()
             self._feed(
-                MintFailed(
-                    namespace=effect.namespace, key=effect.key, version=effect.version, reason=failed.code
-                )
+                MintFailed(namespace=effect.namespace, key=effect.key, version=effect.version, reason=failed.code)
             )
             return
         self._feed(
@@ -337,9 +335,7 @@ class CoreKeys:
             held = self.keyring.need(ref.kid)
             digest, _ = await self._wrap_and_store(ref, self._domain_of(ref.namespace), held.secret)
         except KeymeshError as failed:
-            self._feed(
-                MintFailed(namespace=ref.namespace, key=ref.key, version=ref.version, reason=failed.code)
-            )
+            self._feed(MintFailed(namespace=ref.namespace, key=ref.key, version=ref.version, reason=failed.code))
             return
         self._feed(
             KeyRewrapped(
@@ -374,9 +370,7 @@ class CoreKeys:
         with self.keyring.fresh() as secret:
             kid, blob = self.keyring.wrap_ivk(generation, secret)
         self.store.put_ivk(
-            StoredIvk(
-                generation=generation, kid=kid, state=IvkState.ACTIVE, created_at=self._now(), wraps=0, blob=blob
-            )
+            StoredIvk(generation=generation, kid=kid, state=IvkState.ACTIVE, created_at=self._now(), wraps=0, blob=blob)
         )
         for old in self.store.ivks():
             if old.generation < generation and old.state is IvkState.ACTIVE:
@@ -397,7 +391,7 @@ class CoreKeys:
         """Seal under the active IVK whatever an older one sealed; yields between keys.  Returns how many."""
         active = self.active_ivk()
         done = 0
-        for stored in self.store.keys():
+        for stored in self.store.stored_keys():
             if stored.ivk_kid and stored.ivk_kid != active.kid:
                 subject = subject_of(
                     tenant=stored.namespace,
@@ -417,7 +411,7 @@ class CoreKeys:
         out: dict[str, str] = {}
         for namespace, rows in states:
             real = dict(rows)
-            for stored in self.store.keys(namespace):
+            for stored in self.store.stored_keys(namespace):
                 name = key_row_name(stored.key, stored.version)
                 row = real.get(name)
                 if row is not None:

@@ -56,9 +56,7 @@ def parse_l1(url: str, known: Sequence[Path]) -> L1Name:
             continue
         if match[1] in info.replicas.values():
             return L1Name(directory, check_label("l1", match[2]))
-    raise Refused(
-        "not-found", f"no KMS directory known here serves {match[1]}; name it as kms:DIR#KEY", field="l1"
-    )
+    raise Refused("not-found", f"no KMS directory known here serves {match[1]}; name it as kms:DIR#KEY", field="l1")
 
 
 def known_kms(own: Path, given: str | None = None) -> list[Path]:

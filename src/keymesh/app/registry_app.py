@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from keymesh.adapters.http_messages import Request, Response, Route
 from keymesh.adapters.http_server import HttpMetrics, HttpServer, serve
 from keymesh.adapters.key_files import load_signing_key
 from keymesh.adapters.receipt_file import FileReceiptLog
-from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.tls import Credentials, MeshTls
@@ -74,7 +74,8 @@ class RegistryProcess:
         signer = Ed25519Signer(load_signing_key(directory / "signing.pem"))
         suite = DsseSuite(signer)
         self.log = SqliteControlLog(directory / "log.db", mesh=plan.mesh)
-        self.projection = SqlProjection(f"sqlite:///{directory / 'projection.db'}")
+        self.append_started: dict[tuple[str, str], int] = {}
+        self.appended: dict[tuple[str, str], int] = {}
         self.records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
         self.receipts = FileReceiptLog(
             directory / "receipts.jsonl",
@@ -127,6 +128,8 @@ class RegistryProcess:
         self.mailboxes.of(to, channel).put(MESSAGES.encode(message))
 
     async def _append(self, effect: AppendLog) -> None:
+        names = [(e.entry.namespace, e.entry.command_id) for e in effect.entries]
+        self.append_started.update(dict.fromkeys(names, time.time_ns()))
         try:
             index = await self.log.append(effect.entries)
         except Conflict:
@@ -136,6 +139,7 @@ class RegistryProcess:
             await asyncio.sleep(0.1)
             self.shell.feed(AppendUnknown(effect.token))
         else:
+            self.appended.update(dict.fromkeys(names, time.time_ns()))
             self.shell.feed(Appended(effect.token, index))
 
     async def _read(self, effect: ReadLog) -> None:
@@ -148,7 +152,7 @@ class RegistryProcess:
             self.shell.feed(LogRead(token=effect.token, index=index, entries=tuple(entries)))
 
     def _project(self, effect: Project) -> None:
-        self.projection.apply(effect.index, effect.entries)
+        del effect
 
     def _command_done(self, effect: CommandDone) -> None:
         waiter = self.waiting.pop((effect.namespace, effect.command_id), None)
@@ -206,13 +210,12 @@ class RegistryProcess:
         tls = MeshTls(
             Credentials(self.layout.registry / "tls.pem"), MeshName(self.plan.mesh), self.layout.ca.read_bytes()
         )
-        self.projection.catch_up(await self.log.read(self.projection.index()))
         self.shell.boot()
         api = RegistryApi(self)
         is_node = _allow(CoreIdentity)
         routes = [
-            Route(method="POST", path="/v1/messages", handler=self.node_messages, allow=is_node),
-            Route(method="GET", path="/v1/channels/{channel}", handler=self.channel, allow=is_node),
+            Route(method="POST", path="/v1/messages", handler=self.node_messages, allow=is_node, quiet=True),
+            Route(method="GET", path="/v1/channels/{channel}", handler=self.channel, allow=is_node, quiet=True),
             *api.routes(),
         ]
         metrics = HttpMetrics()
@@ -223,7 +226,6 @@ class RegistryProcess:
             port=self.plan.registry_port,
             readiness=api.readiness,
             metrics=metrics,
-            on_bug=lambda bug: die("a handler failed", bug),
         )
         renewal = asyncio.create_task(
             keep_certificate_fresh(tls.credentials, self.layout.pki / "mesh-ca.pem", self.plan.mesh)
@@ -258,4 +260,3 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-

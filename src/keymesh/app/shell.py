@@ -15,6 +15,7 @@ from typing import Any
 
 from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.system import Stopwatch
+from keymesh.app.lifeline import die
 from keymesh.model.errors import Unavailable
 from keymesh.model.machine import (
     Booted,
@@ -64,7 +65,7 @@ class Shell:
         """The current instant; a wall clock that went back reaches the machine first."""
         now, back = self._watch.observe()
         if back:
-            log.error("wall clock went back", extra={"machine": self.name})
+            log.error("wall clock went back", extra={"fields": {"machine": self.name}})
             self._run(now, ClockWentBack())
         return now
 
@@ -75,9 +76,16 @@ class Shell:
         self.feed(Booted(records=records, mark=mark, entropy=os.urandom(32)))
 
     def feed(self, event: Any) -> None:
-        """One event in, its effects carried out.  After ``stop`` nothing happens any more."""
-        if not self.stopped:
+        """One event in, its effects carried out.  After ``stop`` nothing happens any more.
+
+        A failure in here is our bug, and the state is what nobody planned: the process ends.
+        """
+        if self.stopped:
+            return
+        try:
             self._run(self.now(), event)
+        except Exception as bug:
+            die(f"{self.name} failed at {type(event).__name__}", bug)
 
     def _run(self, now: Instant, event: Any) -> None:
         for effect in self._step(self.state, now, event):
@@ -99,7 +107,7 @@ class Shell:
             if self._records is not None:
                 self._records.write(effect.puts, effect.deletes)
         except Unavailable as failed:
-            log.error("persist failed", extra={"machine": self.name, "reason": failed.message})
+            log.error("persist failed", extra={"fields": {"machine": self.name, "reason": failed.message}})
             self._run(self.now(), PersistFailed(effect.token))
             return False
         self._run(self.now(), Persisted(effect.token))
@@ -116,7 +124,8 @@ class Shell:
 
     def _note(self, note: Note) -> None:
         self.notes[note.name] += 1
-        log.info(note.name, extra={"machine": self.name, "correlation_id": note.correlation_id, **dict(note.fields)})
+        fields = {"machine": self.name, **dict(note.fields)}
+        log.info(note.name, extra={"correlation_id": note.correlation_id, "fields": fields})
         if self.on_note is not None:
             self.on_note(note)
 

@@ -43,6 +43,7 @@ class Child:
     held: bool = False
     restarts: int = 0
     last_exit: int | None = None
+    watcher: asyncio.Task[None] | None = None
 
     def describe(self) -> dict[str, Any]:
         running = self.process is not None and self.process.returncode is None
@@ -79,8 +80,12 @@ def children_of(layout: Layout, plan: MeshPlan) -> list[Child]:
         )
     children.append(Child("registry", [*python, "keymesh.app.registry_app", "--dir", root], 0))
     for region in sorted(plan.regions):
-        children.append(Child(f"core-{region}", [*python, "keymesh.app.core_app", "--dir", root, "--region", region], 0))
-        children.append(Child(f"edge-{region}", [*python, "keymesh.app.edge_app", "--dir", root, "--region", region], 1))
+        children.append(
+            Child(f"core-{region}", [*python, "keymesh.app.core_app", "--dir", root, "--region", region], 0)
+        )
+        children.append(
+            Child(f"edge-{region}", [*python, "keymesh.app.edge_app", "--dir", root, "--region", region], 1)
+        )
     return children
 
 
@@ -122,7 +127,7 @@ class Supervisor:
             child.ready.clear()
             if self.stopping:
                 return
-            log.warning("process ended", extra={"child": child.name, "exit": child.last_exit})
+            log.warning("process ended", extra={"fields": {"child": child.name, "exit": child.last_exit}})
             if child.held:
                 await child.release.wait()
                 child.release.clear()
@@ -159,7 +164,7 @@ class Supervisor:
             if line == b"ready\n":
                 child.ready.set()
 
-        self._watch = asyncio.create_task(watch())
+        child.watcher = asyncio.create_task(watch())
 
     async def _end_all(self) -> None:
         running = [c.process for c in self.children.values() if c.process is not None and c.process.returncode is None]

@@ -52,7 +52,7 @@ class KeyStore(Protocol):
 
     def drop_key(self, kid: str) -> None: ...
 
-    def keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
+    def stored_keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
         """All, or those of ``namespace``, by (namespace, key, version)."""
         ...
 

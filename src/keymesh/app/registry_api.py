@@ -1,0 +1,459 @@
+"""The Registry's HTTP API for administrators: commands in, reads out, certificates awaited.
+
+Every read carries the log index that it reflects; ``?at_least=N`` waits until the projection is there.  Another
+tenant's ids look like absent ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from keymesh import __version__
+from keymesh.access.identity import AdminIdentity
+from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.app.openapi import openapi_of
+from keymesh.control.rows import L2_NAME, BindingRow, KeyRow, RestrictionRow, ServiceRow, WrappingRow, split_key_row
+from keymesh.model import strict_json
+from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.ids import MESH_NAMESPACE, check_label, check_region, check_tenant, check_token
+from keymesh.model.limits import COMMIT_MAX_ENTRIES
+from keymesh.model.states import Lane
+from keymesh.registry import heartbeats, killswitch
+from keymesh.registry.events import Command
+from keymesh.registry.state import Space
+
+if TYPE_CHECKING:
+    from keymesh.app.registry_app import RegistryProcess
+
+WAIT_MAX_MS: Final = 30_000
+
+
+class CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``args`` by ``kind``; ``authority``: DSSE envelopes over the command, where the kind asks for them."""
+
+    namespace: str
+    kind: str
+    args: dict[str, Any]
+    authority: tuple[dict[str, Any], ...] = ()
+
+
+class BatchItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    command_id: str
+    namespace: str
+    kind: str
+    args: dict[str, Any]
+    authority: tuple[dict[str, Any], ...] = ()
+
+
+class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """At most 32 commands; each stands for itself."""
+
+    commands: tuple[BatchItem, ...]
+
+
+class RegistryApi:
+    """Routes, readiness and metrics of the Registry."""
+
+    def __init__(self, process: RegistryProcess) -> None:
+        self._process = process
+
+    def routes(self) -> list[Route]:
+        def admin(request: Request) -> bool:
+            return isinstance(request.identity, AdminIdentity)
+
+        table: list[tuple[str, str, Any]] = [
+            ("POST", "/v1/commands", self._command),
+            ("POST", "/v1/commands/batch", self._batch),
+            ("GET", "/v1/commands/{namespace}/{command_id}", self._command_status),
+            ("GET", "/v1/certificates/{command_id}", self._certificate),
+            ("GET", "/v1/tenants", self._tenants),
+            ("GET", "/v1/tenants/{tenant}", self._tenant),
+            ("GET", "/v1/tenants/{tenant}/services", self._services),
+            ("GET", "/v1/tenants/{tenant}/services/{service}", self._service),
+            ("GET", "/v1/tenants/{tenant}/keys", self._keys),
+            ("GET", "/v1/regions", self._regions),
+            ("GET", "/v1/regions/{region}", self._region),
+            ("GET", "/v1/status", self._status),
+            ("GET", "/v1/openapi.json", self._openapi),
+        ]
+        self._table = table
+        return [Route(method=m, path=p, handler=h, allow=admin) for m, p, h in table]
+
+    # --- commands ----------------------------------------------------------------------------------------------------
+
+    async def _command(self, request: Request) -> Response:
+        """Commit one command; the Idempotency-Key is its id: the same again answers the same, another body 409."""
+        body = request.json(CommandBody)
+        if request.idempotency_key is None:
+            raise Refused.bad_field("idempotency-key", "required")
+        return json_response(await self._commit(request, request.idempotency_key, body))
+
+    async def _batch(self, request: Request) -> Response:
+        """Up to 32 commands at once, so that they share commits; answers in their order."""
+        items = request.json(BatchBody).commands
+        if not 0 < len(items) <= COMMIT_MAX_ENTRIES:
+            raise Refused.bad_field("commands", f"1 to {COMMIT_MAX_ENTRIES}")
+        results = await asyncio.gather(
+            *(self._commit(request, check_token("command_id", i.command_id), i) for i in items), return_exceptions=True
+        )
+        out: list[dict[str, Any]] = []
+        for result in results:
+            if isinstance(result, Refused):
+                out.append({"error": {"code": result.code, "message": result.message, "field": result.field}})
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                out.append(result)
+        return json_response({"results": out})
+
+    async def _commit(self, request: Request, command_id: str, body: CommandBody | BatchItem) -> dict[str, Any]:
+        self._authorise(request, body)
+        done = await self._process.command(
+            Command(
+                command_id=command_id,
+                namespace=body.namespace,
+                kind=body.kind,
+                args=body.args,
+                actor=str(request.identity),
+                correlation_id=request.correlation_id,
+                authority=body.authority,
+            )
+        )
+        return {
+            "command_id": command_id,
+            "namespace": body.namespace,
+            "epoch": done.epoch,
+            "seq": done.seq,
+            "index": done.index,
+            "duplicate": done.duplicate,
+            "correlation_id": request.correlation_id,
+        }
+
+    def _authorise(self, request: Request, body: CommandBody | BatchItem) -> None:
+        """Whether this administrator may ask for it; a tenant of others looks absent."""
+        identity = request.identity
+        assert isinstance(identity, AdminIdentity)
+        if body.namespace == MESH_NAMESPACE or body.kind == "tenant.create":
+            return  # officers' or the tenant's own signatures decide
+        self._space(body.namespace, identity)
+
+    async def _command_status(self, request: Request) -> Response:
+        namespace = request.params["namespace"]
+        command_id = check_token("command_id", request.params["command_id"])
+        done = self._process.shell.state.done.get((namespace, command_id))
+        if done is None:
+            raise Refused("not-found", "no such command", field="command_id")
+        seq, index = done
+        space = self._process.shell.state.spaces[namespace]
+        waiting = seq in space.uncommitted
+        return json_response(
+            {"command_id": command_id, "namespace": namespace, "seq": seq, "index": index, "committed": not waiting}
+        )
+
+    async def _certificate(self, request: Request) -> Response:
+        """The kill-switch record of a command; ``?wait_ms=N`` waits for its certificate."""
+        command_id = check_token("command_id", request.params["command_id"])
+        wait_ms = _number(request, "wait_ms", default=0, most=WAIT_MAX_MS)
+        deadline = time.monotonic() + wait_ms / 1000
+        while True:
+            kill = next((k for key, k in self._process.shell.state.kills.items() if key[1] == command_id), None)
+            if kill is None:
+                raise Refused("not-found", "no such restriction", field="command_id")
+            left = deadline - time.monotonic()
+            if kill.record.status not in (killswitch.REVOKING, killswitch.PENDING) or left <= 0:
+                break
+            async with self._process.certified:
+                try:
+                    await asyncio.wait_for(self._process.certified.wait(), min(left, 1.0))
+                except TimeoutError:
+                    continue
+        record = kill.record
+        shown: dict[str, Any] = {
+            "command_id": command_id,
+            "correlation_id": record.correlation_id,
+            "scope": record.scope,
+            "action": record.action,
+            "status": record.status,
+            "holders": len(record.holders),
+            "accounted": len(kill.evidence),
+            "append_started_ns": self._process.append_started.get((record.namespace, command_id)),
+            "appended_ns": self._process.appended.get((record.namespace, command_id)),
+        }
+        if record.certificate is not None:
+            shown |= {
+                "certificate": record.certificate,
+                "t": record.t,
+                "committed_at": record.committed_at,
+                "elapsed_ms": record.certified_at - record.committed_at,
+            }
+        return json_response(shown)
+
+    # --- reads -------------------------------------------------------------------------------------------------------
+
+    def _space(self, tenant: str, identity: AdminIdentity) -> Space:
+        space = self._process.shell.state.spaces.get(check_tenant(tenant))
+        if space is None or space.policy is None or identity.name not in space.policy.admins:
+            raise Refused("not-found", "no such tenant", field="tenant")
+        return space
+
+    async def _at_least(self, request: Request) -> None:
+        wanted = _number(request, "at_least", default=0, most=2**53)
+        deadline = time.monotonic() + 5.0
+        while self._process.shell.state.index < wanted:
+            if time.monotonic() >= deadline:
+                raise Unavailable("behind", f"not yet at index {wanted}")
+            await asyncio.sleep(0.01)
+
+    def _answer(self, value: dict[str, Any]) -> Response:
+        return json_response({**value, "index": self._process.shell.state.index})
+
+    async def _tenants(self, request: Request) -> Response:
+        """The tenants that this administrator administers."""
+        await self._at_least(request)
+        identity = request.identity
+        assert isinstance(identity, AdminIdentity)
+        spaces = self._process.shell.state.spaces
+        mine = [s for _, s in sorted(spaces.items()) if s.policy is not None and identity.name in s.policy.admins]
+        return self._answer({"tenants": [show_tenant(space) for space in mine]})
+
+    async def _tenant(self, request: Request) -> Response:
+        return self._answer(show_tenant(await self._named(request)))
+
+    async def _named(self, request: Request) -> Space:
+        await self._at_least(request)
+        identity = request.identity
+        assert isinstance(identity, AdminIdentity)
+        return self._space(request.params["tenant"], identity)
+
+    async def _services(self, request: Request) -> Response:
+        space = await self._named(request)
+        names = sorted(name.removeprefix("service/") for name in space.rows if name.startswith("service/"))
+        return self._answer({"services": [show_service(space, name) for name in names]})
+
+    async def _service(self, request: Request) -> Response:
+        space = await self._named(request)
+        name = check_label("service", request.params["service"])
+        if f"service/{name}" not in space.rows:
+            raise Refused("not-found", "no such service", field="service")
+        return self._answer(show_service(space, name))
+
+    async def _keys(self, request: Request) -> Response:
+        return self._answer({"keys": show_keys(await self._named(request))})
+
+    async def _regions(self, request: Request) -> Response:
+        state = self._process.shell.state
+        names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
+        return self._answer({"regions": [self._show_region(name) for name in names], "halted": state.halted})
+
+    async def _region(self, request: Request) -> Response:
+        name = check_region(request.params["region"])
+        if f"region/{name}" not in self._mesh().rows:
+            raise Refused("not-found", "no such region", field="region")
+        return self._answer(self._show_region(name))
+
+    def _mesh(self) -> Space:
+        space = self._process.shell.state.spaces.get(MESH_NAMESPACE)
+        if space is None:
+            raise Unavailable("booting", "the control log is still being read")
+        return space
+
+    def _show_region(self, name: str) -> dict[str, Any]:
+        state, now = self._process.shell.state, self._process.shell.now()
+        row = strict_json.loads(self._mesh().rows[f"region/{name}"], max_bytes=64 * 1024)
+        sessions = [s for s in state.sessions.values() if s.region == name]
+        heard = max((s.heard_at for s in sessions if s.heard_at is not None), default=None)
+        offered = state.regions[name].show() if name in state.regions else {}
+        reported = sessions[0].applied if sessions else {}
+        behind = sorted(n for n, leaf in offered.items() if n in reported and reported[n].order < leaf.order)
+        missing = sorted(n for n in offered if n not in reported)
+        drift = sorted(
+            n
+            for n, leaf in offered.items()
+            if n in reported and reported[n].order == leaf.order and reported[n].state != leaf.state
+        )
+        reachable = (
+            any(heartbeats.is_reachable(s, now, state.settings.heartbeat_ms) for s in sessions)
+            if (state.settings is not None)
+            else False
+        )
+        restriction = self._mesh().rows.get(f"restriction/region:{name}")
+        return {
+            "region": name,
+            "domain": row["domain"],
+            "failure_domain": row["failure_domain"],
+            "reachable": reachable,
+            "heartbeat_age_ms": None if heard is None else now - heard,
+            "ivk_wanted": row["ivk_generation"],
+            "ivk_generation": max((s.ivk_generation for s in sessions), default=0),
+            "voter": state.voters is not None and name in state.voters.regions,
+            "in_sync": reachable and not (behind or missing or drift),
+            "behind": behind,
+            "missing": missing,
+            "drift": drift,
+            "pending": sum(len(s.pending) for s in sessions),
+            "modes": dict(sessions[0].modes) if sessions else {},
+            "state": "active" if restriction is None else _restriction_state(restriction),
+            "queued": {str(int(lane)): sum(s.queue.depth(lane) for s in sessions) for lane in Lane},
+        }
+
+    async def _status(self, request: Request) -> Response:
+        """Index, what waits, and every region."""
+        state = self._process.shell.state
+        names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
+        return self._answer(
+            {
+                "mesh": self._process.plan.mesh,
+                "version": __version__,
+                "halted": state.halted,
+                "tenants": sum(s.policy is not None for s in state.spaces.values()),
+                "uncommitted": sum(len(s.uncommitted) for s in state.spaces.values()),
+                "open_kill_switches": len(state.open_kills),
+                "regions": {name: self._show_region(name) for name in names},
+            }
+        )
+
+    async def _openapi(self, request: Request) -> Response:
+        return json_response(openapi_of("keymesh Registry", [(m, p, h.__doc__ or "") for m, p, h in self._table]))
+
+    # --- health ------------------------------------------------------------------------------------------------------
+
+    def readiness(self) -> list[str]:
+        """Why the Registry cannot serve; empty where it can."""
+        state = self._process.shell.state
+        if state.halted:
+            return [f"halted: {state.halted}"]
+        return [] if state.booted else ["reading the control log"]
+
+    def add_metrics(self, registry: CollectorRegistry) -> None:
+        """Gauges over the machine's state and counters of its notes."""
+        shell = self._process.shell
+
+        class RegistryCollector(Collector):
+            def collect(self) -> Any:
+                state = shell.state
+                yield GaugeMetricFamily("keymesh_registry_index", "Index of the control log.", state.index)
+                yield GaugeMetricFamily(
+                    "keymesh_registry_halted", "1 where the log does not verify.", bool(state.halted)
+                )
+                yield GaugeMetricFamily(
+                    "keymesh_registry_open_kill_switches", "Not yet certified.", len(state.open_kills)
+                )
+                notes = CounterMetricFamily("keymesh_registry_notes", "Notes by name.", labels=["name"])
+                for name, count in sorted(shell.notes.items()):
+                    notes.add_metric([name], count)
+                yield notes
+
+        registry.register(RegistryCollector())
+
+
+def _number(request: Request, name: str, *, default: int, most: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or len(text) > 16 or int(text) > most:
+        raise Refused.bad_field(name, f"a whole number up to {most}")
+    return int(text)
+
+
+def _restriction_state(raw: bytes) -> str:
+    row = msgspec.json.decode(raw, type=RestrictionRow)
+    return "active" if row.state == "none" else row.state
+
+
+def _scope_state(space: Space, *scopes: str) -> str:
+    """The strictest of the restrictions on ``scopes``."""
+    states = {
+        _restriction_state(space.rows[f"restriction/{scope}"])
+        for scope in scopes
+        if f"restriction/{scope}" in space.rows
+    }
+    return next((word for word in ("revoked", "suspended") if word in states), "active")
+
+
+def show_tenant(space: Space) -> dict[str, Any]:
+    """A tenant for people: policy, bindings with their replica addresses, services, state."""
+    policy = space.policy
+    assert policy is not None
+    bindings = []
+    for name, raw in sorted(space.rows.items()):
+        if name.startswith("binding/"):
+            row = msgspec.json.decode(raw, type=BindingRow)
+            key = row.descriptor.get("key", "")
+            replicas = row.descriptor.get("replicas", {})
+            urls = {region: f"{url}/keys/{key}" for region, url in sorted(replicas.items())}
+            first = urls.get(policy.home) or next(iter(urls.values()), "")
+            bindings.append(
+                {
+                    "id": name.removeprefix("binding/"),
+                    "provider": row.provider,
+                    "state": row.state,
+                    "url": first,
+                    "replicas": urls,
+                }
+            )
+    return {
+        "tenant": space.name,
+        "home": policy.home,
+        "domain": policy.domain,
+        "regions": list(policy.regions),
+        "ttl_ms": policy.ttl_ms,
+        "standby": policy.standby,
+        "state": _scope_state(space, f"tenant:{space.name}"),
+        "bindings": bindings,
+        "services": sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/")),
+        "seq": space.seq,
+    }
+
+
+def show_service(space: Space, name: str) -> dict[str, Any]:
+    """A service for people: its policy, its wrapping version, its state."""
+    row = msgspec.json.decode(space.rows[f"service/{name}"], type=ServiceRow)
+    wrapping = space.rows.get(f"wrapping/l3/{name}")
+    return {
+        "tenant": space.name,
+        "service": name,
+        "version": row.version,
+        "custody": row.custody,
+        "edge_ttl_ms": row.edge_ttl_ms,
+        "mint_budget": row.mint_budget,
+        "open_budget": row.open_budget,
+        "wrapping": None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
+        "state": _scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
+    }
+
+
+def show_keys(space: Space) -> list[dict[str, Any]]:
+    """Every key version of a tenant; ``state`` is the key's own unless a restriction is stricter."""
+    out = []
+    for name, raw in sorted(space.rows.items()):
+        if not name.startswith("key/"):
+            continue
+        key, version = split_key_row(name)
+        row = msgspec.json.decode(raw, type=KeyRow)
+        wrapping = space.rows.get(f"wrapping/{key}")
+        scopes = [f"tenant:{space.name}"]
+        if key != L2_NAME:
+            service = key.removeprefix("l3/")
+            scopes += [f"service:{space.name}/{service}", f"key:{space.name}/{service}@{version}"]
+        restricted = _scope_state(space, *scopes)
+        out.append(
+            {
+                "tenant": space.name,
+                "key": key,
+                "version": version,
+                "revision": row.revision,
+                "kid": row.kid,
+                "parent": row.parent,
+                "digest": row.digest,
+                "state": row.state if restricted == "active" else restricted,
+                "wrapping": wrapping is not None and msgspec.json.decode(wrapping, type=WrappingRow).version == version,
+            }
+        )
+    return out
