@@ -137,7 +137,7 @@ class Edge:
             signing_key=signer.public_key.hex(),
             verify_policy=policy_verifier(mesh=anchor.mesh, registry_keys=anchor.registry_keys, suite=suite),
         )
-        shell = EdgeShell(config, transport, pages, cores=by_address)
+        shell = EdgeShell(config, transport, cores=by_address)
         shell.start()
         return cls(shell, transport, who, urls)
 
@@ -248,6 +248,13 @@ class Edge:
         """A kid that our lease does not name: ask for a fresh one once, then say unavailable (DESIGN section 1)."""
         if not self._shell.want_key() or not await self._shell.changed(FETCH_TIMEOUT_S):
             raise why
+
+    async def renew_certificate(self, csr_pem: str) -> str:
+        """A new chain (PEM) for this Edge's own identity and key, asked for with the certificate that it has.
+
+        The caller writes it to the identity file; new connections show it from then on.
+        """
+        return await first_answer(self._cores, lambda core: self._transport.renew(core, csr_pem))
 
     # --- for people ------------------------------------------------------------------------------------------------
 

@@ -15,14 +15,14 @@ import os
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from keymesh.crypto.kid import kid_bytes
-from keymesh.crypto.pages import KeyPages
 from keymesh.crypto.xaes import XaesKey
-from keymesh.edge.client_transport import CoreTransport, GrantedKeys
+from keymesh.edge.client_transport import GrantedKeys
 from keymesh.edge.hot import HotPath
 from keymesh.edge.hot_lease import HotLease, LeasedKey, Meter, no_lease
 from keymesh.edge.machine import EdgeState, new_edge, step
@@ -49,14 +49,21 @@ wall_ns: Final[Clock] = time.time_ns
 _shells: weakref.WeakSet[EdgeShell] = weakref.WeakSet()
 
 
+class Transport(Protocol):
+    """What the shell needs of ``client_transport.CoreTransport``."""
+
+    async def post(self, core: str, message: Any) -> Any: ...
+
+    def stream(self, core: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]: ...
+
+
 class EdgeShell:
     """Start it on the loop that is to drive it.  ``cores``: the base URL behind each address of the machine."""
 
     def __init__(
         self,
         config: EdgeConfig,
-        transport: CoreTransport,
-        pages: KeyPages,
+        transport: Transport,
         *,
         cores: dict[Address, str],
         boot_clock: Clock = boot_ns,
@@ -69,7 +76,6 @@ class EdgeShell:
         self.totals: Final[Counter[str]] = Counter()
         self.state: Final[EdgeState] = new_edge(config)
         self._transport = transport
-        self._pages = pages
         self._cores = cores
         self._boot_clock = boot_clock
         self._wall_clock = wall_clock
