@@ -45,6 +45,7 @@ from keymesh.model.machine import (
     REGISTRY,
     Booted,
     ClockWentBack,
+    Persist,
     Persisted,
     PersistFailed,
     Received,
@@ -64,7 +65,11 @@ def new_node(config: NodeConfig) -> NodeState:
 
 
 def step(state: NodeState, now: Instant, event: Any) -> Out:
-    """Effects of ``event``, to be carried out in order.  Before ``Booted`` nothing has an effect."""
+    """Effects of ``event``, to be carried out in order.  Before ``Booted`` nothing has an effect.
+
+    Records come last: what depends on one is the effect of its ``Persisted``, and a record that fails takes nothing
+    else with it.
+    """
     out: Out = []
     handler = _EVENTS.get(type(event))
     if handler is not None and (state.booted or type(event) is Booted):
@@ -72,6 +77,9 @@ def step(state: NodeState, now: Instant, event: Any) -> Out:
         if state.timers and state.timers[0][0] < state.woken_at:
             state.woken_at = state.timers[0][0]
             out.append(Wake(state.woken_at))
+        records = [effect for effect in out if type(effect) is Persist]
+        if records:
+            out = [effect for effect in out if type(effect) is not Persist] + records
     return out
 
 
@@ -160,13 +168,13 @@ def _on_persisted(state: NodeState, now: Instant, event: Persisted, out: Out) ->
         case local.LocalPending():
             local.on_persisted(state, pending, out)
         case local.ReleasePending():
-            namespace = local.on_released(state, pending, out)
-            if namespace is not None:
+            for namespace in local.on_released(state, pending, out):
                 upkeep.settle_namespace(state, now, namespace, out)
     unrecorded.succeeded(state, now, pending, out)
 
 
 def _on_persist_failed(state: NodeState, now: Instant, event: PersistFailed, out: Out) -> None:
+    state.woken_at = NEVER  # the failed step's later effects are dropped, its Wake among them
     pending = state.persisting.pop(event.token, None)
     if isinstance(pending, edges.GrantPending):
         edges.on_grant_failed(pending, out)

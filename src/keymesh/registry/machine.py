@@ -145,6 +145,7 @@ def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effect
 
 
 def _persist_failed(state: RegistryState, now: Instant, event: PersistFailed, out: Effects) -> None:
+    state.wake_at = None  # the failed step's later effects are dropped, its Wake among them
     match state.persisting.pop(event.token, None):
         case CommitRecord() as proof:
             commits.on_persist_failed(state, now, proof, out)

@@ -27,6 +27,7 @@ from keymesh.sim.suite import FakeSuite
 from keymesh.sim.world import World
 
 MESH: Final = "sim"
+DOMAIN: Final = "earth"
 _RETRY_MS: Final = 2_500
 _NOT_AFTER: Final = WALL_EPOCH_MS * 2
 _STREAM: Final = stream_of("client")
@@ -80,12 +81,12 @@ class Clients:
     # --- set-up ------------------------------------------------------------------------------------------------------
 
     def onboard(self, tenant: TenantSpec) -> None:
-        """Create the tenant, its services and their first keys."""
+        """Create the tenant and its services; their first keys are wanted with them."""
         args = {
             "policy": {
                 "version": 1,
                 "home": tenant.home,
-                "domain": tenant.name,
+                "domain": DOMAIN,
                 "regions": sorted(tenant.regions),
                 "admins": ["admin"],
                 "ttl_ms": tenant.ttl_ms,
@@ -100,9 +101,6 @@ class Clients:
         self.ask("tenant.create", tenant.name, args, by=(self.signers[tenant.name],))
         for i, service in enumerate(tenant.services):
             self.world.schedule(2_000 + i * 10, lambda a, b: self._set_service(None, tenant.name, a), service)
-        self.world.schedule(3_000, lambda a, b: self._want_key(None, tenant.name, "l2"))
-        for i, service in enumerate(tenant.services):
-            self.world.schedule(3_500 + i * 10, lambda a, b: self._want_key(None, tenant.name, a), f"l3/{service}")
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -172,7 +170,7 @@ class Clients:
     def _want_key(self, item: Item | None, tenant: str, key: str) -> None:
         facts = self.world.ledger.facts.get(tenant, ())
         version = 1 + max(
-            (f.args["version"] for f in facts if f.kind == "key.want" and f.args["key"] == key), default=0
+            (f.args["version"] for f in facts if f.kind == "key.want" and f.args["key"] == key), default=1
         )
         self.ask("key.want", tenant, {"key": key, "version": version})
 

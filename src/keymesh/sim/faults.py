@@ -139,8 +139,13 @@ class Faults:
     def _torn(self, name: str) -> None:
         self._proc(name).torn += 1
 
-    def _wipe(self, region: str) -> None:
-        """The region's disks are gone: records, blobs, IVK; its node comes back empty."""
+    def _wipe(self, region: str) -> bool:
+        """The region's disks are gone: records, blobs, IVK; its node comes back empty.
+
+        Not where a blob has its last copy there: no design brings that back.
+        """
+        if not self.keys.has_copies_elsewhere(region):
+            return False
         proc = self._proc(region)
         proc.host.reboot(self.world.t)
         self.world.crash(proc, 5_000)
@@ -150,6 +155,7 @@ class Faults:
         self.keys.wipe_region(region)
         for hook in self.world.on_wipe:
             hook(proc)
+        return True
 
     def _rot(self, region: str, tenant: str) -> bool:
         proc = self._proc(region)

@@ -94,6 +94,10 @@ class KeyShells:
     def kids(self, process: str, namespace: str) -> set[str]:
         return self.memory.setdefault(process, {}).setdefault(namespace, set())
 
+    def has_copies_elsewhere(self, region: str) -> bool:
+        others = [store for name, store in self.blobs.items() if name != region]
+        return all(any(place in store for store in others) for place in self.blobs.get(region, ()))
+
     def wipe_region(self, region: str) -> None:
         self.blobs.pop(region, None)
         self.ivk.pop(region, None)
@@ -230,7 +234,6 @@ class KeyShells:
         blob = Blob(kid, f"{material ^ 1:064x}", e.parent, material)
         for region in holders:
             self.blobs.setdefault(region, {})[e.namespace, e.key, e.version, 1] = blob
-        self.kids(m.proc.name, e.namespace).add(kid)
         self.world.reply(life, KeyMinted(e.namespace, e.key, e.version, kid, blob.digest, e.parent, tuple(holders)))
 
     def _mint_refusal(self, m: Machine, namespace: str, key: str, parent: str) -> str:

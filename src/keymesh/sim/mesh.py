@@ -30,7 +30,7 @@ from keymesh.registry import commands
 from keymesh.registry import machine as registry_machine
 from keymesh.registry.events import AppendLog, CertificateReady, Command, Project, ReadLog
 from keymesh.registry.state import RegistryConfig
-from keymesh.sim.client import MESH, Clients
+from keymesh.sim.client import DOMAIN, MESH, Clients
 from keymesh.sim.clocks import WALL_EPOCH_MS, HostClock
 from keymesh.sim.faults import Faults
 from keymesh.sim.keys import KeyShells
@@ -173,7 +173,7 @@ class Mesh:
                 salt=_SALT,
                 development=True,
             ),
-            regions={r: RegionRow(domain=r, failure_domain=r, ca_fingerprint="ab" * 32) for r in REGIONS},
+            regions={r: RegionRow(domain=DOMAIN, failure_domain=r, ca_fingerprint="ab" * 32) for r in REGIONS},
             nodes={f"{r}/{NODE}": NodeRow(signing_key=self.suite(f"node-{r}").public_hex) for r in REGIONS},
             voters=VotersRow(set_id=1, regions=tuple(sorted(VOTERS))),
         )

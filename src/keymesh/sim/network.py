@@ -108,9 +108,9 @@ class Network:
                     return
             elif (draw >> 50) & 1023 < o.replay and link.last is not None:
                 self._counts["replay"] += 1
-                self._schedule(delay + ((draw >> 20) & 0x3FFF), deliver, to, link.last)
+                self._schedule(delay + ((draw >> 20) & 0x3FFF), deliver, *link.last)
             if draw >> 61 == 0:
-                link.last = message
+                link.last = (to, message)
         self._schedule(delay, deliver, to, message)
 
     def heal(self) -> None:

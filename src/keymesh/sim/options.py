@@ -121,7 +121,7 @@ def options_of(seed: int) -> Options:
         reorder=rate("reorder", 200),
         corrupt=rate("corrupt", 60),
         replay=rate("replay", 40),
-        ppm=tuple((h, rng.randrange(-950, 951) if drift else 0) for h in hosts),
+        ppm=tuple((h, rng.randrange(-480, 481) if drift else 0) for h in hosts),
         commands=rng.randrange(105, 130),
         faults=rng.randrange(22, 36),
         directed=rng.choice((30, 60, 90)),

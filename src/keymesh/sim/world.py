@@ -51,7 +51,7 @@ class Violation(Exception):
 
 class World:
     """One seed's mesh.  ``after`` hooks run when a machine has carried out all effects of an event of that type
-    (for ``Received``: of that message type); ``on_send`` and ``on_persist`` before the effect, ``on_effect`` after."""
+    (for ``Received``: of that message type), ``before`` hooks ahead of a received message; ``on_send`` and ``on_persist`` before the effect, ``on_effect`` after."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -82,6 +82,7 @@ class World:
             Wake: self._wake,
             Note: self._note,
         }
+        self.before: dict[type, list[Watch]] = {}
         self.after: dict[type, list[Watch]] = {}
         self.on_send: dict[type, list[Callable[[Machine, Address, Any], None]]] = {}
         self.on_persist: list[Callable[[Machine, Persist], None]] = []
@@ -226,11 +227,15 @@ class World:
         life = proc.life
         t = self.t
         now = t + t * proc.ppm // 1_000_000 + proc.clock.base
-        effects = machine.step(machine.state, now, event)
-        self.steps += 1
         kind: type = type(event)
         if kind is Received:
             kind = type(event.message)
+            early = self.before.get(kind)
+            if early is not None:
+                for hook in early:
+                    hook(machine, event)
+        effects = machine.step(machine.state, now, event)
+        self.steps += 1
         numbers = self._type_numbers
         number = numbers.get(kind) or numbers.setdefault(kind, len(numbers) + 1)
         trace = self.trace * 1_000_003 ^ (t << 16 | machine.number << 8 | number)

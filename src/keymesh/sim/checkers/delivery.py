@@ -28,7 +28,7 @@ class Delivery:
         self.fresh: list[Fact] = []
         self.sent_at = -1
         self.sent: set[tuple[Address, str, int]] = set()
-        self.lower_first = 0
+        self.booted = False
         world.handlers[Project] = self._project
         world.on_send.setdefault(Task, []).append(self._sending)
         for kind in (Appended, LogRead):
@@ -39,6 +39,7 @@ class Delivery:
         if m.kind == "registry":
             self.known.clear()
             self.fresh.clear()
+            self.booted = False
 
     def _project(self, m: Machine, e: Project) -> None:
         for signed in e.entries:
@@ -50,9 +51,10 @@ class Delivery:
     def _stepped(self, m: Machine, event: Any) -> None:
         """The step that took a restriction in also sent it to every node that may hold it."""
         t = self.world.t
+        if not self.booted:  # what was in the log before this life goes out when nodes are heard
+            self.booted = m.state.booted
+            self.fresh.clear()
         for fact in self.fresh:
-            if not m.state.booted:
-                break
             for node in self.world.machines.values():
                 if node.kind == "node" and self.ledger.may_hold(node.proc.region, fact.namespace):
                     if not self._superseded(fact) and not self._was_sent(node.address, fact):

@@ -29,7 +29,7 @@ _GRACE_MS = 5
 class Shadow:
     """What is truly so of one node's leases in this life."""
 
-    best_start: int = _NEVER  # true ms: latest start that any answer it was given allows
+    best_start: int = _NEVER  # its Instant: latest start that any answer it was given allows
     until: dict[str, int] = field(default_factory=dict)  # lease ends last seen in the machine
     sure_until: dict[str, int] = field(default_factory=dict)  # Instants until which it must serve
     l1_until: dict[str, int] = field(default_factory=dict)  # Instants
@@ -43,7 +43,8 @@ class Leases:
         self.mesh = mesh
         self.world = world = mesh.world
         self.ledger = world.ledger
-        self.sent: dict[str, tuple[int, Address]] = {}
+        self.sent: dict[str, tuple[int, Address, int]] = {}  # nonce -> true time, node, its Instant
+        self.newest: dict[Address, str] = {}
         self.polls: dict[int, tuple[int, set[Address]]] = {}
         self.poll_at = _NEVER
         self.answer_polls: dict[str, int] = {}
@@ -53,8 +54,8 @@ class Leases:
         world.on_send.setdefault(Poll, []).append(self._poll)
         world.on_send.setdefault(AnswerMessage, []).append(self._answering)
         world.on_send.setdefault(LeaseGrant, []).append(self._granting)
+        world.before.setdefault(PollAnswer, []).append(self._polled)
         for kind, hook in (
-            (PollAnswer, self._polled),
             (AnswerMessage, self._answered),
             (Task, self._task),
             (ClockWentBack, self._went_back),
@@ -75,7 +76,9 @@ class Leases:
         if len(self.sent) > 512:
             self.sent = dict(list(self.sent.items())[-128:])
             self.answer_polls = dict(list(self.answer_polls.items())[-128:])
-        self.sent[message.heartbeat.message.nonce] = (self.world.t, m.address)
+        nonce = message.heartbeat.message.nonce
+        self.sent[nonce] = (self.world.t, m.address, m.proc.clock.now(self.world.t))
+        self.newest[m.address] = nonce
 
     def _poll(self, m: Machine, to: Address, message: Poll) -> None:
         if message.poll_id not in self.polls:
@@ -99,6 +102,7 @@ class Leases:
     def _booted(self, m: Machine, event: Any) -> None:
         if m.kind == "node":
             self.shadows[m.address] = Shadow()
+            self.newest.pop(m.address, None)
         elif m.kind == "registry":
             self.poll_at = _NEVER
 
@@ -106,6 +110,7 @@ class Leases:
         if m.kind == "node":
             self.world.sometimes["clock-went-back"] += 1
             self.shadows[m.address] = Shadow(denied=self.shadow(m.address).denied)
+            # the heartbeat that it sends in the same step is the first whose answer counts
             self._judge(m)
 
     # --- judging ----------------------------------------------------------------------------------------
@@ -114,14 +119,19 @@ class Leases:
         sealed = event.message.answer
         nonce = sealed.message.nonce
         known = self.sent.get(nonce)
-        if known is not None and known[1] == m.address and genuine(sealed):
-            start = min(known[0], self.answer_polls.get(nonce, _NEVER))
+        if known is None or known[1] != m.address or not genuine(sealed):
+            return
+        if self.newest.get(m.address) == nonce:
+            del self.newest[m.address]
             shadow = self.shadow(m.address)
-            if start > shadow.best_start:
-                shadow.best_start = start
+            poll_at = self.answer_polls.get(nonce, _NEVER)
+            start = known[2] - max(0, known[0] - poll_at)
+            shadow.best_start = max(start, shadow.best_start)
             self._judge(m)
-            if known[0] + 3 * self.mesh.options.heartbeat_ms > self.world.t:
-                self._sure(m, shadow, start)
+            self._sure(m, shadow, start)
+        else:
+            self.world.sometimes["old-answer"] += 1
+            self._judge(m)
 
     def _task(self, m: Machine, event: Received) -> None:
         self._judge(m)
@@ -142,8 +152,9 @@ class Leases:
                 continue
             shadow.until[namespace] = lease.until
             ttl = self._ttl(namespace)
-            if shadow.best_start == _NEVER or lease.until > clock.now(shadow.best_start) + ttl + 1:
-                over = lease.until - clock.now(max(shadow.best_start, 0)) - ttl
+            drift = _GRACE_MS + ttl // 500  # a poll's age is measured on the Registry's clock
+            if lease.until > shadow.best_start + ttl + drift:
+                over = lease.until - shadow.best_start - ttl
                 self.world.fail("I12", f"{m.address} has a lease of {namespace} {over} ms longer than any answer gave")
             if lease.until > clock.now(self.world.t):
                 self._judge_applied(m, namespace, clock.true_time(lease.until - ttl))
@@ -165,7 +176,8 @@ class Leases:
         shadow = self.shadow(m.address)
         now = m.proc.clock.now(self.world.t)
         for namespace in (grant.tenant, MESH_NAMESPACE):
-            if now + grant.ttl_ms > m.proc.clock.now(max(0, shadow.best_start)) + self._ttl(namespace) + _GRACE_MS:
+            ttl = self._ttl(namespace)
+            if now + grant.ttl_ms > shadow.best_start + ttl + _GRACE_MS + ttl // 500:
                 self.world.fail("I12", f"{m.address} grants an Edge lease beyond its own lease of {namespace}")
         l1 = shadow.l1_until.get(grant.tenant)
         if l1 is None or now + grant.ttl_ms > l1 + _GRACE_MS:
@@ -197,12 +209,11 @@ class Leases:
 
     def _sure(self, m: Machine, shadow: Shadow, start: int) -> None:
         """After this answer the node, if it has all there is, certainly has a lease."""
-        clock = m.proc.clock
         mesh_current = self._current(m, MESH_NAMESPACE)
-        mesh_until = clock.now(start) + self._ttl(MESH_NAMESPACE)
+        mesh_until = start + self._ttl(MESH_NAMESPACE)
         for namespace in self.ledger.allowed:
             if self.ledger.may_hold(m.proc.region, namespace) and mesh_current and self._current(m, namespace):
-                until = min(mesh_until, clock.now(start) + self._ttl(namespace))
+                until = min(mesh_until, start + self._ttl(namespace))
                 shadow.sure_until[namespace] = max(until, shadow.sure_until.get(namespace, 0))
 
     def _current(self, m: Machine, namespace: str) -> bool:
