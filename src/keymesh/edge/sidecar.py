@@ -171,8 +171,9 @@ class Sidecar:
         return hosted.edge
 
     def identities(self) -> list[dict[str, Any]]:
-        """Every identity, what it holds and until when its certificate lives."""
+        """Every identity, what it holds and until when its certificate lives; ``ready``: the certificate is valid."""
         listed = []
+        now_ms = time.time_ns() // 1_000_000
         for (tenant, service), hosted in sorted(self._hosted.items()):
             lifetime = self.store.lifetime(tenant, service)
             status = {} if hosted.edge is None else hosted.edge.status()
@@ -180,7 +181,9 @@ class Sidecar:
                 {
                     "tenant": tenant,
                     "service": service,
+                    "instance": self.store.instance,
                     "uri": self.store.uri(tenant, service),
+                    "ready": hosted.edge is not None and lifetime is not None and now_ms < lifetime.not_after,
                     "certificate_not_after": None if lifetime is None else lifetime.not_after,
                     "error": hosted.error,
                     "edge": status,

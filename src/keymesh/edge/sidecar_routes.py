@@ -6,7 +6,7 @@ POST     /v1/{tenant}/{service}/create-keys          {count, context?, plaintext
 POST     /v1/{tenant}/{service}/decrypt-key          {blob, context?} -> {plaintext}
 POST     /v1/{tenant}/{service}/decrypt-keys         {blobs, context?} -> {plaintexts}
 GET      /v1/identities                              -> {identities}
-POST     /v1/identities                              {tenant, service} -> {uri, csr}
+POST     /v1/identities                              {tenant, service} -> {uri, instance, csr}
 PUT      /v1/identities/{tenant}/{service}           {chain} -> {certificate_not_after}
 GET      /healthz, /readyz, /metrics
 =======  ==========================================  ===================================================
@@ -176,7 +176,8 @@ class _Routes:
         """The certificate request of a new or known identity."""
         asked = await _body(request, IdentityRequest)
         csr = self._sidecar.request_identity(asked.tenant, asked.service)
-        return _json({"uri": self._sidecar.store.uri(asked.tenant, asked.service), "csr": csr})
+        store = self._sidecar.store
+        return _json({"uri": store.uri(asked.tenant, asked.service), "instance": store.instance, "csr": csr})
 
     async def install(self, request: web.Request) -> web.StreamResponse:
         """The certificate for a request made here."""
