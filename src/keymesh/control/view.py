@@ -26,6 +26,8 @@ from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest
 from keymesh.model.limits import TASK_MAX_BYTES
 
 UNPROVEN_LIFT: Final = "unproven-lift"
+SEQ_JUMP_MAX: Final = 2**24
+"""No namespace moves on by more while a holder is away; a further jump would only shut out what truly follows."""
 
 
 class Offer(Protocol):
@@ -135,6 +137,8 @@ def accept(
         order = _order(held, state, force=task.force)
         if order is not None:
             return order
+        if entry.seq - (0 if held is None else held.head.entry.seq) > SEQ_JUMP_MAX:
+            raise Integrity("fast-forward", f"seq {entry.seq} is further ahead than any log is", field="seq")
         return _accept_newer(held, state, trusted)
     except KeymeshError as refusal:
         return _refusal(refusal, state)
