@@ -9,7 +9,7 @@ Sources: DESIGN section 2; ``model/README.md``, traces 3 and 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeVar
 
@@ -33,7 +33,7 @@ from keymesh.control.rows import (
 from keymesh.control.state import RESUME, Supported
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused
-from keymesh.model.ids import MESH_NAMESPACE
+from keymesh.model.ids import MESH_NAMESPACE, Digest
 from keymesh.model.scope import parse_scope
 from keymesh.model.states import TRANSITIONS, KeyState
 
@@ -76,16 +76,22 @@ class Proofs:
     support: tuple[Supported, ...]
     verify: Callable[[Supported], None]
     committed: Callable[[Supported], bool]
+    _judged: dict[Digest, bool] = field(default_factory=dict)
 
     def of(self, kind: str) -> Iterator[Supported]:
         """Verified entries of ``kind``; others count for nothing."""
-        for item in self.support:
-            if item.signed.entry.kind == kind:
-                try:
-                    self.verify(item)
-                except KeymeshError:
-                    continue
-                yield item
+        return (item for item in self.support if item.signed.entry.kind == kind and self._holds(item))
+
+    def _holds(self, item: Supported) -> bool:
+        judged = self._judged.get(item.signed.hash)
+        if judged is None:
+            try:
+                self.verify(item)
+                judged = True
+            except KeymeshError:
+                judged = False
+            self._judged[item.signed.hash] = judged
+        return judged
 
 
 def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str) -> Change:
@@ -109,14 +115,16 @@ def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str) ->
         _check_mesh(old, new, proofs)
     else:
         _check_tenant(old, new, proofs)
-    change = change_of(old, new)
-    _check_lifts(old, new, change.lifts, proofs)
+    before, after = restrictions_in(old), restrictions_in(new)
+    change = _change(before, after)
+    _check_lifts(before, after, new, proofs)
     return change
 
 
 # --- 1. rows ---------------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=32_768)
 def check_row(namespace: str, name: str, raw: bytes) -> None:
     """Raises Integrity ``unknown-kind`` for what this release does not know, ``foreign-row`` for another namespace's,
     ``not-canonical`` for another form."""
@@ -131,7 +139,6 @@ def check_row(namespace: str, name: str, raw: bytes) -> None:
         raise Integrity("foreign-row", f"{name[:80]!r} is not {namespace}'s to restrict", field=name)
 
 
-@lru_cache(maxsize=32_768)
 def _check_form(name: str, raw: bytes) -> None:
     try:
         row = decode(name, raw)
@@ -219,12 +226,15 @@ def _differs(old: Rows, new: Rows, head: str) -> list[str]:
 def _check_mesh(old: Rows, new: Rows, proofs: Proofs) -> None:
     """Every row of the mesh but its restrictions is genesis' or a ``region.join``'s; an IVK generation may rise."""
     heads = ("settings", "root", "voters", "delegation", "region", "node")
+    given: list[dict[str, Row]] | None = None
     for name in [n for head in heads for n in _differs(old, new, head)]:
         row = decode(name, new[name])
         before = get(old, name, RegionRow) if isinstance(row, RegionRow) else None
         if isinstance(row, RegionRow) and before is not None and _same_region(before, row):
             continue
-        if not any(_same_row(given.get(name), row) for given in _given_mesh_rows(proofs)):
+        if given is None:
+            given = list(_given_mesh_rows(proofs))
+        if not any(_same_row(rows.get(name), row) for rows in given):
             raise _unproven(name)
 
 
@@ -307,20 +317,25 @@ def restrictions_in(rows: Rows) -> dict[str, RestrictionRow]:
 
 
 def change_of(old: Rows, new: Rows) -> Change:
-    before, after = restrictions_in(old), restrictions_in(new)
+    """What a holder of ``old`` has to do for ``new``, whether it may or not."""
+    return _change(restrictions_in(old), restrictions_in(new))
+
+
+def _change(before: dict[str, RestrictionRow], after: dict[str, RestrictionRow]) -> Change:
     return Change(
         restricts=tuple(s for s, row in after.items() if before.get(s) != row),
         lifts=tuple(s for s in before if s not in after),
     )
 
 
-def _check_lifts(old: Rows, new: Rows, lifts: tuple[str, ...], proofs: Proofs) -> None:
-    before, after = restrictions_in(old), restrictions_in(new)
+def _check_lifts(
+    before: dict[str, RestrictionRow], after: dict[str, RestrictionRow], new: Rows, proofs: Proofs
+) -> None:
     for scope, row in before.items():
         now = after.get(scope)
         if row.state == "revoked" and (now is None or now.state != "revoked"):
             raise Integrity("revoked-lifted", f"{scope} was revoked, for good", field=f"restriction/{scope}")
-    for scope in lifts:
+    for scope in (s for s in before if s not in after):
         if not _lifted(scope, before[scope], get(new, f"restriction/{scope}", RestrictionRow), proofs):
             raise Refused("unproven-lift", f"no committed resume of {scope}", field=f"restriction/{scope}")
 
