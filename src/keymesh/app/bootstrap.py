@@ -30,9 +30,10 @@ from keymesh.control.kinds import Genesis
 from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer, key_id
+from keymesh.edge.client import EdgeTrust
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
-from keymesh.model.ids import MeshName, NodeId, RegionId, check_label, check_region
+from keymesh.model.ids import KeyId, MeshName, NodeId, RegionId, check_label, check_region
 from keymesh.model.time import Instant
 
 DEV_MESH: Final = "dev"
@@ -161,6 +162,10 @@ def bootstrap(layout: Layout, plan: MeshPlan) -> SignedEntry:
         prepare_kms(layout.customer_kms, allow_ca=(root_pem,))
     if plan.links is not None:
         key_files.write_file(layout.wan_plan, strict_json.dumps(_wan_plan(plan)))
+
+    edge_trust = EdgeTrust(mesh=plan.mesh, registry_keys={KeyId(registry_key.key_id): registry_key.public_hex})
+    for region in plan.regions:
+        key_files.write_file(layout.edge(region) / "trust.json", strict_json.dumps(edge_trust))
 
     rows: dict[str, RegionRow] = {}
     nodes: dict[str, NodeRow] = {}

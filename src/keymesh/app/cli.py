@@ -48,7 +48,7 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     """The whole parser, or just what ``only`` (a command's name) needs."""
     parser = argparse.ArgumentParser(
         prog="keymesh",
-        description="A sovereign key-management mesh: customers hold the root key and can prove that they ended its use.",
+        description="A sovereign key-management mesh: customers hold the root key, and can end every use of it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

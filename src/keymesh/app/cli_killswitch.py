@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,8 @@ from keymesh.app.layout import Layout, resolve_dir
 from keymesh.app.trust_file import load_trust
 from keymesh.control.evidence import verify_certificate
 from keymesh.control.kinds import ScopeArgs
-from keymesh.control.signing import DsseSuite
-from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.model import strict_json
-from keymesh.model.errors import ExitCode, Integrity, Refused, Unavailable
-from keymesh.model.ids import KeyId
+from keymesh.model.errors import ExitCode, Refused, Unavailable
 from keymesh.model.scope import Scope, parse_scope
 
 CERTIFICATE_MAX_BYTES = 16 * 1024 * 1024
@@ -190,14 +186,7 @@ def run_verify(args: argparse.Namespace) -> int:
         raise Refused.bad_field("file", f"at most {CERTIFICATE_MAX_BYTES} bytes")
     root_file = Path(args.root) if args.root else Layout(resolve_dir(args.dir)).trust
     trust = load_trust(root_file)
-    verified = verify_certificate(
-        raw,
-        suite=DsseSuite(Ed25519Signer.from_seed(os.urandom(32))),  # it only verifies; its own key is thrown away
-        root_keys={KeyId(k): v for k, v in trust.root.keys.items()},
-        root_threshold=trust.root.threshold,
-    )
-    if verified.statement.mesh != trust.mesh:
-        raise Integrity("certificate-mesh", f"the certificate is of another mesh than {trust.mesh!r}", field="mesh")
+    verified = verify_certificate(raw, root=trust.root, mesh=trust.mesh)
     shown = {
         "ok": True,
         "scope": str(verified.scope),

@@ -23,6 +23,7 @@ from keymesh.control.rows import L2_NAME
 from keymesh.core import context
 from keymesh.core.events import LocalRestrict
 from keymesh.crypto import wrap
+from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import RegionId, ServiceName, TenantId, check_hex, check_label, check_tenant
 from keymesh.model.scope import parse_scope
@@ -203,8 +204,6 @@ class CoreApi:
 
     async def _chain(self, request: Request) -> Response:
         """The tenant's wrapped chain: bindings under the customer's L1, services' keys under those."""
-        from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
-
         tenant = check_tenant(request.params["tenant"])
         self._admin_of(request, tenant)
         view, policy = self._core.view(tenant), self._core.policy(tenant)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -16,13 +17,24 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from keymesh import __version__
+from keymesh.access.admit import Action, action_of, admit, require
 from keymesh.access.identity import AdminIdentity
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.adapters.sql_projection import Read
 from keymesh.app.openapi import openapi_of
-from keymesh.control.rows import L2_NAME, BindingRow, KeyRow, RestrictionRow, ServiceRow, WrappingRow, split_key_row
+from keymesh.control.rows import (
+    L2_NAME,
+    BindingRow,
+    KeyRow,
+    PolicyRow,
+    RestrictionRow,
+    ServiceRow,
+    WrappingRow,
+    split_key_row,
+)
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
-from keymesh.model.ids import MESH_NAMESPACE, check_label, check_region, check_tenant, check_token
+from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
 from keymesh.model.limits import COMMIT_MAX_ENTRIES
 from keymesh.model.states import Lane
 from keymesh.registry import heartbeats, killswitch
@@ -33,6 +45,7 @@ if TYPE_CHECKING:
     from keymesh.app.registry_app import RegistryProcess
 
 WAIT_MAX_MS: Final = 30_000
+ROWS_MAX: Final = 100_000
 
 
 class CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -138,15 +151,39 @@ class RegistryApi:
 
     def _authorise(self, request: Request, body: CommandBody | BatchItem) -> None:
         """Whether this administrator may ask for it; a tenant of others looks absent."""
-        identity = request.identity
-        assert isinstance(identity, AdminIdentity)
-        if body.namespace == MESH_NAMESPACE or body.kind == "tenant.create":
-            return  # officers' or the tenant's own signatures decide
-        self._space(body.namespace, identity)
+        action = action_of(body.kind)
+        if body.kind == "tenant.create" or body.namespace == MESH_NAMESPACE:  # no tenant there (yet) to look up
+            require(admit(None, action, identity=request.identity, assigned=self._process.assigned))
+        else:
+            tenant = check_tenant(body.namespace)
+            space = self._process.shell.state.spaces.get(tenant)
+            self._require(request, action, tenant, None if space is None else space.policy)
+
+    def _require(self, request: Request, action: Action | None, tenant: str, policy: PolicyRow | None) -> None:
+        decision = admit(
+            policy, action, identity=request.identity, tenant=TenantId(tenant), assigned=self._process.assigned
+        )
+        if decision.code in ("absent", "residency"):
+            raise Refused("not-found", "no such tenant", field="tenant")
+        require(decision)
+
+    def _see(self, request: Request, namespace: str) -> None:
+        """Whether this administrator may see commands of ``namespace``."""
+        if namespace == MESH_NAMESPACE:
+            self._require_mesh(request)
+        else:
+            space = self._process.shell.state.spaces.get(check_tenant(namespace))
+            policy = None if space is None else space.policy
+            self._require(request, Action.CERTIFICATE_READ, namespace, policy)
+
+    def _require_mesh(self, request: Request) -> None:
+        require(admit(None, Action.MESH_READ, identity=request.identity, assigned=self._process.assigned))
 
     async def _command_status(self, request: Request) -> Response:
+        """Where a command stands: its position, and whether a majority of voters has it."""
         namespace = request.params["namespace"]
         command_id = check_token("command_id", request.params["command_id"])
+        self._see(request, namespace)
         done = self._process.shell.state.done.get((namespace, command_id))
         if done is None:
             raise Refused("not-found", "no such command", field="command_id")
@@ -166,6 +203,7 @@ class RegistryApi:
             kill = next((k for key, k in self._process.shell.state.kills.items() if key[1] == command_id), None)
             if kill is None:
                 raise Refused("not-found", "no such restriction", field="command_id")
+            self._see(request, kill.record.namespace)
             left = deadline - time.monotonic()
             if kill.record.status not in (killswitch.REVOKING, killswitch.PENDING) or left <= 0:
                 break
@@ -197,69 +235,84 @@ class RegistryApi:
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
-    def _space(self, tenant: str, identity: AdminIdentity) -> Space:
-        space = self._process.shell.state.spaces.get(check_tenant(tenant))
-        if space is None or space.policy is None or identity.name not in space.policy.admins:
-            raise Refused("not-found", "no such tenant", field="tenant")
-        return space
-
-    async def _at_least(self, request: Request) -> None:
+    async def _read(self, request: Request, table: str, **equal: Any) -> Read:
+        """Rows of the projection, at the index that the client asked for at least; waits up to 5 s for it."""
         wanted = _number(request, "at_least", default=0, most=2**53)
         deadline = time.monotonic() + 5.0
-        while self._process.shell.state.index < wanted:
-            if time.monotonic() >= deadline:
-                raise Unavailable("behind", f"not yet at index {wanted}")
-            await asyncio.sleep(0.01)
+        while True:
+            try:
+                return self._process.projection.read(table, at_least=wanted, limit=ROWS_MAX, **equal)
+            except Unavailable as behind:
+                if behind.code != "behind" or time.monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(0.02)
 
-    def _answer(self, value: dict[str, Any]) -> Response:
-        return json_response({**value, "index": self._process.shell.state.index})
+    def _answer(self, value: dict[str, Any], index: int | None = None) -> Response:
+        return json_response({**value, "index": self._process.shell.state.index if index is None else index})
 
     async def _tenants(self, request: Request) -> Response:
-        """The tenants that this administrator administers."""
-        await self._at_least(request)
-        identity = request.identity
-        assert isinstance(identity, AdminIdentity)
-        spaces = self._process.shell.state.spaces
-        mine = [s for _, s in sorted(spaces.items()) if s.policy is not None and identity.name in s.policy.admins]
-        return self._answer({"tenants": [show_tenant(space) for space in mine]})
+        """The tenants that this administrator may see."""
+        found = await self._read(request, "tenants")
+        shown = []
+        for row in found.rows:
+            try:
+                shown.append(show_tenant(await self._named(request, row["tenant"])))
+            except Refused:
+                continue
+        return self._answer({"tenants": shown}, found.index)
 
     async def _tenant(self, request: Request) -> Response:
-        return self._answer(show_tenant(await self._named(request)))
+        """One tenant: where it may be, under which root keys, with which services."""
+        space = await self._named(request)
+        return self._answer(show_tenant(space), space.index)
 
-    async def _named(self, request: Request) -> Space:
-        await self._at_least(request)
-        identity = request.identity
-        assert isinstance(identity, AdminIdentity)
-        return self._space(request.params["tenant"], identity)
+    async def _named(self, request: Request, name: str | None = None) -> TenantRows:
+        """The tenant in the path, from the projection.  Raises Refused as for an absent one."""
+        tenant = check_tenant(name or request.params["tenant"])
+        found = await self._read(request, "rows", namespace=tenant)
+        rows = {row["name"]: bytes(row["value"]) for row in found.rows}
+        raw = rows.get("policy")
+        policy = None if raw is None else msgspec.json.decode(raw, type=PolicyRow)
+        self._require(request, Action.TENANT_READ, tenant, policy)
+        assert policy is not None
+        return TenantRows(tenant, policy, rows, found.index)
 
     async def _services(self, request: Request) -> Response:
+        """The tenant's services."""
         space = await self._named(request)
         names = sorted(name.removeprefix("service/") for name in space.rows if name.startswith("service/"))
-        return self._answer({"services": [show_service(space, name) for name in names]})
+        return self._answer({"services": [show_service(space, name) for name in names]}, space.index)
 
     async def _service(self, request: Request) -> Response:
+        """One service: custody, budgets, wrapping version, state."""
         space = await self._named(request)
         name = check_label("service", request.params["service"])
         if f"service/{name}" not in space.rows:
             raise Refused("not-found", "no such service", field="service")
-        return self._answer(show_service(space, name))
+        return self._answer(show_service(space, name), space.index)
 
     async def _keys(self, request: Request) -> Response:
-        return self._answer({"keys": show_keys(await self._named(request))})
+        """Every key version of the tenant; digests and kids, never key bytes."""
+        space = await self._named(request)
+        return self._answer({"keys": show_keys(space)}, space.index)
 
     async def _regions(self, request: Request) -> Response:
+        """All regions."""
+        self._require_mesh(request)
         state = self._process.shell.state
         names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
         return self._answer({"regions": [self._show_region(name) for name in names], "halted": state.halted})
 
     async def _region(self, request: Request) -> Response:
+        """One region: freshness, drift, lanes, internal key."""
+        self._require_mesh(request)
         name = check_region(request.params["region"])
         if f"region/{name}" not in self._mesh().rows:
             raise Refused("not-found", "no such region", field="region")
         return self._answer(self._show_region(name))
 
     def _mesh(self) -> Space:
-        space = self._process.shell.state.spaces.get(MESH_NAMESPACE)
+        space: Space | None = self._process.shell.state.spaces.get(MESH_NAMESPACE)
         if space is None:
             raise Unavailable("booting", "the control log is still being read")
         return space
@@ -305,6 +358,7 @@ class RegistryApi:
 
     async def _status(self, request: Request) -> Response:
         """Index, what waits, and every region."""
+        self._require_mesh(request)
         state = self._process.shell.state
         names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
         return self._answer(
@@ -353,6 +407,16 @@ class RegistryApi:
         registry.register(RegistryCollector())
 
 
+@dataclass(frozen=True, slots=True)
+class TenantRows:
+    """A tenant's rows as the projection had them at ``index``."""
+
+    name: str
+    policy: PolicyRow
+    rows: dict[str, bytes]
+    index: int
+
+
 def _number(request: Request, name: str, *, default: int, most: int) -> int:
     text = request.query.get(name)
     if text is None:
@@ -367,7 +431,7 @@ def _restriction_state(raw: bytes) -> str:
     return "active" if row.state == "none" else row.state
 
 
-def _scope_state(space: Space, *scopes: str) -> str:
+def _scope_state(space: TenantRows, *scopes: str) -> str:
     """The strictest of the restrictions on ``scopes``."""
     states = {
         _restriction_state(space.rows[f"restriction/{scope}"])
@@ -377,10 +441,9 @@ def _scope_state(space: Space, *scopes: str) -> str:
     return next((word for word in ("revoked", "suspended") if word in states), "active")
 
 
-def show_tenant(space: Space) -> dict[str, Any]:
+def show_tenant(space: TenantRows) -> dict[str, Any]:
     """A tenant for people: policy, bindings with their replica addresses, services, state."""
     policy = space.policy
-    assert policy is not None
     bindings = []
     for name, raw in sorted(space.rows.items()):
         if name.startswith("binding/"):
@@ -408,11 +471,10 @@ def show_tenant(space: Space) -> dict[str, Any]:
         "state": _scope_state(space, f"tenant:{space.name}"),
         "bindings": bindings,
         "services": sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/")),
-        "seq": space.seq,
     }
 
 
-def show_service(space: Space, name: str) -> dict[str, Any]:
+def show_service(space: TenantRows, name: str) -> dict[str, Any]:
     """A service for people: its policy, its wrapping version, its state."""
     row = msgspec.json.decode(space.rows[f"service/{name}"], type=ServiceRow)
     wrapping = space.rows.get(f"wrapping/l3/{name}")
@@ -429,7 +491,7 @@ def show_service(space: Space, name: str) -> dict[str, Any]:
     }
 
 
-def show_keys(space: Space) -> list[dict[str, Any]]:
+def show_keys(space: TenantRows) -> list[dict[str, Any]]:
     """Every key version of a tenant; ``state`` is the key's own unless a restriction is stricter."""
     out = []
     for name, raw in sorted(space.rows.items()):

@@ -17,10 +17,12 @@ from typing import Any
 import uvloop
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
+from keymesh.access.roles import Role
 from keymesh.adapters.http_messages import Request, Response, Route
 from keymesh.adapters.http_server import HttpMetrics, HttpServer, serve
 from keymesh.adapters.key_files import load_signing_key
 from keymesh.adapters.receipt_file import FileReceiptLog
+from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.tls import Credentials, MeshTls
@@ -36,7 +38,7 @@ from keymesh.control.log import Conflict, UnknownOutcome
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
-from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.errors import Integrity, Refused, Unavailable
 from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.limits import HTTP_BODY_MAX_BYTES
 from keymesh.model.machine import Received, node_address
@@ -74,6 +76,9 @@ class RegistryProcess:
         signer = Ed25519Signer(load_signing_key(directory / "signing.pem"))
         suite = DsseSuite(signer)
         self.log = SqliteControlLog(directory / "log.db", mesh=plan.mesh)
+        self.projection = self._open_projection()
+        self._delivered: dict[tuple[str, str], int] = {}
+        self._shown_kills: dict[tuple[str, str], Any] = {}
         self.append_started: dict[tuple[str, str], int] = {}
         self.appended: dict[tuple[str, str], int] = {}
         self.records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
@@ -84,6 +89,7 @@ class RegistryProcess:
             keys={signer.key_id: signer.public_key},
         )
         self.mailboxes = Mailboxes()
+        self.assigned = {"operator": frozenset({Role.OPERATOR})}
         self.waiting: dict[tuple[str, str], asyncio.Future[CommandDone]] = {}
         self.certified = asyncio.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -152,7 +158,7 @@ class RegistryProcess:
             self.shell.feed(LogRead(token=effect.token, index=index, entries=tuple(entries)))
 
     def _project(self, effect: Project) -> None:
-        del effect
+        self.projection.apply(effect.index, effect.entries)
 
     def _command_done(self, effect: CommandDone) -> None:
         waiter = self.waiting.pop((effect.namespace, effect.command_id), None)
@@ -165,6 +171,38 @@ class RegistryProcess:
     async def _announce(self) -> None:
         async with self.certified:
             self.certified.notify_all()
+
+    # --- read model --------------------------------------------------------------------------------------------------
+
+    def _open_projection(self) -> SqlProjection:
+        return SqlProjection(f"sqlite:///{self.layout.registry / 'projection.db'}")
+
+    async def _catch_up(self) -> None:
+        """Bring the projection forward from the log; one that contradicts the log is thrown away and made anew."""
+        try:
+            self.projection.catch_up(await self.log.read(self.projection.index()))
+        except Integrity as bad:
+            log.error("projection thrown away", extra={"fields": {"reason": bad.code}})
+            self.projection.close()
+            for suffix in ("", "-wal", "-shm"):
+                (self.layout.registry / f"projection.db{suffix}").unlink(missing_ok=True)
+            self.projection = self._open_projection()
+            self.projection.catch_up(await self.log.read(0))
+
+    async def _keep_read_model(self) -> None:
+        """Once a second: what regions have acknowledged leaves the outbox; kill-switch records are refreshed."""
+        while True:
+            await asyncio.sleep(1.0)
+            for session in self.shell.state.sessions.values():
+                for namespace, leaf in list(session.applied.items()):
+                    key = (session.region, namespace)
+                    if self._delivered.get(key, 0) < leaf.seq:
+                        self._delivered[key] = leaf.seq
+                        self.projection.delivered(session.region, namespace, leaf.seq)
+            for name, kill in self.shell.state.kills.items():
+                if self._shown_kills.get(name) is not kill.record:
+                    self._shown_kills[name] = kill.record
+                    self.projection.put_kill(kill.record)
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -210,6 +248,7 @@ class RegistryProcess:
         tls = MeshTls(
             Credentials(self.layout.registry / "tls.pem"), MeshName(self.plan.mesh), self.layout.ca.read_bytes()
         )
+        await self._catch_up()
         self.shell.boot()
         api = RegistryApi(self)
         is_node = _allow(CoreIdentity)
@@ -230,15 +269,21 @@ class RegistryProcess:
         renewal = asyncio.create_task(
             keep_certificate_fresh(tls.credentials, self.layout.pki / "mesh-ca.pem", self.plan.mesh)
         )
+        keeper = asyncio.create_task(self._keep_read_model())
+        keeper.add_done_callback(self._finished)
         say_ready()
         await wait_for_stop()
-        await self._stop(server, renewal)
+        await self._stop(server, renewal, keeper)
 
-    async def _stop(self, server: HttpServer, renewal: asyncio.Task[None]) -> None:
-        renewal.cancel()
+    async def _stop(self, server: HttpServer, *background: asyncio.Task[None]) -> None:
+        for task in background:
+            task.cancel()
         self.shell.stop()
         await server.close()
         self.records.close()
+        self.projection.close()
+        self.receipts.close()
+        await self.log.close()
 
 
 def _allow(*kinds: type) -> Any:

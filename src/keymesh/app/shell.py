@@ -20,6 +20,7 @@ from keymesh.model.errors import Unavailable
 from keymesh.model.machine import (
     Booted,
     BootMark,
+    ClockWentAhead,
     ClockWentBack,
     Note,
     Persist,
@@ -56,14 +57,19 @@ class Shell:
         self._send = send
         self._handlers = effects
         self._watch = Stopwatch()
+        self._ahead_ms = 0
         self._wakes: dict[Instant, asyncio.TimerHandle] = {}
         self.notes: Counter[str] = Counter()
         self.stopped = False
         self.on_note: Callable[[Note], None] | None = None
 
     def now(self) -> Instant:
-        """The current instant; a wall clock that went back reaches the machine first."""
+        """The current instant; a wall clock that was set reaches the machine first."""
         now, back = self._watch.observe()
+        ahead_ms = self._watch.ahead_ms - self._ahead_ms
+        if ahead_ms > 0:
+            self._ahead_ms += ahead_ms
+            self._run(now, ClockWentAhead(ahead_ms))
         if back:
             log.error("wall clock went back", extra={"fields": {"machine": self.name}})
             self._run(now, ClockWentBack())

@@ -1,0 +1,228 @@
+"""``keymesh seal`` and ``keymesh open``: files and pipes of any size, each under a data key of its own.
+
+The format is ``crypto.stream``'s, the key an Edge's; memory stays constant.  A file appears under its name only when
+all of it is written and verified.  A pipe gets each chunk once that chunk is verified: a stream that turns out cut
+or changed ends with exit code 4, and what came before is to be discarded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from keymesh.app import cli_common
+from keymesh.app.layout import Layout, resolve_dir
+from keymesh.app.seal_files import Job, check_target, open_source, open_target, plan_jobs
+from keymesh.app.seal_keys import KeySource, MeshKeys, OfflineKeys
+from keymesh.crypto.stream import MAGIC, SALT_BYTES, Header, open_stream, read_header, seal_stream
+from keymesh.model.errors import ExitCode, Integrity, Refused
+from keymesh.model.ids import check_service, check_tenant
+
+
+def add_seal_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``keymesh seal``."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="what to seal; - is standard input")
+    parser.add_argument("--tenant", required=True, metavar="T")
+    parser.add_argument("--service", required=True, metavar="S")
+    parser.add_argument(
+        "--context", action="append", default=[], metavar="K=V", help="bound to the file, readable in it; may repeat"
+    )
+    _add_shared(parser, "FILE.sealed")
+
+
+def add_open_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``keymesh open``."""
+    parser.add_argument("files", nargs="+", metavar="FILE", help="sealed files; - is standard input")
+    _add_shared(parser, "FILE without .sealed")
+    offline = parser.add_argument_group("without any mesh, by the customer's own root key")
+    offline.add_argument("--offline", action="store_true", help="ask no mesh; needs --chain and --l1")
+    offline.add_argument("--chain", metavar="FILE", help="what `keymesh tenant export` wrote")
+    offline.add_argument("--l1", metavar="URL", help="kms:DIR#KEY or https://HOST:PORT/keys/KEY")
+    offline.add_argument("--l1-credentials", metavar="DIR", help="the customer KMS's directory, for an https URL")
+
+
+def _add_shared(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        help=f"a file, a directory, or - for standard output (default: {default}); to a pipe, each chunk is released "
+        "once it is verified, and a cut stream ends with exit code 4",
+    )
+    parser.add_argument("--force", action="store_true", help="replace what exists")
+    parser.add_argument("--region", metavar="R", help="use this region's Edge (default: the first that answers)")
+    cli_common.add_common(parser)
+
+
+def run_seal(args: argparse.Namespace) -> int:
+    """Seal each file under a fresh data key."""
+    tenant, service = check_tenant(args.tenant), check_service(args.service)
+    context = parse_context(args.context)
+    jobs = _jobs(args, sealing=True)
+    done: list[dict[str, Any]] = []
+    with _keys(args) as keys, _undo_on_sigterm(), _Meter(args, "sealing") as meter:
+        for job in jobs:
+            started = time.monotonic()
+            with open_source(job) as (source, size, mode):
+                blob, l4 = keys.mint(tenant, service, context)
+                header = Header(
+                    tenant, service, tuple(sorted(context.items(), key=_by_bytes)), blob, os.urandom(SALT_BYTES)
+                )
+                with open_target(job, force=args.force, mode=mode) as target:
+                    n_bytes = seal_stream(source, target, l4=l4, header=header, progress=meter.start(job, size))
+            done.append(_result(job, n_bytes, started))
+        return _report(args, "sealed", done, keys.where)
+
+
+def run_open(args: argparse.Namespace) -> int:
+    """Open each sealed file; its header says whose it is."""
+    if args.offline and not (args.chain and args.l1):
+        raise Refused.bad_field("offline", "--chain and --l1 are needed with it")
+    jobs = _jobs(args, sealing=False)
+    done: list[dict[str, Any]] = []
+    with _keys(args) as keys, _undo_on_sigterm(), _Meter(args, "opening") as meter:
+        for job in jobs:
+            started = time.monotonic()
+            with open_source(job) as (source, size, mode):
+                header = _header(source)
+                l4 = keys.unwrap(header.tenant, header.service, header.l4_blob, dict(header.context))
+                with open_target(job, force=args.force, mode=mode) as target:
+                    n_bytes = open_stream(source, target, l4=l4, header=header, progress=meter.start(job, size))
+            done.append(_result(job, n_bytes, started) | {"tenant": header.tenant, "service": header.service})
+        return _report(args, "opened", done, keys.where)
+
+
+def parse_context(pairs: Sequence[str]) -> dict[str, str]:
+    """``K=V`` arguments.  Raises Refused for another form or a key given twice."""
+    context: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise Refused.bad_field("context", "K=V")
+        if key in context:
+            raise Refused.bad_field("context", f"{key!r} is given twice")
+        context[key] = value
+    return context
+
+
+def _by_bytes(pair: tuple[str, str]) -> bytes:
+    return pair[0].encode("utf-8", "surrogatepass")
+
+
+def _jobs(args: argparse.Namespace, *, sealing: bool) -> list[Job]:
+    jobs = plan_jobs(args.files, args.output, sealing=sealing)
+    if args.json and any(job.to_pipe for job in jobs):
+        raise Refused.bad_field("json", "not while the data itself goes to standard output")
+    for job in jobs:
+        check_target(job, force=args.force, sealing=sealing)
+    return jobs
+
+
+@contextlib.contextmanager
+def _keys(args: argparse.Namespace) -> Iterator[KeySource]:
+    layout = Layout(resolve_dir(args.dir))
+    keys: KeySource
+    if getattr(args, "offline", False):
+        keys = OfflineKeys(Path(args.chain), args.l1, args.l1_credentials, layout.customer_kms)
+    else:
+        keys = MeshKeys(layout, args.region)
+    try:
+        yield keys
+    finally:
+        keys.close()
+
+
+class _Watched:
+    """Remembers how a file began and whether it ended, to tell a cut file from one that never was sealed."""
+
+    def __init__(self, source: BinaryIO) -> None:
+        self._source = source
+        self.start = b""
+        self.ended = False
+
+    def read(self, n_bytes: int, /) -> bytes:
+        data = self._source.read(n_bytes)
+        self.start = (self.start + data)[: len(MAGIC)]
+        self.ended = self.ended or not data
+        return data
+
+
+def _header(source: BinaryIO) -> Header:
+    watched = _Watched(source)
+    try:
+        return read_header(watched)
+    except Refused as bad:
+        if watched.ended and watched.start == MAGIC:
+            raise Integrity("truncated", "the file ends inside its header", field="file") from bad
+        raise
+
+
+@contextlib.contextmanager
+def _undo_on_sigterm() -> Iterator[None]:
+    """SIGTERM takes the way of an exception, so that temporary files go."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    try:
+        before = signal.signal(signal.SIGTERM, leave)
+    except ValueError:  # not the main thread: somebody else's process, somebody else's signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Meter:
+    """A progress bar on a terminal; nothing elsewhere."""
+
+    def __init__(self, args: argparse.Namespace, verb: str) -> None:
+        self._verb = verb
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=cli_common.stderr,
+            transient=True,
+            disable=args.json or not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> _Meter:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def start(self, job: Job, size: int | None) -> Any:
+        """A callback that takes the bytes done so far."""
+        task = self._progress.add_task(f"{self._verb} {Path(job.source).name}", total=size)
+        return lambda done: self._progress.update(task, completed=done)
+
+
+def _result(job: Job, n_bytes: int, started: float) -> dict[str, Any]:
+    ms = round((time.monotonic() - started) * 1_000)
+    return {"file": job.source, "output": job.target, "bytes": n_bytes, "ms": ms}
+
+
+def _report(args: argparse.Namespace, verb: str, done: list[dict[str, Any]], where: str) -> int:
+    def human() -> None:
+        for one in done:
+            text = f"{verb} {one['file']} -> {one['output']} ({one['bytes']} bytes, {one['ms']} ms, {where})"
+            cli_common.stderr.print(text, markup=False)
+
+    cli_common.emit(args, {"ok": True, "files": done, "by": where}, human)
+    return int(ExitCode.DONE)
