@@ -114,8 +114,8 @@ def parse_context(pairs: Sequence[str]) -> dict[str, str]:
     return context
 
 
-def _by_bytes(pair: tuple[str, str]) -> bytes:
-    return pair[0].encode("utf-8", "surrogatepass")
+def _sorted(context: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(context.items(), key=lambda pair: pair[0].encode("utf-8", "surrogatepass")))
 
 
 def _jobs(args: argparse.Namespace, *, sealing: bool) -> list[Job]:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
 from keymesh.model.errors import Refused
 
@@ -102,7 +102,7 @@ def open_target(job: Job, *, force: bool, mode: int) -> Iterator[BinaryIO]:
     target = Path(job.target)
     with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
         try:
-            yield file
+            yield cast(BinaryIO, file)
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -90,7 +91,7 @@ class MeshKeys:
         silent: Unavailable | None = None
         for region in await self._regions(tenant, service):
             try:
-                answer = await _patiently(lambda region=region: self._ask(region, tenant, service, operation, body))  # type: ignore[misc]
+                answer = await _patiently(partial(self._ask, region, tenant, service, operation, body))
             except Unavailable as unavailable:
                 silent = unavailable
                 continue
