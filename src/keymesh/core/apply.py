@@ -15,7 +15,7 @@ from keymesh.control.rows import RestrictionRow, encode
 from keymesh.control.state import NamespaceState
 from keymesh.control.trust import Pins
 from keymesh.control.view import Accepted, Fork, NeedsMesh, Offered, Outcome, RefusedTask, Stale
-from keymesh.core import leases, local, regional, restrictions, snapshot, upkeep
+from keymesh.core import leases, loading, local, regional, restrictions, snapshot, upkeep
 from keymesh.core import views as decoded
 from keymesh.core.records import (
     ClosedRecord,
@@ -30,7 +30,7 @@ from keymesh.core.state import Holding, NodeState, Out, Overlay, note
 from keymesh.ledger.maptree import root_of
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE
-from keymesh.model.machine import REGISTRY, Address, Persist
+from keymesh.model.machine import REGISTRY, Address
 from keymesh.model.time import Instant
 from keymesh.orbital.messages import Task
 
@@ -139,7 +139,7 @@ def _take(state: NodeState, now: Instant, taken: list[NamespaceState], corr: str
         in_force = {text: row for text, row in rows.items() if row.state != "none"}
         _lay_over(state, now, holding, overlay_of(new.head, in_force, corr), out)
     puts = tuple((state_name(new.head.entry.namespace), new) for new in taken)
-    _persist(state, "apply", ApplyPending(tuple(taken), corr), puts, tuple(deletes), out)
+    state.persist("apply", ApplyPending(tuple(taken), corr), puts, tuple(deletes), out)
 
 
 def overlay_of(head: SignedEntry, rows: dict[str, RestrictionRow], corr: str) -> OverlayRecord:
@@ -187,25 +187,14 @@ def make_overlay(record: OverlayRecord, *, recorded: bool) -> Overlay:
     return Overlay(record, made, recorded)
 
 
-def _persist(
-    state: NodeState,
-    what: str,
-    pending: object,
-    puts: tuple[tuple[str, Any], ...],
-    deletes: tuple[str, ...],
-    out: Out,
-) -> None:
-    token = state.next_token(what)
-    state.persisting[token] = pending
-    out.append(Persist(token, puts, deletes))
-
-
 def on_applied(state: NodeState, now: Instant, pending: ApplyPending, out: Out) -> None:
     """The record is durable: it applies, is acknowledged, and what it allows is done."""
     for new in pending.states:
         holding = state.holding_or_new(new.head.entry.namespace)
         if holding.leaf.order > new.leaf.order:
             continue  # recorded on a second try that had left it out
+        if new.leaf == holding.leaf:
+            loading.doubt_all(holding)
         install(state, now, holding, new)
         _reopen(state, holding, out)
         note(
@@ -217,8 +206,8 @@ def on_applied(state: NodeState, now: Instant, pending: ApplyPending, out: Out) 
             seq=holding.leaf.seq,
         )
         restrictions.acknowledge(state, now, holding.namespace, out, correlation_id=pending.correlation_id)
-        local.release(state, holding.namespace, out)
         follow(state, now, holding, out)
+    local.release(state, out)
 
 
 def install(state: NodeState, now: Instant, holding: Holding, new: NamespaceState) -> None:
@@ -243,12 +232,13 @@ def _reopen(state: NodeState, holding: Holding, out: Out) -> None:
         if understood or (reason == FORK and epoch > order[0]):
             del holding.closed[reason]
             if reason != CORRUPT:
-                out.append(Persist(state.next_token("reopen"), (), (closed_name(holding.namespace),)))
+                state.persist("reopen", None, (), (closed_name(holding.namespace),), out)
 
 
 def follow(state: NodeState, now: Instant, holding: Holding, out: Out) -> None:
     """What an applied state allows: leases, key loads, minting, the region's IVK."""
     if holding is state.mesh:
+        snapshot.plan(state, now)
         leases.credit_all(state, now, out)
         regional.reconcile(state, now, out)
         upkeep.settle_all(state, now, out)
@@ -289,7 +279,7 @@ def _close_unknown(state: NodeState, now: Instant, namespace: str, head: SignedE
     order = (head.entry.epoch, head.entry.seq)
     restrictions.close(state, now, state.holding_or_new(namespace), UNKNOWN, order, out)
     puts = ((closed_name(namespace), ClosedRecord(namespace, UNKNOWN, *order)),)
-    _persist(state, "closed", EvidencePending(namespace, "refused", UNKNOWN, puts, corr), puts, (), out)
+    state.persist("closed", EvidencePending(namespace, "refused", UNKNOWN, puts, corr), puts, (), out)
 
 
 def _answer(state: NodeState, now: Instant, namespace: str, reason: str, corr: str, out: Out) -> None:
@@ -307,7 +297,7 @@ def _add_restrictions(state: NodeState, now: Instant, holding: Holding, record: 
 
 
 def _persist_overlay(state: NodeState, record: OverlayRecord, out: Out) -> None:
-    _persist(state, "overlay", OverlayPending(record), ((overlay_name(record.namespace), record),), (), out)
+    state.persist("overlay", OverlayPending(record), ((overlay_name(record.namespace), record),), (), out)
 
 
 def on_overlay_recorded(state: NodeState, now: Instant, pending: OverlayPending, out: Out) -> None:
@@ -335,7 +325,7 @@ def _evidence(state: NodeState, now: Instant, holding: Holding, fork: Fork, corr
         (closed_name(namespace), ClosedRecord(namespace, FORK, *order)),
     )
     pending = EvidencePending(namespace, "quarantined", FORK, puts, corr)
-    _persist(state, "evidence", pending, puts, (), out)
+    state.persist("evidence", pending, puts, (), out)
 
 
 def on_evidence_recorded(state: NodeState, now: Instant, pending: EvidencePending, out: Out) -> None:
@@ -364,7 +354,7 @@ def restore_overlay(state: NodeState, record: OverlayRecord, out: Out) -> None:
         holding.overlay = make_overlay(record, recorded=True)
         restrictions.refresh(state, holding)
     else:
-        out.append(Persist(state.next_token("overlay-gone"), (), (overlay_name(record.namespace),)))
+        state.persist("overlay-gone", None, (), (overlay_name(record.namespace),), out)
 
 
 def restore(state: NodeState, now: Instant, new: NamespaceState, out: Out) -> None:

@@ -17,7 +17,7 @@ from keymesh.core.views import key_state, policy_entry
 from keymesh.model.errors import Refused
 from keymesh.model.ids import RegionId, ServiceName, TenantId, check_hex
 from keymesh.model.limits import EDGE_TTL_MAX_MS
-from keymesh.model.machine import Address, BootMark, Persist, Send, edge_address
+from keymesh.model.machine import Address, BootMark, Send, edge_address
 from keymesh.model.scope import Scope, ScopeKind
 from keymesh.model.states import Custody, Operation, state_allows
 from keymesh.model.time import Instant
@@ -83,6 +83,14 @@ def restore(state: NodeState, record: EdgeLeaseRecord, now: Instant) -> None:
         state.edge_gone.append(edge_lease_name(record.lease_id))
 
 
+def extend_all(state: NodeState, by_ms: int) -> None:
+    """Our clock jumped ahead; the Edges' clocks may not have: their leases end so much later by ours."""
+    for lease_id, lease in state.edge_leases.items():
+        end = Instant(lease.end + by_ms)
+        state.edge_leases[lease_id] = replace(lease, end=end)
+        state.at(end, "edge-end", lease_id)
+
+
 # --- requests --------------------------------------------------------------------------------------------------------
 
 
@@ -104,9 +112,8 @@ def on_request(state: NodeState, now: Instant, sender: Address, request: LeaseRe
             boot_id=state.mark.boot_id,
             boottime_end_ms=state.mark.boottime_ms + (now - state.booted_at) + ttl_ms,
         )
-        token = state.next_token("edge-lease")
-        state.persisting[token] = GrantPending(record, request)
-        out.append(Persist(token, ((edge_lease_name(record.lease_id), record),)))
+        puts = ((edge_lease_name(record.lease_id), record),)
+        state.persist("edge-lease", GrantPending(record, request), puts, (), out)
     else:
         refuse(sender, request, code, out)
 
@@ -227,8 +234,8 @@ def on_grant_failed(pending: GrantPending, out: Out) -> None:
     note(out, "persist-failed", what="edge-lease")
 
 
-def flush_gone(state: NodeState, now: Instant, out: Out) -> None:
+def flush_gone(state: NodeState, out: Out) -> None:
     """Forget the records of leases that are over or settled.  Losing this only makes E larger than it need be."""
     if state.edge_gone:
         names, state.edge_gone = tuple(state.edge_gone), []
-        out.append(Persist(state.next_token("edge-gone"), (), names))
+        state.persist("edge-gone", None, (), names, out)

@@ -105,7 +105,8 @@ def beat(state: NodeState, now: Instant, out: Out) -> None:
     local.forward(state, out)
     minter.resubmit(state, out)
     regional.reconcile(state, now, out)
-    edges.flush_gone(state, now, out)
+    local.release(state, out)
+    edges.flush_gone(state, out)
 
 
 # --- answer ----------------------------------------------------------------------------------------------------------

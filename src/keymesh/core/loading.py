@@ -7,7 +7,7 @@ wiped at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from keymesh.control.messages import PendingItem
 from keymesh.control.rows import L2_NAME, KeyRow
@@ -97,6 +97,11 @@ def drop_all(state: NodeState, out: Out) -> None:
     for holding in state.tenants.values():
         holding.loaded.clear()
         holding.loading_since = None
+
+
+def doubt_all(holding: Holding) -> None:
+    """A forced sync: what is loaded may be used on, but is all loaded anew."""
+    holding.loaded = {name: replace(ref, revision=0) for name, ref in holding.loaded.items()}
 
 
 # --- reconciling -----------------------------------------------------------------------------------------------------

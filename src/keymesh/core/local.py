@@ -16,7 +16,7 @@ from keymesh.core.records import LocalRecord, local_name
 from keymesh.core.state import LocalSuspension, NodeState, Out, note
 from keymesh.model.errors import Refused
 from keymesh.model.ids import check_token
-from keymesh.model.machine import REGISTRY, Persist, Send
+from keymesh.model.machine import REGISTRY, Send
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
 
@@ -30,7 +30,7 @@ class LocalPending:
 
 @dataclass(frozen=True, slots=True)
 class ReleasePending:
-    command_id: str
+    command_ids: tuple[str, ...]
 
 
 def is_recorded_by(position: tuple[int, int] | None, applied: Leaf) -> bool:
@@ -70,9 +70,8 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
 
 
 def _persist(state: NodeState, held: LocalSuspension, out: Out) -> None:
-    token = state.next_token("local")
-    state.persisting[token] = LocalPending(held.record.command_id)
-    out.append(Persist(token, ((local_name(held.record.command_id), held.record),)))
+    record = held.record
+    state.persist("local", LocalPending(record.command_id), ((local_name(record.command_id), record),), (), out)
 
 
 def on_persisted(state: NodeState, pending: LocalPending, out: Out) -> None:
@@ -128,26 +127,25 @@ def on_recorded(state: NodeState, message: Recorded, out: Out) -> None:
         note(out, "local-suspension-refused", held.record.correlation_id, scope=held.record.scope, code=message.refused)
     elif message.namespace == held.scope.namespace:
         held.position = (message.epoch, message.seq)
-        release(state, message.namespace, out)
+        release(state, out)
 
 
-def release(state: NodeState, namespace: str, out: Out) -> None:
-    """Remove local suspensions of ``namespace`` whose entry, or a later one, is applied durably."""
-    holding = state.holding(namespace)
-    if holding is None:
-        return
-    for command_id in sorted(state.locals):
-        held = state.locals[command_id]
-        if held.scope.namespace == namespace and is_recorded_by(held.position, holding.leaf):
-            token = state.next_token("local-release")
-            state.persisting[token] = ReleasePending(command_id)
-            out.append(Persist(token, (), (local_name(command_id),)))
+def release(state: NodeState, out: Out) -> None:
+    """Remove local suspensions whose entry, or a later one of its namespace, is applied durably."""
+    done = tuple(
+        command_id
+        for command_id in sorted(state.locals)
+        if (held := state.locals[command_id]).position is not None
+        and (holding := state.holding(held.scope.namespace)) is not None
+        and is_recorded_by(held.position, holding.leaf)
+    )
+    if done:
+        state.persist("local-release", ReleasePending(done), (), tuple(local_name(name) for name in done), out)
 
 
-def on_released(state: NodeState, pending: ReleasePending, out: Out) -> str | None:
-    """Its record is gone, so it ends.  The namespace that may have opened by it."""
-    held = state.locals.pop(pending.command_id, None)
-    if held is None:
-        return None
-    note(out, "local-suspension-recorded", held.record.correlation_id, scope=held.record.scope)
-    return held.scope.namespace
+def on_released(state: NodeState, pending: ReleasePending, out: Out) -> list[str]:
+    """Their records are gone, so they end.  The namespaces that may have opened by it."""
+    found = [held for name in pending.command_ids if (held := state.locals.pop(name, None)) is not None]
+    for held in found:
+        note(out, "local-suspension-recorded", held.record.correlation_id, scope=held.record.scope)
+    return sorted({str(held.scope.namespace) for held in found})

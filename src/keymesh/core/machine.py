@@ -44,6 +44,7 @@ from keymesh.core.state import NodeConfig, NodeState, Out, note
 from keymesh.model.machine import (
     REGISTRY,
     Booted,
+    ClockWentAhead,
     ClockWentBack,
     Persist,
     Persisted,
@@ -117,8 +118,7 @@ def _on_booted(state: NodeState, now: Instant, event: Booted, out: Out) -> None:
     for suspension in state.locals.values():
         restrictions.enforce(state, now, suspension.scope, (0, 0), suspension.record.correlation_id, out)
     state.at(now, "heartbeat")
-    settings = state.mesh_view.settings
-    state.at(Instant(now + (snapshot.DEFAULT_MS if settings is None else settings.snapshot_ms)), "snapshot")
+    snapshot.plan(state, now)
 
 
 def _on_tick(state: NodeState, now: Instant, _: Tick, out: Out) -> None:
@@ -129,6 +129,10 @@ def _on_tick(state: NodeState, now: Instant, _: Tick, out: Out) -> None:
 
 def _on_clock_went_back(state: NodeState, now: Instant, _: ClockWentBack, out: Out) -> None:
     leases.void_all(state, now, out)
+
+
+def _on_clock_went_ahead(state: NodeState, now: Instant, event: ClockWentAhead, out: Out) -> None:
+    edges.extend_all(state, event.by_ms)
 
 
 def _on_unsealed(state: NodeState, now: Instant, event: Unsealed, out: Out) -> None:
@@ -273,6 +277,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     Received: _on_received,
     Persisted: _on_persisted,
     PersistFailed: _on_persist_failed,
+    ClockWentAhead: _on_clock_went_ahead,
     ClockWentBack: _on_clock_went_back,
     Unsealed: _on_unsealed,
     Sealed: _on_sealed,

@@ -31,16 +31,25 @@ def on_applied(state: NodeState, now: Instant, holding: Holding) -> None:
     state.manifest.put(holding.namespace, holding.leaf)
 
 
-def on_timer(state: NodeState, now: Instant, _: str, out: Out) -> None:
+def plan(state: NodeState, now: Instant) -> None:
+    """Have the next snapshot taken one interval from now, or sooner where it was planned sooner."""
     settings = state.mesh_view.settings
-    state.at(Instant(now + (DEFAULT_MS if settings is None else settings.snapshot_ms)), "snapshot")
-    ask(state, now, out)
+    at = Instant(now + (DEFAULT_MS if settings is None else settings.snapshot_ms))
+    if at < state.snapshot_at or state.snapshot_at <= now:
+        state.snapshot_at = at
+        state.at(at, "snapshot")
+
+
+def on_timer(state: NodeState, now: Instant, _: str, out: Out) -> None:
+    if now >= state.snapshot_at:
+        plan(state, now)
+        ask(state, now, out)
 
 
 def ask(state: NodeState, now: Instant, out: Out) -> None:
     """Have the shell recompute, unless it is at it."""
     asked = state.snapshot_asked_at
-    if state.booted and (asked is None or now >= asked + RETRY_MS):
+    if asked is None or now >= asked + RETRY_MS:
         state.snapshot_asked_at = now
         out.append(TakeSnapshot())
 

@@ -21,10 +21,11 @@ from keymesh.core.may import Grantor
 from keymesh.core.records import EdgeLeaseRecord, LocalRecord, OverlayRecord
 from keymesh.core.views import EMPTY_MESH, EMPTY_TENANT, MeshView, Restriction, TenantView
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest, KeyId
-from keymesh.model.machine import Address, BootMark, Note, node_address
+from keymesh.model.machine import Address, BootMark, Note, Persist, node_address
 from keymesh.model.scope import Scope
 from keymesh.model.time import NEVER, Instant
 
+Puts = tuple[tuple[str, Any], ...]
 Out = list[Any]
 """Effects of the step in hand, in order; rules append to it."""
 
@@ -32,6 +33,7 @@ NO_LEAF: Final = Leaf(epoch=0, seq=0, entry_hash=ZERO_DIGEST, state=ZERO_DIGEST)
 NO_MARK: Final = BootMark("", 0)
 START: Final = Instant(0)
 FIRST_EPOCH: Final = 1
+PERSISTING_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,6 +194,7 @@ class NodeState:
     manifest: HeadsTree = field(default_factory=HeadsTree)
     leaves: dict[str, Leaf] = field(default_factory=dict)  # as applied; replaced, never changed
     drift: dict[str, Digest] = field(default_factory=dict)
+    snapshot_at: Instant = NEVER
     snapshot_asked_at: Instant | None = None
     outstanding: Outstanding | None = None
     offer: Offer | None = None
@@ -247,6 +250,15 @@ class NodeState:
     def next_token(self, what: str) -> str:
         self.tokens += 1
         return f"{what}/{self.tokens}"
+
+    def persist(self, what: str, pending: Any, puts: Puts, deletes: tuple[str, ...], out: Out) -> None:
+        """Record; ``pending`` goes on once that is durable (None: nothing does)."""
+        token = self.next_token(what)
+        if pending is not None:
+            self.persisting[token] = pending
+            if len(self.persisting) > PERSISTING_MAX:  # records that an earlier failure of their step left undone
+                del self.persisting[next(iter(self.persisting))]
+        out.append(Persist(token, puts, deletes))
 
     def at(self, when: Instant, kind: str, what: str = "") -> None:
         """Have timer ``kind`` fire for ``what`` at ``when``.  Timers are never taken back: the one that fires looks

@@ -12,12 +12,9 @@ from keymesh.core import apply, loading, local, revoking, upkeep
 from keymesh.core.records import local_name, overlay_name, state_name
 from keymesh.core.state import NodeState, Out, Unrecorded, note
 from keymesh.model.ids import MESH_NAMESPACE
-from keymesh.model.machine import Persist
 from keymesh.model.time import Instant
 
 RETRY_MS = 1_000
-
-Puts = tuple[tuple[str, Any], ...]
 
 
 def _key(pending: object) -> str | None:
@@ -76,10 +73,11 @@ def failed(state: NodeState, now: Instant, pending: object, out: Out) -> None:
 
 
 def succeeded(state: NodeState, now: Instant, pending: object, out: Out) -> None:
-    """``pending`` is recorded: what it kept closed may open."""
+    """``pending`` is recorded: what it kept closed may open, and the next one is tried."""
     key = _key(pending)
     if key in state.unrecorded:
         _open(state, now, key, out)
+        _try_next(state, now, out)
 
 
 def _open(state: NodeState, now: Instant, key: str, out: Out) -> None:
@@ -88,19 +86,21 @@ def _open(state: NodeState, now: Instant, key: str, out: Out) -> None:
 
 
 def on_timer(state: NodeState, now: Instant, _: str, out: Out) -> None:
-    """Try everything again that is still needed, each in its own transaction."""
+    """Try again, one after the other, each in its own transaction."""
+    _try_next(state, now, out)
+    state.retrying = bool(state.unrecorded)
+    if state.retrying:
+        state.at(Instant(now + RETRY_MS), "record")
+
+
+def _try_next(state: NodeState, now: Instant, out: Out) -> None:
     for key in sorted(state.unrecorded):
         pending = state.unrecorded[key].pending
         puts = tuple(_puts(state, pending))
         if puts:
-            token = state.next_token("again")
-            state.persisting[token] = pending
-            out.append(Persist(token, puts))
-        else:
-            _open(state, now, key, out)
-    state.retrying = bool(state.unrecorded)
-    if state.retrying:
-        state.at(Instant(now + RETRY_MS), "record")
+            state.persist("again", pending, puts, (), out)
+            return
+        _open(state, now, key, out)  # nothing is left to record
 
 
 def _puts(state: NodeState, pending: object) -> Iterable[tuple[str, Any]]:

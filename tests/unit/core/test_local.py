@@ -1,0 +1,272 @@
+"""Local suspensions: in force at once in any mode, durable, and ended only by their own entry or a later one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from keymesh.control.entry import Leaf
+from keymesh.control.messages import ForwardRestriction, Recorded
+from keymesh.control.state import NamespaceState
+from keymesh.core import local
+from keymesh.core.events import LocalRestrict, ReplyLocal
+from keymesh.core.records import local_name
+from keymesh.model.ids import ZERO_DIGEST
+from keymesh.model.machine import Address
+from keymesh.model.states import Mode
+from keymesh.model.time import Instant
+from tests.unit.core.bench import TENANT, TTL_MS, Bench, Edge
+
+SCOPE = f"tenant:{TENANT}"
+
+
+def restrict(bench: Bench, command_id: str = "cmd", scope: str = SCOPE, action: str = "suspend") -> None:
+    bench.feed(
+        LocalRestrict(command_id=command_id, scope=scope, action=action, actor="ann", correlation_id=f"c-{command_id}")
+    )
+
+
+def recorded(bench: Bench, state: NamespaceState, command_id: str = "cmd", **changed: Any) -> None:
+    entry = state.head.entry
+    fields = {"command_id": command_id, "namespace": entry.namespace, "epoch": entry.epoch, "seq": entry.seq}
+    bench.receive(Recorded(**{**fields, **changed}))
+
+
+def test_position_rule() -> None:
+    leaf = Leaf(epoch=1, seq=5, entry_hash=ZERO_DIGEST, state=ZERO_DIGEST)
+    assert local.is_recorded_by((1, 5), leaf)
+    assert local.is_recorded_by((1, 4), leaf)
+    assert not local.is_recorded_by((1, 6), leaf)
+    assert not local.is_recorded_by((2, 1), leaf)
+    assert not local.is_recorded_by(None, leaf)
+
+
+def test_in_force_before_it_is_durable_and_answered_after() -> None:
+    bench, edge = Bench().up(), Edge()
+    bench.lease(edge)
+    bench.take()
+    restrict(bench)
+    names = [type(getattr(e, "message", e)).__name__ for e in bench.out]
+    for earlier, later in [
+        ("DropKeys", "Persist"),
+        ("Revocation", "Persist"),
+        ("Persist", "ReplyLocal"),
+        ("Persist", "ForwardRestriction"),
+    ]:
+        assert names.index(earlier) < names.index(later)
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", True)]
+    assert bench.may().reason == "restricted-local"
+    assert local_name("cmd") in bench.disk
+
+
+@pytest.mark.parametrize("how", ["cut off", "closed", "sealed", "never applied"])
+def test_in_any_mode(how: str) -> None:
+    bench = Bench()
+    if how == "sealed":
+        bench.boot(unseal=False)
+    if how != "never applied":
+        bench.give_all()
+    if how == "cut off":
+        bench.renew()
+        bench.advance(10_000)
+    if how == "closed":
+        bench.renew()
+        bench.advance(TTL_MS)
+        assert bench.mode() is Mode.CLOSED
+    restrict(bench)
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", True)]
+    bench.reboot()
+    bench.give_all()
+    bench.renew()
+    assert "cmd" in bench.state.locals
+    assert not bench.may().allowed
+    assert bench.memory == set()
+
+
+def test_it_is_forwarded_with_every_heartbeat_until_recorded() -> None:
+    bench = Bench().up()
+    restrict(bench, action="revoke")
+    for _ in range(3):
+        bench.advance(1_000)
+    forwarded = bench.sent(ForwardRestriction)
+    assert len(forwarded) >= 3
+    assert {(f.command_id, f.scope, f.action, f.actor) for f in forwarded} == {("cmd", SCOPE, "revoke", "ann")}
+    own = bench.mesh.restrict("suspend", SCOPE)
+    recorded(bench, own)
+    bench.take()
+    bench.advance(3_000)
+    assert bench.sent(ForwardRestriction) == []
+
+
+def test_it_ends_when_its_entry_is_applied_durably() -> None:
+    bench = Bench().up()
+    restrict(bench)
+    own = bench.mesh.restrict("suspend", SCOPE)
+    recorded(bench, own)
+    assert "cmd" in bench.state.locals
+    bench.give(own)
+    assert bench.state.locals == {}
+    assert local_name("cmd") not in bench.disk
+    assert bench.may().reason == "restricted-tenant"
+    bench.give(bench.mesh.restrict("resume", SCOPE))
+    assert bench.may().allowed
+
+
+def test_whichever_comes_first() -> None:
+    bench = Bench().up()
+    restrict(bench)
+    own = bench.mesh.restrict("suspend", SCOPE)
+    bench.give(own)
+    assert "cmd" in bench.state.locals
+    recorded(bench, own)
+    assert bench.state.locals == {}
+
+
+def test_a_resume_ordered_before_its_entry_does_not_touch_it() -> None:
+    bench = Bench().up()
+    bench.give(bench.mesh.restrict("suspend", SCOPE))
+    restrict(bench)
+    resume = bench.mesh.restrict("resume", SCOPE)
+    own = bench.mesh.restrict("suspend", SCOPE)
+    recorded(bench, own)
+    bench.give(resume)
+    bench.renew(leaves={**bench.leaves(), TENANT: resume.leaf})
+    assert bench.may().reason == "restricted-local"
+    bench.give(own)
+    assert bench.may().reason == "restricted-tenant"
+
+
+def test_applied_in_memory_only_does_not_end_it() -> None:
+    """Trace 10: a crash then loses both."""
+    bench = Bench().up()
+    restrict(bench)
+    own = bench.mesh.restrict("suspend", SCOPE)
+    recorded(bench, own)
+    bench.crash_at_persist = True
+    bench.give(own)
+    bench.crash_at_persist = False
+    assert local_name("cmd") in bench.disk
+    bench.reboot()
+    bench.renew(leaves={**bench.leaves(), TENANT: bench.holding().leaf})
+    assert "cmd" in bench.state.locals
+    assert not bench.may().allowed
+
+
+def test_a_crash_between_apply_and_release() -> None:
+    bench = Bench().up()
+    restrict(bench)
+    own = bench.mesh.restrict("suspend", SCOPE)
+    bench.give(own)
+    bench.crash_at_persist = True
+    recorded(bench, own)
+    bench.crash_at_persist = False
+    bench.reboot()
+    assert "cmd" in bench.state.locals
+    bench.beat()
+    assert bench.sent(ForwardRestriction)[-1].command_id == "cmd"
+    recorded(bench, own)
+    assert bench.state.locals == {}
+
+
+def test_refused_for_good_it_stays() -> None:
+    bench = Bench().up()
+    restrict(bench)
+    bench.receive(Recorded(command_id="cmd", namespace=TENANT, epoch=0, seq=0, refused="already"))
+    assert "local-suspension-refused" in bench.notes()
+    bench.give(bench.mesh.service(name="mail"))
+    assert bench.may().reason == "restricted-local"
+    bench.take()
+    bench.advance(3_000)
+    assert bench.sent(ForwardRestriction) == []
+
+
+def test_records_of_others_and_of_other_namespaces_do_not_end_it() -> None:
+    bench = Bench().up()
+    restrict(bench)
+    own = bench.mesh.restrict("suspend", SCOPE)
+    bench.give(own)
+    entry = own.head.entry
+    fields: dict[str, Any] = {"command_id": "cmd", "epoch": entry.epoch, "seq": entry.seq}
+    bench.receive(Recorded(**fields, namespace="mesh"))
+    bench.receive(Recorded(**{**fields, "command_id": "other"}, namespace=TENANT))
+    bench.receive(Recorded(**fields, namespace=TENANT), Address("node:us-west/n1"))
+    assert "cmd" in bench.state.locals
+
+
+def test_the_same_command_again() -> None:
+    bench = Bench().up()
+    restrict(bench)
+    bench.take()
+    restrict(bench)
+    restrict(bench, action="revoke")
+    restrict(bench, scope=f"service:{TENANT}/pay")
+    assert bench.effects(ReplyLocal) == [
+        ReplyLocal("cmd", True),
+        ReplyLocal("cmd", False, "conflict"),
+        ReplyLocal("cmd", False, "conflict"),
+    ]
+    assert len(bench.state.locals) == 1
+
+
+@pytest.mark.parametrize(
+    ("command_id", "scope", "action"),
+    [("cmd", "rubbish", "suspend"), ("cmd", SCOPE, "resume"), ("a/b", SCOPE, "suspend"), ("", SCOPE, "suspend")],
+)
+def test_bad_input(command_id: str, scope: str, action: str) -> None:
+    bench = Bench().up()
+    restrict(bench, command_id, scope, action)
+    assert bench.effects(ReplyLocal) == [ReplyLocal(command_id, False, "bad-field")]
+    assert bench.state.locals == {}
+    assert bench.may().allowed
+
+
+def test_one_that_cannot_be_recorded_is_in_force_is_said_so_and_closes() -> None:
+    bench = Bench().up()
+    bench.disk_works = False
+    restrict(bench, scope=f"service:{TENANT}/pay")
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", False, "storage")]
+    assert bench.mode() is Mode.CLOSED
+    assert bench.sent(ForwardRestriction)  # the log may still take it
+    bench.disk_works = True
+    bench.advance(1_500)
+    assert bench.effects(ReplyLocal)[-1] == ReplyLocal("cmd", True)
+    assert bench.mode() is not Mode.CLOSED
+    assert bench.may().reason == "restricted-local"
+
+
+def test_many_that_cannot_be_recorded_are_all_recorded_in_the_end() -> None:
+    bench = Bench().up()
+    bench.disk_works = False
+    for n in range(5):
+        restrict(bench, f"cmd-{n}")
+    bench.advance(5_000)
+    bench.disk_works = True
+    bench.advance(1_500)
+    assert all(local_name(f"cmd-{n}") in bench.disk for n in range(5))
+    assert not bench.state.unrecorded
+    assert len(bench.state.persisting) <= 10
+
+
+@pytest.mark.parametrize("scope", ["mesh", "region:us-east"])
+def test_wide_scopes(scope: str) -> None:
+    bench = Bench().up()
+    restrict(bench, scope=scope)
+    assert bench.may().reason == "restricted-local"
+    own = bench.mesh.restrict("suspend", scope)
+    recorded(bench, own)
+    bench.give(own)
+    bench.give(bench.mesh.restrict("resume", scope))
+    bench.renew()
+    assert bench.may().allowed
+
+
+def test_edges_under_a_local_suspension_settle_too() -> None:
+    bench, edge = Bench().up(), Edge()
+    grant = bench.lease(edge)
+    restrict(bench)
+    revocation = bench.revocations()[0]
+    bench.receive(edge.ack(grant.lease_id, revocation.revocation_id), edge.address)
+    assert bench.state.edge_leases == {}
+    assert bench.refusal(edge) == "restricted"
+    bench.now = Instant(bench.now + 1)
