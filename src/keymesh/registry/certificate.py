@@ -40,6 +40,21 @@ def end_of(record: KillRecord, words: Mapping[str, EvidenceRecord]) -> int:
     return evidence.certain_end(record.committed_at, (h.t for h in holders_evidence(record, words)))
 
 
+def due_at(record: KillRecord, words: Mapping[str, EvidenceRecord], *, booted_at: int, hold_ms: int) -> int:
+    """When T has certainly passed by *our* clock.
+
+    What is waited for counts from a moment of this life, or anew from its start: instants of an earlier life are wall
+    time, which may have been set since.  ``hold_ms``: by how much our clock jumped ahead meanwhile.
+    """
+    ends = [_end_here(h, record.committed_at, booted_at) for h in holders_evidence(record, words)]
+    return evidence.certain_end(record.committed_at, ends) + hold_ms
+
+
+def _end_here(holder: Holder, committed_at: int, booted_at: int) -> int:
+    began = holder.received_at if holder.evidence == evidence.ACK else committed_at
+    return holder.t if began >= booted_at or holder.t == began else max(holder.t, booted_at + holder.t - began)
+
+
 def is_better(word: EvidenceRecord, held: EvidenceRecord | None) -> bool:
     """Whether a later word ends sooner than the one held."""
 

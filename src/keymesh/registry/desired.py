@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from keymesh.control.reduce import is_live, key_rows
+from keymesh.control.draft import is_live, key_rows
 from keymesh.control.rows import L2_NAME, BindingRow, Rows, get
 from keymesh.model.states import KeyState
 

@@ -185,12 +185,16 @@ def certify(state: RegistryState, now: Instant, key: Key, out: list[Any]) -> Non
     out.append(Persist(token, ((kill_name(record.command_id, record.namespace), done),)))
 
 
+def due_at(state: RegistryState, kill: Kill) -> int:
+    return certificate.due_at(kill.record, kill.evidence, booted_at=state.booted_at, hold_ms=kill.hold_ms)
+
+
 def is_due(state: RegistryState, kill: Kill, now: Instant) -> bool:
     """Committed, its holders known, T passed, not certified yet."""
     record = kill.record
     if kill.persisting or not record.holders or now < kill.retry_at or not state.booted:
         return False
-    return (record.scope, record.seq) in state.open_kills and now >= certificate.end_of(record, kill.evidence)
+    return (record.scope, record.seq) in state.open_kills and now >= due_at(state, kill)
 
 
 def on_record_persisted(state: RegistryState, now: Instant, done: KillRecord, out: list[Any]) -> None:
@@ -218,7 +222,7 @@ def next_due(state: RegistryState) -> Instant | None:
     for key in state.open_kills.values():
         kill = state.kills[key]
         if kill.record.holders and not kill.persisting:
-            times.append(max(certificate.end_of(kill.record, kill.evidence), kill.retry_at))
+            times.append(max(due_at(state, kill), kill.retry_at))
     return Instant(min(times)) if times else None
 
 

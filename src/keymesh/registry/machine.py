@@ -20,8 +20,10 @@ from keymesh.control.messages import (
 )
 from keymesh.model.machine import (
     Booted,
+    ClockWentAhead,
     ClockWentBack,
     Note,
+    Persist,
     Persisted,
     PersistFailed,
     Received,
@@ -57,7 +59,28 @@ def step(state: RegistryState, now: Instant, event: Any) -> Effects:
     _EVENTS[type(event)](state, now, event, out)
     reads.begin(state, now, out)
     wake(state, now, out)
+    persist_last(state, out)
     return out
+
+
+def persist_last(state: RegistryState, out: Effects) -> None:
+    """Make one transaction of all that a step records, after its other effects.
+
+    Nothing that a step does rests on its own records (what does waits for ``Persisted``), so a disk that fails takes
+    no send, append or projection with it; and no record of the step is left without an answer.
+    """
+    persists = [e for e in out if type(e) is Persist]
+    if not persists:
+        return
+    last: dict[str, Any] = {}
+    for persist in persists:
+        last.update(persist.puts)
+        last.update(dict.fromkeys(persist.deletes, None))
+    token = state.token("persist")
+    state.transactions[token] = tuple(p.token for p in persists)
+    puts = tuple((name, record) for name, record in last.items() if record is not None)
+    out[:] = [e for e in out if type(e) is not Persist]
+    out.append(Persist(token, puts, tuple(name for name, record in last.items() if record is None)))
 
 
 def wake(state: RegistryState, now: Instant, out: Effects) -> None:
@@ -91,6 +114,7 @@ def next_due(state: RegistryState) -> Instant:
 
 def _booted(state: RegistryState, now: Instant, event: Booted, out: Effects) -> None:
     state.life = event.entropy[:6].hex()
+    state.booted_at = now
     state.poll_base = int.from_bytes(event.entropy[6:12], "big") << 12
     for name, record in event.records.items():
         match record:
@@ -135,23 +159,31 @@ def _received(state: RegistryState, now: Instant, event: Received, out: Effects)
 
 
 def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effects) -> None:
-    match state.persisting.pop(event.token, None):
-        case CommitRecord() as proof:
-            commits.on_persisted(state, now, proof, out)
-        case EvidenceRecord() as found:
-            killswitch.on_evidence_persisted(state, now, found, out)
-        case KillRecord() as done:
-            killswitch.on_record_persisted(state, now, done, out)
+    for token in state.transactions.pop(event.token, ()):
+        match state.persisting.pop(token, None):
+            case CommitRecord() as proof:
+                commits.on_persisted(state, now, proof, out)
+            case EvidenceRecord() as found:
+                killswitch.on_evidence_persisted(state, now, found, out)
+            case KillRecord() as done:
+                killswitch.on_record_persisted(state, now, done, out)
 
 
 def _persist_failed(state: RegistryState, now: Instant, event: PersistFailed, out: Effects) -> None:
     state.wake_at = None  # the failed step's later effects are dropped, its Wake among them
-    match state.persisting.pop(event.token, None):
-        case CommitRecord() as proof:
-            commits.on_persist_failed(state, now, proof, out)
-        case KillRecord() as done:
-            killswitch.on_record_persist_failed(state, now, done)
+    for token in state.transactions.pop(event.token, ()):
+        match state.persisting.pop(token, None):
+            case CommitRecord() as proof:
+                commits.on_persist_failed(state, now, proof, out)
+            case KillRecord() as done:
+                killswitch.on_record_persist_failed(state, now, done)
     out.append(Note("persist-failed", "records", (("token", event.token),)))
+
+
+def _clock_ahead(state: RegistryState, now: Instant, event: ClockWentAhead, out: Effects) -> None:
+    """Holders' clocks may not have jumped with ours: certificates wait so much longer."""
+    for key in state.open_kills.values():
+        state.kills[key].hold_ms += event.by_ms
 
 
 def _clock_back(state: RegistryState, now: Instant, event: ClockWentBack, out: Effects) -> None:
@@ -166,6 +198,7 @@ _EVENTS: Final[dict[type, Callable[[RegistryState, Instant, Any, Effects], None]
     Received: _received,
     Persisted: _persisted,
     PersistFailed: _persist_failed,
+    ClockWentAhead: _clock_ahead,
     ClockWentBack: _clock_back,
     Appended: reads.on_appended,
     AppendConflict: reads.on_append_lost,

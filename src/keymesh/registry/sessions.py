@@ -120,6 +120,7 @@ def carried_lane(session: Session, namespace: Namespace, seq: int, lane: Lane) -
 
 def park(state: RegistryState, session: Session, parked: Parked, out: list[Any]) -> None:
     """A task failed three times: keep why, alarm, and go on with the others."""
+    session.parked.add(parked.namespace)
     record = ParkedRecord(
         node=session.address, namespace=parked.namespace, seq=parked.seq, reason=parked.reason, at=parked.at
     )
@@ -172,7 +173,7 @@ def applied(state: RegistryState, now: Instant, session: Session, space: Space, 
     if held is None or held.order <= ack.leaf.order:
         session.applied[space.name] = ack.leaf
     session.acked_at[space.name] = now
-    unparked(state, session, space.name, ack.leaf.seq, settled_scopes(session, space, ack), out)
+    settled(state, session, space.name, ack.leaf.seq, settled_scopes(session, space, ack), out)
 
 
 def settled_scopes(session: Session, space: Space, ack: Ack) -> set[str]:
@@ -253,25 +254,25 @@ def compare(state: RegistryState, now: Instant, session: Session, beat: Heartbea
 def in_step(state: RegistryState, session: Session, shown: RegionHeads, out: list[Any]) -> None:
     """The node holds exactly what it is offered.  Lane 0 tasks stay: only an acknowledgement, which is evidence, ends
     them."""
-    if session.in_step_with == shown.root and not session.queue.parked:
+    if session.in_step_with == shown.root and not session.parked:
         return
     session.in_step_with, session.known = shown.root, True
     session.reported = shown.show()
     session.applied = dict(session.reported)
     queue = session.queue
     for name, leaf in session.reported.items():
-        if name in queue.parked or any(dispatch.waiting(queue, Namespace(name))):
-            unparked(state, session, name, leaf.seq, {WHOLE}, out)
+        if name in session.parked or any(dispatch.waiting(queue, Namespace(name))):
+            settled(state, session, name, leaf.seq, {WHOLE}, out)
 
 
-def unparked(
-    state: RegistryState, session: Session, name: str, seq: int, settled: Collection[str], out: list[Any]
+def settled(
+    state: RegistryState, session: Session, name: str, seq: int, scopes: Collection[str], out: list[Any]
 ) -> None:
-    """Settle ``seq`` of a namespace, and forget why it was parked if that is over."""
-    queue, namespace = session.queue, Namespace(name)
-    was_parked = namespace in queue.parked
-    dispatch.settle(queue, namespace, seq, settled)
-    if was_parked and namespace not in queue.parked:
+    """Settle ``seq`` of a namespace, and forget why it was parked."""
+    namespace = Namespace(name)
+    dispatch.settle(session.queue, namespace, seq, scopes)
+    if name in session.parked and namespace not in session.queue.parked:
+        session.parked.discard(name)
         out.append(Persist(state.token("parked"), (), (parked_name(session.address, name),)))
 
 

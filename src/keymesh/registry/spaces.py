@@ -169,6 +169,7 @@ def _add_node(state: RegistryState, name: str, rows: dict[str, bytes]) -> None:
             if record.node == address:
                 parked = Parked(Namespace(record.namespace), record.seq, record.reason, Instant(record.at))
                 session.queue.parked[parked.namespace] = parked
+                session.parked.add(parked.namespace)
     else:
         session.keys = keys
 

@@ -111,6 +111,7 @@ class Session:
     applied: dict[str, Leaf] = field(default_factory=dict)
     reported: Mapping[str, Leaf] = field(default_factory=dict)
     known: bool = False
+    parked: set[str] = field(default_factory=set)  # namespaces with a record that says why they were parked
     in_step_with: str | None = None  # the heads root that its manifest last equalled
     pending: frozenset[tuple[str, str, int]] = frozenset()
     acked_at: dict[str, Instant] = field(default_factory=dict)
@@ -183,6 +184,7 @@ class Kill:
     evidence: dict[str, EvidenceRecord]
     persisting: bool = False
     retry_at: int = 0
+    hold_ms: int = 0  # by how much our clock has jumped ahead since this record is open
 
 
 @dataclass(slots=True)
@@ -190,6 +192,7 @@ class RegistryState:
     config: RegistryConfig
     booted: bool = False  # the log was read and verified
     halted: str = ""  # the log is not what it must be: why
+    booted_at: Instant = field(default=Instant(0))
     life: str = ""  # prefix of this life's tokens
     serial: int = 0
     index: int = 0
@@ -227,7 +230,8 @@ class RegistryState:
     holders: dict[tuple[str, str, int], frozenset[str]] = field(default_factory=dict)
     retiring: set[str] = field(default_factory=set)  # namespaces with a binding to retire
     asked: set[tuple[str, str]] = field(default_factory=set)  # internal commands under way
-    persisting: dict[str, Any] = field(default_factory=dict)
+    persisting: dict[str, Any] = field(default_factory=dict)  # token -> record that something waits for
+    transactions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # one for each step that records anything
     wake_at: Instant | None = None
 
     def token(self, what: str) -> str:

@@ -338,7 +338,7 @@ class Bench:
 
     # --- nodes ---------------------------------------------------------------------------------------------------
 
-    def heartbeat(self, region: str, *, by: str | None = None, **fields: Any) -> HeartbeatMessage:
+    def heartbeat(self, region: str, /, *, by: str | None = None, **fields: Any) -> HeartbeatMessage:
         counter = self.counters[region] = self.counters.get(region, 0) + 1
         leaves = fields.get("leaves")
         beat = Heartbeat(
@@ -357,7 +357,7 @@ class Bench:
         )
         return HeartbeatMessage(heartbeat=self.suites[by or region].seal(beat))
 
-    def beat(self, region: str, **fields: Any) -> None:
+    def beat(self, region: str, /, **fields: Any) -> None:
         """A heartbeat arrives and everybody answers."""
         self.feed(Received(node(region), self.heartbeat(region, **fields)))
         self.settle()
@@ -395,6 +395,7 @@ class Bench:
         region: str,
         namespace: str,
         seq: int,
+        /,
         *,
         outcome: str = "applied",
         reason: str = "",
