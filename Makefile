@@ -12,7 +12,7 @@ JOBS ?= 2
 CHECK_SEEDS ?= 20
 TEST_SEEDS ?= 200
 
-SIM = if [ -f src/keymesh/app/cli.py ]; then $(BIN)/keymesh sim run --seeds $(1) --json; else echo "sim: not yet"; fi
+SIM = $(BIN)/keymesh sim run --seeds $(1) --json
 
 .PHONY: help setup dev demo check static unit test soak bench lock clean
 

@@ -50,5 +50,5 @@ def shared_dir() -> Path:
     """Where published vectors too large for this tree lie: KEYMESH_SHARED, else ``../shared``."""
     path = Path(os.environ.get("KEYMESH_SHARED", ROOT.parent / "shared"))
     if not path.is_dir():
-        pytest.fail(f"no shared vectors at {path}; set KEYMESH_SHARED")
+        pytest.skip(f"no shared vectors at {path}; set KEYMESH_SHARED to where they lie")
     return path

@@ -68,6 +68,7 @@ class SqliteKeyStore:
         return None if row is None else _key(row)
 
     def put_key(self, stored: StoredKey, *, over: StoredKey | None) -> bool:
+        """Compare-and-set in one statement."""
         values = (
             stored.namespace,
             stored.key,

@@ -17,6 +17,7 @@ from keymesh.model.scope import Scope, ScopeKind, parse_scope
 
 
 def register(commands: Any) -> None:
+    """Add this module's commands to the parser."""
     key = commands.add_parser("key", help="list, rotate and re-wrap keys")
     actions = key.add_subparsers(dest="action", metavar="ACTION", required=True)
 
@@ -139,6 +140,7 @@ def run_rotate(args: argparse.Namespace) -> int:
 
 
 def run_rewrap(args: argparse.Namespace) -> int:
+    """Wanted under the tenant's wrapping key, and waited for."""
     scope = parse_scope(args.scope)
     if scope.kind not in (ScopeKind.TENANT, ScopeKind.SERVICE):
         raise Refused.bad_field("scope", "tenant:T or service:T/S")
@@ -185,6 +187,7 @@ def run_region_show(args: argparse.Namespace) -> int:
 
 
 def run_rotate_ivk(args: argparse.Namespace) -> int:
+    """One generation up, and waited for."""
     region = check_region(args.region)
 
     async def work(client: AdminClient) -> Any:

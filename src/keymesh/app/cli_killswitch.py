@@ -30,6 +30,7 @@ _WHAT = {
 
 
 def register(commands: Any) -> None:
+    """Add this module's commands to the parser."""
     for action, what in _WHAT.items():
         parser = commands.add_parser(action, help=what, epilog=f"example: keymesh {action} tenant:acme")
         parser.add_argument("scope", metavar="SCOPE", help=_SCOPES)
@@ -121,6 +122,7 @@ async def _locally(
 
 
 def run_kill(args: argparse.Namespace) -> int:
+    """Suspend or revoke, wait for the certificate, write it."""
     scope = parse_scope(args.scope)
 
     async def work(client: AdminClient) -> Any:
@@ -180,6 +182,7 @@ def run_resume(args: argparse.Namespace) -> int:
 
 
 def run_verify(args: argparse.Namespace) -> int:
+    """Check a certificate file against the pinned root; nothing is asked of the mesh."""
     path = Path(args.file)
     raw = path.read_bytes()
     if len(raw) > CERTIFICATE_MAX_BYTES:

@@ -14,6 +14,7 @@ from keymesh.app.cli_common import emit, facts, stdout
 
 
 def register(commands: Any) -> None:
+    """Add this module's commands to the parser."""
     parser = commands.add_parser("customer-kms", help="play the customer's KMS: an own process, directory and CA")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     run = actions.add_parser(

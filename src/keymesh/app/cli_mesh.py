@@ -33,6 +33,7 @@ DOWN_TIMEOUT_S = 20.0
 
 
 def register(commands: Any) -> None:
+    """Add this module's commands to the parser."""
     up = commands.add_parser(
         "up",
         help="start a mesh (made on first use) and leave it running",

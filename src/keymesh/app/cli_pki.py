@@ -51,6 +51,7 @@ def _certificates_only(path: Path) -> bytes:
 
 
 def run_show(args: argparse.Namespace) -> int:
+    """Certificates of the mesh, or of one file."""
     if args.file:
         files = {args.file: Path(args.file)}
     else:

@@ -74,9 +74,7 @@ def run_seal(args: argparse.Namespace) -> int:
             started = time.monotonic()
             with open_source(job) as (source, size, mode):
                 blob, l4 = keys.mint(tenant, service, context)
-                header = Header(
-                    tenant, service, tuple(sorted(context.items(), key=_by_bytes)), blob, os.urandom(SALT_BYTES)
-                )
+                header = Header(tenant, service, _sorted(context), blob, os.urandom(SALT_BYTES))
                 with open_target(job, force=args.force, mode=mode) as target:
                     n_bytes = seal_stream(source, target, l4=l4, header=header, progress=meter.start(job, size))
             done.append(_result(job, n_bytes, started))

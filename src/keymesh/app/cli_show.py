@@ -9,6 +9,7 @@ from keymesh.app.cli_common import add_common
 
 
 def register(commands: Any) -> None:
+    """Add this module's commands to the parser."""
     demo = commands.add_parser(
         "demo",
         help="bring up a mesh, show and measure the product on real files, take it down",

@@ -104,6 +104,7 @@ def _register_service(parser: argparse.ArgumentParser) -> None:
 
 
 def run_create(args: argparse.Namespace) -> int:
+    """Onboard, and wait until the tenant's first key is active."""
     tenant = check_tenant(args.tenant)
 
     async def work(client: AdminClient) -> Any:
@@ -196,6 +197,7 @@ def _show_tenant(shown: Any) -> None:
 
 
 def run_switch(args: argparse.Namespace) -> int:
+    """To another root key, and wait until the old binding has retired."""
     tenant = check_tenant(args.tenant)
 
     async def work(client: AdminClient) -> Any:
@@ -225,6 +227,7 @@ def run_switch(args: argparse.Namespace) -> int:
 
 
 def run_export(args: argparse.Namespace) -> int:
+    """The wrapped chain from any allowed region that answers."""
     tenant = check_tenant(args.tenant)
     output = Path(args.output or f"{tenant}.chain")
     if output.exists() and not args.force:
@@ -248,6 +251,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_service_create(args: argparse.Namespace) -> int:
+    """A service, and wait until its first key is active."""
     tenant, service = check_tenant(args.tenant), check_service(args.service)
     edge_ttl = args.edge_ttl
     if edge_ttl is not None and not EDGE_TTL_MIN_MS <= edge_ttl <= EDGE_TTL_MAX_MS:
@@ -283,6 +287,8 @@ def _service_facts(shown: Any) -> dict[str, Any]:
 
 
 def run_service_list(args: argparse.Namespace) -> int:
+    """Of one tenant, or of all."""
+
     async def work(client: AdminClient) -> Any:
         if args.tenant:
             tenants = [check_tenant(args.tenant)]

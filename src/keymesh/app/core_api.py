@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from cryptography import x509
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity
 from keymesh.adapters import key_files, pki, seals
@@ -62,6 +59,8 @@ class CoreApi:
         self._core = core
 
     def routes(self) -> list[Route]:
+        """All of them, each with who may ask."""
+
         def is_core(request: Request) -> bool:
             return isinstance(request.identity, CoreIdentity)
 
@@ -294,27 +293,6 @@ class CoreApi:
         if state.mesh.lease is None or not self._core.shell.now() < state.mesh.lease.until:
             reasons.append("no governance lease")
         return reasons
-
-    def add_metrics(self, registry: CollectorRegistry) -> None:
-        """Gauges over the machine's state and counters of its notes."""
-        core = self._core
-
-        class CoreCollector(Collector):
-            def collect(self) -> Any:
-                gauge = GaugeMetricFamily
-                yield gauge("keymesh_core_keys_in_memory", "Keys in locked pages.", len(core.keyring))
-                yield gauge("keymesh_core_edge_leases", "Unsettled Edge leases.", len(core.shell.state.edge_leases))
-                yield gauge("keymesh_core_sealed", "1 where there is no MasterKey.", int(core.shell.state.sealed))
-                notes = CounterMetricFamily("keymesh_core_notes", "Notes by name.", labels=["name"])
-                for name, count in sorted(core.shell.notes.items()):
-                    notes.add_metric([name], count)
-                yield notes
-                used = CounterMetricFamily("keymesh_core_l4", "Data keys reported.", labels=["what"])
-                used.add_metric(["minted"], core.edges.minted)
-                used.add_metric(["opened"], core.edges.opened)
-                yield used
-
-        registry.register(CoreCollector())
 
 
 def spki_of_csr(csr_pem: str) -> bytes:

@@ -36,6 +36,7 @@ from keymesh.app.core_keys import CoreKeys
 from keymesh.app.layout import Layout, MeshPlan, load_plan
 from keymesh.app.lifeline import die, die_with_parent, say_ready, wait_for_stop
 from keymesh.app.logs import setup_logging
+from keymesh.app.metrics import CoreCollector
 from keymesh.app.renewal import keep_certificate_fresh
 from keymesh.app.shell import Shell
 from keymesh.app.trust_file import load_trust
@@ -60,6 +61,7 @@ from keymesh.core.records import RECORD_TYPES
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import KeyPages, SecretBytes, harden_process
+from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, KeyId, MeshName
 from keymesh.model.machine import REGISTRY, Received
@@ -270,7 +272,7 @@ class CoreProcess:
             if holding.applied is not None:
                 states.append((namespace, self._recorded_rows(namespace)))
         states.append((MESH_NAMESPACE, self._recorded_rows(MESH_NAMESPACE)))
-        self.shell.feed(self.keys.snapshot(states))
+        self.shell.feed(self.keys.cascades.snapshot(states))
 
     def _recorded_rows(self, namespace: str) -> dict[str, bytes]:
         try:
@@ -303,7 +305,7 @@ class CoreProcess:
         self.keyring.unseal(master)
         ivks = self.store.ivks()
         if not ivks:
-            self.keys.new_ivk(1)
+            self.keys.cascades.new_ivk(1)
             ivks = self.store.ivks()
         active = next(ivk for ivk in ivks if ivk.state is IvkState.ACTIVE)
         self.keyring.open_ivk(active)
@@ -312,13 +314,14 @@ class CoreProcess:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
+        """Boot the machines, open the seal, serve until told to stop, then wipe every key."""
         self.voter.boot()
         self.shell.boot()
         self.sync_voter()
         self.start_sealed()
         api = CoreApi(self)
         metrics = HttpMetrics()
-        api.add_metrics(metrics.registry)
+        metrics.registry.register(CoreCollector(self))
         server = await serve(
             [*self.edges.routes(), *api.routes()],
             tls=self.tls.server(lambda i: isinstance(i, CoreIdentity | EdgeIdentity | AdminIdentity)),
@@ -348,8 +351,6 @@ class CoreProcess:
 
 def split_messages(body: bytes) -> list[Any]:
     """The array of messages that a channel answered with.  Raises Refused for anything else."""
-    from keymesh.model import strict_json
-
     plain = strict_json.loads(body, max_bytes=ANSWER_MAX_BYTES) if body else []
     if not isinstance(plain, list):
         raise Refused.bad_field("channel", "an array of messages")

@@ -52,6 +52,8 @@ class EdgeDoor:
         self.minted = self.opened = 0
 
     def routes(self) -> list[Route]:
+        """For Edges of this region only."""
+
         def is_edge(request: Request) -> bool:
             return isinstance(request.identity, EdgeIdentity) and request.identity.region == self._core.region
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ import msgspec
 from keymesh.adapters.customer_kms import open_provider
 from keymesh.adapters.tls import Credentials
 from keymesh.app.blob_peers import BlobPeers
-from keymesh.control.rows import L2_NAME, BindingRow, KeyRow, encode, key_row_name
+from keymesh.app.core_cascade import Cascades
+from keymesh.control.rows import L2_NAME, BindingRow
 from keymesh.core.events import (
     IvkRotated,
     KeyMinted,
@@ -32,18 +33,14 @@ from keymesh.core.events import (
     ProbeL1,
     RewrapKey,
     RotateIvk,
-    SnapshotTaken,
 )
-from keymesh.core.keyring import HeldKey, Keyring, subject_of
-from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
+from keymesh.core.keyring import Keyring, subject_of
+from keymesh.core.keystore import KeyStore
 from keymesh.core.l1 import L1Denied, L1Provider, L1Unreachable, ProviderDescriptor
 from keymesh.crypto import wrap
 from keymesh.crypto.aad import Subject
 from keymesh.crypto.kid import kid_hex, kid_of
-from keymesh.ledger.maptree import root_of
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
-from keymesh.model.ids import Digest
-from keymesh.model.states import IvkState
 from keymesh.model.time import Entropy, Instant
 
 log = logging.getLogger("keymesh.core.keys")
@@ -80,6 +77,7 @@ class CoreKeys:
         self._bindings_of = bindings_of
         self._domain_of = domain_of
         self._providers: dict[tuple[str, str, str], L1Provider] = {}
+        self.cascades = Cascades(keyring=keyring, store=store, now=now, domain_of=domain_of)
         self._l1_slots = asyncio.Semaphore(L1_CALLS_AT_ONCE)
 
     # --- the customer's L1 -----------------------------------------------------------------------------------------
@@ -151,58 +149,18 @@ class CoreKeys:
         """The L2's sovereign binding: from the cascade in the key store, else from a blob store of the domain."""
         stored = self.store.get_key(ref.kid)
         if stored is not None and stored.revision == ref.revision:
-            opened = self._open_stored(stored, subject)
+            opened = self.cascades.open_stored(stored, subject)
             if opened is not None and wrap.digest(opened) == ref.digest:
                 return opened
         binding = await self._blob(ref)
-        self._store_cascade(ref, subject, binding)
+        self.cascades.store_cascade(ref, subject, binding)
         return binding
-
-    def _open_stored(self, stored: StoredKey, subject: Subject) -> bytes | None:
-        """The binding inside a stored cascade, re-sealed on read where an older IVK sealed it; None where damaged."""
-        ivk = next((i for i in self.store.ivks() if i.kid == stored.ivk_kid), None)
-        if ivk is None or ivk.state is IvkState.REVOKED:
-            return None
-        try:
-            binding = self.keyring.open_outer(self.keyring.open_ivk(ivk), subject, stored.blob)
-        except (Integrity, Refused):
-            log.error("stored key damaged", extra={"fields": {"tenant": stored.namespace, "key": stored.key}})
-            return None
-        if ivk.state is not IvkState.ACTIVE:
-            self._reseal(stored, subject, binding)
-        return binding
-
-    def _reseal(self, stored: StoredKey, subject: Subject, binding: bytes) -> bool:
-        active = self.active_ivk()
-        blob = self.keyring.cascade(active, subject, binding)
-        self.store.count_wraps(active.kid, 1)
-        return self.store.put_key(replace(stored, ivk_kid=active.kid, blob=blob), over=stored)
-
-    def _store_cascade(self, ref: KeyRef, subject: Subject, binding: bytes) -> None:
-        active = self.active_ivk()
-        blob = self.keyring.cascade(active, subject, binding)
-        self.store.count_wraps(active.kid, 1)
-        self._put(ref, ivk_kid=active.kid, blob=blob)
-
-    def _put(self, ref: KeyRef, *, ivk_kid: str, blob: bytes) -> None:
-        stored = StoredKey(
-            namespace=ref.namespace,
-            key=ref.key,
-            version=ref.version,
-            revision=ref.revision,
-            kid=kid_hex(bytes.fromhex(ref.kid)),
-            digest=Digest(ref.digest),
-            ivk_kid=ivk_kid,
-            blob=blob,
-        )
-        if not self.store.put_key(stored, over=self.store.get_key(ref.kid)):
-            raise Unavailable("key-store-race", "another writer changed that key; try again")
 
     async def _load_l3(self, ref: KeyRef, domain: str) -> None:
         stored = self.store.get_key(ref.kid)
         if stored is None or stored.revision != ref.revision or wrap.digest(stored.blob) != ref.digest:
             blob = await self._blob(ref)
-            self._put(ref, ivk_kid="", blob=blob)
+            self.cascades.put(ref, ivk_kid="", blob=blob)
         else:
             blob = stored.blob
         if self.keyring.get(ref.kid) is None:
@@ -251,7 +209,7 @@ class CoreKeys:
                 subject = subject_of(
                     tenant=namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
                 )
-                binding = self._open_stored(stored, subject)
+                binding = self.cascades.open_stored(stored, subject)
                 if binding is not None and wrap.parse_binding(binding).binding_id == binding_id:
                     return wrap.parse_binding(binding).provider_blob
         raise Unavailable("nothing-to-probe", "no key under that binding is stored here")
@@ -310,10 +268,10 @@ class CoreKeys:
         if ref.key == L2_NAME:
             one_time = await self._unwrap(ref.namespace, ref.parent, wrap.parse_binding(stored).provider_blob)
             self.keyring.open_l2(made, domain, stored, one_time).wipe()
-            self._store_cascade(made, subject, stored)
+            self.cascades.store_cascade(made, subject, stored)
         else:
             self.keyring.open_l3(made, domain, stored).wipe()
-            self._put(made, ivk_kid="", blob=stored)
+            self.cascades.put(made, ivk_kid="", blob=stored)
         return digest, (self.region, *others)
 
     async def _bind(self, ref: KeyRef, subject: Subject, secret: Any) -> bytes:
@@ -356,86 +314,18 @@ class CoreKeys:
             self.store.drop_key(kid)
             self.store.drop_blob(namespace, stored.digest)
 
-    # --- internal keys ---------------------------------------------------------------------------------------------
-
-    def active_ivk(self) -> HeldKey:
-        """Raises Unavailable where there is none, or the region is sealed."""
-        active = next((ivk for ivk in self.store.ivks() if ivk.state is IvkState.ACTIVE), None)
-        if active is None:
-            raise Unavailable("no-ivk", "this region has no active internal key")
-        return self.keyring.open_ivk(active)
-
-    def new_ivk(self, generation: int) -> None:
-        """Make and activate IVK ``generation``; the one before it goes to GRACE."""
-        with self.keyring.fresh() as secret:
-            kid, blob = self.keyring.wrap_ivk(generation, secret)
-        self.store.put_ivk(
-            StoredIvk(generation=generation, kid=kid, state=IvkState.ACTIVE, created_at=self._now(), wraps=0, blob=blob)
-        )
-        for old in self.store.ivks():
-            if old.generation < generation and old.state is IvkState.ACTIVE:
-                self.store.put_ivk(replace(old, state=IvkState.GRACE))
+    # --- internal keys -----------------------------------------------------------------------------------------
 
     async def rotate_ivk(self, effect: RotateIvk) -> None:
         """To ``generation``, then everything that older ones sealed is sealed anew; L1 is not asked."""
         try:
             if not any(ivk.generation >= effect.generation for ivk in self.store.ivks()):
-                self.new_ivk(effect.generation)
-            await self.reseal_all()
+                self.cascades.new_ivk(effect.generation)
+            await self.cascades.reseal_all()
         except KeymeshError as failed:
             log.warning("IVK rotation not finished", extra={"fields": {"reason": failed.code}})
             return
         self._feed(IvkRotated(effect.generation))
-
-    async def reseal_all(self) -> int:
-        """Seal under the active IVK whatever an older one sealed; yields between keys.  Returns how many."""
-        active = self.active_ivk()
-        done = 0
-        for stored in self.store.stored_keys():
-            if stored.ivk_kid and stored.ivk_kid != active.kid:
-                subject = subject_of(
-                    tenant=stored.namespace,
-                    domain=self._domain_of(stored.namespace),
-                    key=stored.key,
-                    version=stored.version,
-                    kid=stored.kid,
-                )
-                done += self._open_stored(stored, subject) is not None
-                await asyncio.sleep(0)
-        return done
-
-    # --- snapshot --------------------------------------------------------------------------------------------------
-
-    def snapshot(self, states: Iterable[tuple[str, Mapping[str, bytes]]]) -> SnapshotTaken:
-        """Each namespace's root over its rows as recorded, each key row's digest taken from what is really stored."""
-        out: dict[str, str] = {}
-        for namespace, rows in states:
-            real = dict(rows)
-            for stored in self.store.stored_keys(namespace):
-                name = key_row_name(stored.key, stored.version)
-                row = real.get(name)
-                if row is not None:
-                    real[name] = self._real_row(stored, row)
-            out[namespace] = root_of(real)
-        return SnapshotTaken(states=out)
-
-    def _real_row(self, stored: StoredKey, raw: bytes) -> bytes:
-        row = msgspec.json.decode(raw, type=KeyRow)
-        if row.kid != stored.kid or row.revision != stored.revision:
-            return raw  # lag, which loading mends; not drift
-        if stored.key != L2_NAME:
-            digest = wrap.digest(stored.blob)
-        else:
-            domain = self._domain_of(stored.namespace)
-            subject = subject_of(
-                tenant=stored.namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
-            )
-            binding = self._open_stored(stored, subject)
-            digest = wrap.digest(binding) if binding is not None else Digest("0" * 64)
-        if digest == row.digest:
-            return raw
-        self.store.drop_key(stored.kid)  # damaged: the next load fetches the blob anew
-        return encode(msgspec.structs.replace(row, digest=digest))
 
     async def close(self) -> None:
         for provider in self._providers.values():

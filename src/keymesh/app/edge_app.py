@@ -13,6 +13,7 @@ from keymesh.edge import sidecar
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Serve until told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="keymesh edge")
     parser.add_argument("--dir", required=True)
     parser.add_argument("--region", required=True)

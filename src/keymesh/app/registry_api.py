@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.registry import Collector
 
 from keymesh import __version__
 from keymesh.access.admit import Action, action_of, admit, require
@@ -22,16 +18,8 @@ from keymesh.access.identity import AdminIdentity
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
 from keymesh.adapters.sql_projection import Read
 from keymesh.app.openapi import openapi_of
-from keymesh.control.rows import (
-    L2_NAME,
-    BindingRow,
-    KeyRow,
-    PolicyRow,
-    RestrictionRow,
-    ServiceRow,
-    WrappingRow,
-    split_key_row,
-)
+from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_service, show_tenant
+from keymesh.control.rows import PolicyRow
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
@@ -78,6 +66,8 @@ class RegistryApi:
         self._process = process
 
     def routes(self) -> list[Route]:
+        """All of them, for administrators; the OpenAPI document is made from the same table."""
+
         def admin(request: Request) -> bool:
             return isinstance(request.identity, AdminIdentity)
 
@@ -352,7 +342,7 @@ class RegistryApi:
             "drift": drift,
             "pending": sum(len(s.pending) for s in sessions),
             "modes": dict(sessions[0].modes) if sessions else {},
-            "state": "active" if restriction is None else _restriction_state(restriction),
+            "state": "active" if restriction is None else restriction_state(restriction),
             "queued": {str(int(lane)): sum(s.queue.depth(lane) for s in sessions) for lane in Lane},
         }
 
@@ -385,37 +375,6 @@ class RegistryApi:
             return [f"halted: {state.halted}"]
         return [] if state.booted else ["reading the control log"]
 
-    def add_metrics(self, registry: CollectorRegistry) -> None:
-        """Gauges over the machine's state and counters of its notes."""
-        shell = self._process.shell
-
-        class RegistryCollector(Collector):
-            def collect(self) -> Any:
-                state = shell.state
-                yield GaugeMetricFamily("keymesh_registry_index", "Index of the control log.", state.index)
-                yield GaugeMetricFamily(
-                    "keymesh_registry_halted", "1 where the log does not verify.", bool(state.halted)
-                )
-                yield GaugeMetricFamily(
-                    "keymesh_registry_open_kill_switches", "Not yet certified.", len(state.open_kills)
-                )
-                notes = CounterMetricFamily("keymesh_registry_notes", "Notes by name.", labels=["name"])
-                for name, count in sorted(shell.notes.items()):
-                    notes.add_metric([name], count)
-                yield notes
-
-        registry.register(RegistryCollector())
-
-
-@dataclass(frozen=True, slots=True)
-class TenantRows:
-    """A tenant's rows as the projection had them at ``index``."""
-
-    name: str
-    policy: PolicyRow
-    rows: dict[str, bytes]
-    index: int
-
 
 def _number(request: Request, name: str, *, default: int, most: int) -> int:
     text = request.query.get(name)
@@ -424,98 +383,3 @@ def _number(request: Request, name: str, *, default: int, most: int) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 16 or int(text) > most:
         raise Refused.bad_field(name, f"a whole number up to {most}")
     return int(text)
-
-
-def _restriction_state(raw: bytes) -> str:
-    row = msgspec.json.decode(raw, type=RestrictionRow)
-    return "active" if row.state == "none" else row.state
-
-
-def _scope_state(space: TenantRows, *scopes: str) -> str:
-    """The strictest of the restrictions on ``scopes``."""
-    states = {
-        _restriction_state(space.rows[f"restriction/{scope}"])
-        for scope in scopes
-        if f"restriction/{scope}" in space.rows
-    }
-    return next((word for word in ("revoked", "suspended") if word in states), "active")
-
-
-def show_tenant(space: TenantRows) -> dict[str, Any]:
-    """A tenant for people: policy, bindings with their replica addresses, services, state."""
-    policy = space.policy
-    bindings = []
-    for name, raw in sorted(space.rows.items()):
-        if name.startswith("binding/"):
-            row = msgspec.json.decode(raw, type=BindingRow)
-            key = row.descriptor.get("key", "")
-            replicas = row.descriptor.get("replicas", {})
-            urls = {region: f"{url}/keys/{key}" for region, url in sorted(replicas.items())}
-            first = urls.get(policy.home) or next(iter(urls.values()), "")
-            bindings.append(
-                {
-                    "id": name.removeprefix("binding/"),
-                    "provider": row.provider,
-                    "state": row.state,
-                    "url": first,
-                    "replicas": urls,
-                }
-            )
-    return {
-        "tenant": space.name,
-        "home": policy.home,
-        "domain": policy.domain,
-        "regions": list(policy.regions),
-        "ttl_ms": policy.ttl_ms,
-        "standby": policy.standby,
-        "state": _scope_state(space, f"tenant:{space.name}"),
-        "bindings": bindings,
-        "services": sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/")),
-    }
-
-
-def show_service(space: TenantRows, name: str) -> dict[str, Any]:
-    """A service for people: its policy, its wrapping version, its state."""
-    row = msgspec.json.decode(space.rows[f"service/{name}"], type=ServiceRow)
-    wrapping = space.rows.get(f"wrapping/l3/{name}")
-    return {
-        "tenant": space.name,
-        "service": name,
-        "version": row.version,
-        "custody": row.custody,
-        "edge_ttl_ms": row.edge_ttl_ms,
-        "mint_budget": row.mint_budget,
-        "open_budget": row.open_budget,
-        "wrapping": None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
-        "state": _scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
-    }
-
-
-def show_keys(space: TenantRows) -> list[dict[str, Any]]:
-    """Every key version of a tenant; ``state`` is the key's own unless a restriction is stricter."""
-    out = []
-    for name, raw in sorted(space.rows.items()):
-        if not name.startswith("key/"):
-            continue
-        key, version = split_key_row(name)
-        row = msgspec.json.decode(raw, type=KeyRow)
-        wrapping = space.rows.get(f"wrapping/{key}")
-        scopes = [f"tenant:{space.name}"]
-        if key != L2_NAME:
-            service = key.removeprefix("l3/")
-            scopes += [f"service:{space.name}/{service}", f"key:{space.name}/{service}@{version}"]
-        restricted = _scope_state(space, *scopes)
-        out.append(
-            {
-                "tenant": space.name,
-                "key": key,
-                "version": version,
-                "revision": row.revision,
-                "kid": row.kid,
-                "parent": row.parent,
-                "digest": row.digest,
-                "state": row.state if restricted == "active" else restricted,
-                "wrapping": wrapping is not None and msgspec.json.decode(wrapping, type=WrappingRow).version == version,
-            }
-        )
-    return out

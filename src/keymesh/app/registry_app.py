@@ -30,6 +30,7 @@ from keymesh.app.channels import Mailboxes
 from keymesh.app.layout import Layout, MeshPlan, load_plan
 from keymesh.app.lifeline import die, die_with_parent, say_ready, wait_for_stop
 from keymesh.app.logs import setup_logging
+from keymesh.app.metrics import RegistryCollector
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.renewal import keep_certificate_fresh
 from keymesh.app.shell import Shell
@@ -258,7 +259,7 @@ class RegistryProcess:
             *api.routes(),
         ]
         metrics = HttpMetrics()
-        api.add_metrics(metrics.registry)
+        metrics.registry.register(RegistryCollector(self))
         server = await serve(
             routes,
             tls=tls.server(lambda i: isinstance(i, CoreIdentity | AdminIdentity | RegistryIdentity)),

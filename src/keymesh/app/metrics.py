@@ -1,0 +1,52 @@
+"""Prometheus collectors over the machines' states; nothing is counted on a hot path for their sake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from keymesh.app.core_app import CoreProcess
+    from keymesh.app.registry_app import RegistryProcess
+
+
+def _counter(name: str, what: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(name, what, labels=[label])
+    for key, count in sorted(values.items()):
+        family.add_metric([key], count)
+    return family
+
+
+class CoreCollector(Collector):
+    """A Core's keys, leases, seal and notes."""
+
+    def __init__(self, core: CoreProcess) -> None:
+        self._core = core
+
+    def collect(self) -> Iterator[Metric]:
+        core = self._core
+        state = core.shell.state
+        yield GaugeMetricFamily("keymesh_core_keys_in_memory", "Keys in locked pages.", len(core.keyring))
+        yield GaugeMetricFamily("keymesh_core_edge_leases", "Unsettled Edge leases.", len(state.edge_leases))
+        yield GaugeMetricFamily("keymesh_core_sealed", "1 where there is no MasterKey.", int(state.sealed))
+        yield _counter("keymesh_core_notes", "Notes by name.", "name", core.shell.notes)
+        used = {"minted": core.edges.minted, "opened": core.edges.opened}
+        yield _counter("keymesh_core_l4", "Data keys reported by Edges.", "what", used)
+
+
+class RegistryCollector(Collector):
+    """The Registry's log, kill switches and notes."""
+
+    def __init__(self, process: RegistryProcess) -> None:
+        self._process = process
+
+    def collect(self) -> Iterator[Metric]:
+        shell = self._process.shell
+        state = shell.state
+        yield GaugeMetricFamily("keymesh_registry_index", "Index of the control log.", state.index)
+        yield GaugeMetricFamily("keymesh_registry_halted", "1 where the log does not verify.", int(bool(state.halted)))
+        yield GaugeMetricFamily("keymesh_registry_open_kill_switches", "Not yet certified.", len(state.open_kills))
+        yield _counter("keymesh_registry_notes", "Notes by name.", "name", shell.notes)

@@ -1,0 +1,125 @@
+"""What the Registry's API shows of a tenant: its rows in the projection, turned into words for people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from keymesh.control.rows import (
+    L2_NAME,
+    BindingRow,
+    KeyRow,
+    PolicyRow,
+    RestrictionRow,
+    ServiceRow,
+    WrappingRow,
+    split_key_row,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TenantRows:
+    """A tenant's rows as the projection had them at ``index``."""
+
+    name: str
+    policy: PolicyRow
+    rows: dict[str, bytes]
+    index: int
+
+
+def restriction_state(raw: bytes) -> str:
+    """``active``, ``suspended`` or ``revoked``."""
+    row = msgspec.json.decode(raw, type=RestrictionRow)
+    return "active" if row.state == "none" else row.state
+
+
+def _scope_state(space: TenantRows, *scopes: str) -> str:
+    """The strictest of the restrictions on ``scopes``."""
+    states = {
+        restriction_state(space.rows[f"restriction/{scope}"])
+        for scope in scopes
+        if f"restriction/{scope}" in space.rows
+    }
+    return next((word for word in ("revoked", "suspended") if word in states), "active")
+
+
+def show_tenant(space: TenantRows) -> dict[str, Any]:
+    """A tenant for people: policy, bindings with their replica addresses, services, state."""
+    policy = space.policy
+    bindings = []
+    for name, raw in sorted(space.rows.items()):
+        if name.startswith("binding/"):
+            row = msgspec.json.decode(raw, type=BindingRow)
+            key = row.descriptor.get("key", "")
+            replicas = row.descriptor.get("replicas", {})
+            urls = {region: f"{url}/keys/{key}" for region, url in sorted(replicas.items())}
+            first = urls.get(policy.home) or next(iter(urls.values()), "")
+            bindings.append(
+                {
+                    "id": name.removeprefix("binding/"),
+                    "provider": row.provider,
+                    "state": row.state,
+                    "url": first,
+                    "replicas": urls,
+                }
+            )
+    return {
+        "tenant": space.name,
+        "home": policy.home,
+        "domain": policy.domain,
+        "regions": list(policy.regions),
+        "ttl_ms": policy.ttl_ms,
+        "standby": policy.standby,
+        "state": _scope_state(space, f"tenant:{space.name}"),
+        "bindings": bindings,
+        "services": sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/")),
+    }
+
+
+def show_service(space: TenantRows, name: str) -> dict[str, Any]:
+    """A service for people: its policy, its wrapping version, its state."""
+    row = msgspec.json.decode(space.rows[f"service/{name}"], type=ServiceRow)
+    wrapping = space.rows.get(f"wrapping/l3/{name}")
+    return {
+        "tenant": space.name,
+        "service": name,
+        "version": row.version,
+        "custody": row.custody,
+        "edge_ttl_ms": row.edge_ttl_ms,
+        "mint_budget": row.mint_budget,
+        "open_budget": row.open_budget,
+        "wrapping": None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
+        "state": _scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
+    }
+
+
+def show_keys(space: TenantRows) -> list[dict[str, Any]]:
+    """Every key version of a tenant; ``state`` is the key's own unless a restriction is stricter."""
+    out = []
+    for name, raw in sorted(space.rows.items()):
+        if not name.startswith("key/"):
+            continue
+        key, version = split_key_row(name)
+        row = msgspec.json.decode(raw, type=KeyRow)
+        wrapping = space.rows.get(f"wrapping/{key}")
+        scopes = [f"tenant:{space.name}"]
+        if key != L2_NAME:
+            service = key.removeprefix("l3/")
+            scopes += [f"service:{space.name}/{service}", f"key:{space.name}/{service}@{version}"]
+        restricted = _scope_state(space, *scopes)
+        out.append(
+            {
+                "tenant": space.name,
+                "key": key,
+                "version": version,
+                "revision": row.revision,
+                "kid": row.kid,
+                "parent": row.parent,
+                "digest": row.digest,
+                "state": row.state if restricted == "active" else restricted,
+                "wrapping": wrapping is not None and msgspec.json.decode(wrapping, type=WrappingRow).version == version,
+            }
+        )
+    return out
