@@ -56,12 +56,23 @@ def emit(args: argparse.Namespace, value: Any, human: Callable[[], None]) -> Non
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:
     """A table on standard output."""
-    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="dim", box=None, pad_edge=False)
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*("" if cell is None else str(cell) for cell in row))
+        grid.add_row(*(_cell(cell) for cell in row))
     stdout.print(grid)
+    stdout.print()
+
+
+def _cell(value: Any) -> str:
+    """``value`` in a few characters: a hash by its start, a truth as a word."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    text = str(value)
+    return text[:12] if len(text) in (32, 64) and all(c in "0123456789abcdef" for c in text) else text
 
 
 def facts(title: str, values: Mapping[str, Any]) -> None:

@@ -174,8 +174,9 @@ def run_rewrap(args: argparse.Namespace) -> int:
 
 def run_region_list(args: argparse.Namespace) -> int:
     shown = run_with_client(args.dir, lambda c: c.call("GET", "/v1/regions"))
-    columns = ("region", "domain", "reachable", "heartbeat_age_ms", "ivk_generation", "in_sync", "voter")
-    emit(args, shown, lambda: table("regions", columns, ([r[c] for c in columns] for r in shown["regions"])))
+    fields = ("region", "domain", "reachable", "heartbeat_age_ms", "ivk_generation", "in_sync", "voter")
+    columns = ("region", "domain", "reachable", "heartbeat ms", "IVK", "in sync", "voter")
+    emit(args, shown, lambda: table("regions", columns, ([r[f] for f in fields] for r in shown["regions"])))
     return 0
 
 

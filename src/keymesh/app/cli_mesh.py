@@ -266,7 +266,7 @@ def _show_status(shown: dict[str, Any]) -> None:
     seen = registry.get("regions", {})
     table(
         "regions",
-        ("region", "process", "heartbeat age", "in sync", "IVK", "drift", "tenants"),
+        ("region", "process", "heartbeat", "in sync", "IVK", "drift", "tenants"),
         (
             (
                 name,
@@ -282,7 +282,7 @@ def _show_status(shown: dict[str, Any]) -> None:
     )
     table(
         "tenants",
-        ("tenant", "region", "mode", "why", "restricted", "lease left", "root key lease", "applied"),
+        ("tenant", "region", "mode", "why", "restricted", "lease", "L1 lease", "applied"),
         (
             (
                 tenant,

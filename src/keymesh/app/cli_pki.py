@@ -66,9 +66,13 @@ def run_show(args: argparse.Namespace) -> int:
     }
 
     def human() -> None:
-        columns = [c for c in shown["certificates"][0] if c != "role"]
         table(
-            "certificates", ["role", *columns], ([c.get(k) for k in ("role", *columns)] for c in shown["certificates"])
+            "certificates",
+            ("role", "identity", "not after", "sha256"),
+            (
+                (c["role"], " ".join(c["uris"]) or c["subject"], c["not_after"], c["sha256"])
+                for c in shown["certificates"]
+            ),
         )
 
     emit(args, shown, human)
