@@ -189,6 +189,8 @@ def resend_lower(queue: NodeQueue, now: Instant, *, heard_since: bool) -> tuple[
 
 def next_due(queue: NodeQueue) -> Instant:
     """When this queue wants to be looked at again; NEVER where nothing waits."""
+    if not queue.urgent and queue.flight is None and not any(queue.lower.values()):
+        return NEVER
     due = min((retry_at(u) for u in queue.urgent.values()), default=NEVER)
     if queue.flight is not None:
         return Instant(min(due, max(lower_retry_at(queue.flight), gate_opens_at(queue))))

@@ -10,7 +10,15 @@ from __future__ import annotations
 from typing import Any, Final
 
 from keymesh.control import commit
-from keymesh.control.messages import Answer, AnswerMessage, Heartbeat, HeartbeatMessage, Poll, PollAnswer
+from keymesh.control.messages import (
+    Answer,
+    AnswerMessage,
+    Heartbeat,
+    HeartbeatMessage,
+    Poll,
+    PollAnswer,
+    ReprobeL1,
+)
 from keymesh.model.errors import Integrity, KeymeshError
 from keymesh.model.machine import Address, Note, Send
 from keymesh.model.time import Instant
@@ -71,6 +79,7 @@ def on_heartbeat(
         return
     learn(state, now, session, beat)
     state.beats[sender] = Beat(beat.nonce, now, beat.manifest_root)
+    relay_denials(state, session, beat, out)
     sessions.compare(state, now, session, beat, out)
     lifecycle.review(state, now, session.region, out)
 
@@ -97,6 +106,15 @@ def learn(state: RegistryState, now: Instant, session: Session, beat: Heartbeat)
     session.ivk_generation = beat.ivk_generation
     if beat.modes is not None:
         session.modes = beat.modes
+
+
+def relay_denials(state: RegistryState, session: Session, beat: Heartbeat, out: list[Any]) -> None:
+    """One node's L1 is denied: the tenant's other nodes are told to prove theirs, as long as it says so."""
+    for name in beat.l1_denied:
+        space = state.spaces.get(name)
+        if space is not None and space.policy is not None and spaces.may_hold(space, session.region):
+            others = (s for s in spaces.sessions_of(state, space) if s is not session)
+            out.extend(Send(other.address, ReprobeL1(namespace=name)) for other in others)
 
 
 def polls_count(state: RegistryState) -> bool:

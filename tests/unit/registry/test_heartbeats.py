@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from keymesh.control.heads import heads_root
-from keymesh.control.messages import Answer, Poll
+from keymesh.control.messages import Answer, Poll, ReprobeL1
 from keymesh.model import strict_json
 from keymesh.model.ids import KeyId
 from keymesh.model.machine import Received
@@ -164,6 +165,15 @@ def test_a_log_that_fails_is_asked_again_and_nobody_is_answered_meanwhile() -> N
     assert len(bench.answers("us-east")) == 1
 
 
+def test_a_denied_l1_is_told_to_the_tenant_s_other_nodes_and_to_nobody_else() -> None:
+    bench = with_tenant()
+    bench.tenant("globex", regions=("eu-central", "eu-west"), home="eu-central")
+    bench.sent.clear()
+    bench.beat("us-east", l1_denied=("acme", "globex", "nobody", "mesh"))
+    told = [(to, m.namespace) for to, m in bench.sent if isinstance(m, ReprobeL1)]
+    assert told == [(node("us-west"), "acme")]
+
+
 # --- polls ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,8 +265,6 @@ def test_an_older_poll_never_moves_the_majority_back() -> None:
 
 @pytest.mark.parametrize("changed", [{"mesh": "other"}, {"epoch": 2}, {"set_id": 2}, {"voter": "us-west"}])
 def test_poll_answers_about_something_else_count_for_nothing(changed: dict[str, Any]) -> None:
-    from msgspec.structs import replace
-
     bench = mesh_up()
     bench.auto_vote = False
     bench.now = Instant(bench.now + 1)
