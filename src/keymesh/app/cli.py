@@ -16,7 +16,7 @@ exit codes: 0 done, 1 refused or check failed, 2 usage, 3 unavailable, 4 integri
 example:
   keymesh up
   keymesh tenant create acme --home us-east --regions us-east,us-west
-  keymesh service create files --tenant acme
+  keymesh service create acme/files
   keymesh seal report.pdf --tenant acme --service files
   keymesh suspend tenant:acme
 """

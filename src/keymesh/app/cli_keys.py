@@ -21,8 +21,9 @@ def register(commands: Any) -> None:
     key = commands.add_parser("key", help="list, rotate and re-wrap keys")
     actions = key.add_subparsers(dest="action", metavar="ACTION", required=True)
 
-    listing = actions.add_parser("list", help="key versions", epilog="example: keymesh key list --tenant acme")
-    listing.add_argument("--tenant", metavar="T", help="default: of all tenants")
+    listing = actions.add_parser("list", help="key versions", epilog="example: keymesh key list acme")
+    listing.add_argument("tenant", nargs="?", metavar="T", help="default: of all tenants")
+    listing.add_argument("--tenant", dest="tenant_option", metavar="T", help="the same, as an option")
     add_common(listing)
     listing.set_defaults(run=run_list)
 
@@ -83,8 +84,8 @@ def _key_name(scope: Scope) -> str:
 
 def run_list(args: argparse.Namespace) -> int:
     async def work(client: AdminClient) -> Any:
-        if args.tenant:
-            tenants = [check_tenant(args.tenant)]
+        if wanted := args.tenant or args.tenant_option:
+            tenants = [check_tenant(wanted.removeprefix("tenant:"))]
         else:
             tenants = [t["tenant"] for t in (await client.call("GET", "/v1/tenants"))["tenants"]]
         lists = [await client.call("GET", f"/v1/tenants/{t}/keys") for t in tenants]

@@ -36,7 +36,7 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
         epilog="example: keymesh tenant create acme --home eu-central --regions eu-central,eu-west",
     )
     create.add_argument("tenant", metavar="T")
-    create.add_argument("--home", required=True, metavar="R", help="home region: mints the tenant's keys")
+    create.add_argument("--home", metavar="R", help="home region, which mints its keys (default: the mesh's first)")
     create.add_argument("--regions", metavar="R,...", help="allowed regions (default: all of the home's domain)")
     create.add_argument(
         "--l1", metavar="URL", help="the customer's root key, kms:DIR#KEY (default: a key in the mesh's own dev KMS)"
@@ -81,10 +81,9 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
 def _register_service(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     create = actions.add_parser(
-        "create", help="a service with a key of its own", epilog="example: keymesh service create files --tenant acme"
+        "create", help="a service with a key of its own", epilog="example: keymesh service create acme/files"
     )
-    create.add_argument("service", metavar="S")
-    create.add_argument("--tenant", required=True, metavar="T")
+    _add_service_name(create)
     create.add_argument("--custody", choices=[c.value for c in Custody], default=Custody.LEASED.value)
     create.add_argument("--edge-ttl", type=duration_ms, metavar="TIME", help="lease of its Edges (1s to 60m)")
     create.add_argument("--mint-budget", type=int, metavar="N", help="data keys that one lease may mint")
@@ -92,15 +91,29 @@ def _register_service(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--no-wait", action="store_true")
     add_common(create)
     create.set_defaults(run=run_service_create)
-    listing = actions.add_parser("list", help="services", epilog="example: keymesh service list --tenant acme")
-    listing.add_argument("--tenant", metavar="T", help="default: of all tenants")
+    listing = actions.add_parser("list", help="services", epilog="example: keymesh service list acme")
+    listing.add_argument("tenant", nargs="?", metavar="T", help="default: of all tenants")
+    listing.add_argument("--tenant", dest="tenant_option", metavar="T", help="the same, as an option")
     add_common(listing)
     listing.set_defaults(run=run_service_list)
-    show = actions.add_parser("show", help="one service", epilog="example: keymesh service show files --tenant acme")
-    show.add_argument("service", metavar="S")
-    show.add_argument("--tenant", required=True, metavar="T")
+    show = actions.add_parser("show", help="one service", epilog="example: keymesh service show acme/files")
+    _add_service_name(show)
     add_common(show)
     show.set_defaults(run=run_service_show)
+
+
+def _add_service_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("service", metavar="T/S", help="or S, with --tenant T")
+    parser.add_argument("--tenant", metavar="T")
+
+
+def _service_name(args: argparse.Namespace) -> tuple[str, str]:
+    """(tenant, service) of ``T/S``, or of ``S --tenant T``.  Raises Refused naming the field."""
+    head, slash, tail = args.service.partition("/")
+    tenant, service = (head, tail) if slash else (args.tenant, head)
+    if tenant is None or (args.tenant is not None and args.tenant != tenant):
+        raise Refused.bad_field("tenant", "name the service as T/S, or as S with --tenant T")
+    return check_tenant(tenant), check_service(service)
 
 
 def run_create(args: argparse.Namespace) -> int:
@@ -109,23 +122,24 @@ def run_create(args: argparse.Namespace) -> int:
 
     async def work(client: AdminClient) -> Any:
         plan = client.plan
-        if args.home not in plan.regions:
+        home = args.home or plan.registry_region
+        if home not in plan.regions:
             raise Refused.bad_field("home", f"one of {', '.join(plan.regions)}")
-        domain = plan.regions[args.home].domain
+        domain = plan.regions[home].domain
         allowed = (
             sorted(set(args.regions.split(",")))
             if args.regions
             else sorted(r for r, p in plan.regions.items() if p.domain == domain)
         )
-        if args.home not in allowed:
-            raise Refused.bad_field("regions", f"must contain the home region {args.home!r}")
+        if home not in allowed:
+            raise Refused.bad_field("regions", f"must contain the home region {home!r}")
         signer_file = client.layout.keys / "tenant-admin.pem"
         signer = load_signer(signer_file)
         binding = await resolve_l1(client, args.l1, default_key=tenant, regions=allowed)
         create = TenantCreate(
             policy=PolicyRow(
                 version=1,
-                home=args.home,
+                home=home,
                 domain=domain,
                 regions=tuple(allowed),
                 admins=("operator",),
@@ -140,7 +154,7 @@ def run_create(args: argparse.Namespace) -> int:
             tenant, "tenant.create", msgspec.to_builtins(create), signers=(signer_file,), command_id=new_command_id()
         )
         if not args.no_wait:
-            with stderr.status(f"minting {tenant}'s first key in {args.home}"):
+            with stderr.status(f"minting {tenant}'s first key in {home}"):
                 await wait_for_key(client, tenant, "l2")
         return {**await client.call("GET", f"/v1/tenants/{tenant}"), "command": done}
 
@@ -252,7 +266,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 def run_service_create(args: argparse.Namespace) -> int:
     """A service, and wait until its first key is active."""
-    tenant, service = check_tenant(args.tenant), check_service(args.service)
+    tenant, service = _service_name(args)
     edge_ttl = args.edge_ttl
     if edge_ttl is not None and not EDGE_TTL_MIN_MS <= edge_ttl <= EDGE_TTL_MAX_MS:
         raise Refused.bad_field("edge-ttl", "1s to 60m")
@@ -290,8 +304,8 @@ def run_service_list(args: argparse.Namespace) -> int:
     """Of one tenant, or of all."""
 
     async def work(client: AdminClient) -> Any:
-        if args.tenant:
-            tenants = [check_tenant(args.tenant)]
+        if wanted := args.tenant or args.tenant_option:
+            tenants = [check_tenant(wanted)]
         else:
             tenants = [t["tenant"] for t in (await client.call("GET", "/v1/tenants"))["tenants"]]
         lists = [await client.call("GET", f"/v1/tenants/{t}/services") for t in tenants]
@@ -314,7 +328,7 @@ def run_service_list(args: argparse.Namespace) -> int:
 
 
 def run_service_show(args: argparse.Namespace) -> int:
-    tenant, service = check_tenant(args.tenant), check_service(args.service)
+    tenant, service = _service_name(args)
     shown = run_with_client(args.dir, lambda c: c.call("GET", f"/v1/tenants/{tenant}/services/{service}"))
     emit(args, shown, lambda: facts(f"service {tenant}/{service}", _service_facts(shown)))
     return 0

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
-from keymesh.adapters.customer_kms import OwnerClient
 from keymesh.adapters.http_client import PeerClient
 from keymesh.app.admin_client import AdminClient
 from keymesh.app.enrol import ensure_identity, sidecar_client
@@ -181,6 +180,8 @@ class OfflineKeys:
         self._pages.wipe_all()
 
     def _open(self, kid: str) -> XaesKey:
+        from keymesh.adapters.customer_kms import OwnerClient
+
         path = path_to(self._chain, kid)
 
         async def unwrap() -> bytes:
