@@ -22,7 +22,7 @@ from keymesh.control.messages import (
 from keymesh.model.errors import Integrity, KeymeshError
 from keymesh.model.machine import Address, Note, Send
 from keymesh.model.time import Instant
-from keymesh.registry import lifecycle, sessions, spaces
+from keymesh.registry import convergence, lifecycle, spaces
 from keymesh.registry import state as states
 from keymesh.registry.state import Beat, RegistryState, Session
 
@@ -80,7 +80,7 @@ def on_heartbeat(
     learn(state, now, session, beat)
     state.beats[sender] = Beat(beat.nonce, now, beat.manifest_root)
     relay_denials(state, session, beat, out)
-    sessions.compare(state, now, session, beat, out)
+    convergence.compare(state, now, session, beat, out)
     lifecycle.review(state, now, session.region, out)
 
 

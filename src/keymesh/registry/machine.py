@@ -32,7 +32,7 @@ from keymesh.model.machine import (
 )
 from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.messages import Hello
-from keymesh.registry import commands, commits, heartbeats, killswitch, lifecycle, reads, sessions
+from keymesh.registry import commands, commits, convergence, heartbeats, killswitch, lifecycle, reads, sessions
 from keymesh.registry.events import (
     AppendConflict,
     Appended,
@@ -212,7 +212,7 @@ _MESSAGES: Final[dict[type, Callable[[RegistryState, Instant, Any, Any, Effects]
     PollAnswer: heartbeats.on_poll_answer,
     CountersignatureMessage: commits.on_countersignature,
     AckMessage: sessions.on_ack,
-    Hello: sessions.on_hello,
+    Hello: convergence.on_hello,
     SubmitVersion: lifecycle.on_version,
     SubmitRewrap: lifecycle.on_rewrap,
     ForwardRestriction: lifecycle.on_forward,
