@@ -6,6 +6,8 @@ as given; a denial still closes them.
 
 from __future__ import annotations
 
+from typing import Final
+
 from keymesh.control.rows import L2_NAME
 from keymesh.core import may
 from keymesh.core.may import NO_KEY, MayContext, NoKey, Verdict
@@ -16,13 +18,23 @@ from keymesh.model.scope import ScopeKind
 from keymesh.model.states import KeyState, Mode, Operation
 from keymesh.model.time import NEVER, Instant
 
+NOTHING: Final[frozenset[str]] = frozenset()
+MESH: Final = ScopeKind.MESH.value
+REGION: Final = ScopeKind.REGION.value
+TENANT: Final = ScopeKind.TENANT.value
+SERVICE: Final = ScopeKind.SERVICE.value
+KEY: Final = ScopeKind.KEY.value
+LOCAL: Final = "local"
+
 
 def covered_kinds(state: NodeState, namespace: str, service: str | None, version: int | None) -> frozenset[str]:
     """The kinds of restriction, ``local`` for local suspensions, that cover that use here."""
+    holding = state.tenants.get(namespace)
+    if not (state.mesh.restrictions or state.locals or (holding is not None and holding.restrictions)):
+        return NOTHING
     region, tenant = RegionId(state.config.region), TenantId(namespace)
     name = None if service is None else ServiceName(service)
     found: set[str] = set()
-    holding = state.tenants.get(namespace)
     for held in (state.mesh.restrictions, {} if holding is None else holding.restrictions):
         for restriction in held.values():
             scope = restriction.scope
@@ -30,7 +42,7 @@ def covered_kinds(state: NodeState, namespace: str, service: str | None, version
                 found.add(scope.kind.value)
     for suspension in state.locals.values():
         if suspension.scope.covers(region=region, tenant=tenant, service=name, version=version):
-            found.add("local")
+            found.add(LOCAL)
     return frozenset(found)
 
 
@@ -63,12 +75,12 @@ def context(
     return MayContext(
         sealed=state.sealed,
         closed=closed(state, holding),
-        restricted_mesh=ScopeKind.MESH.value in covered,
-        restricted_region=ScopeKind.REGION.value in covered,
-        restricted_tenant=ScopeKind.TENANT.value in covered,
-        restricted_service=ScopeKind.SERVICE.value in covered,
-        restricted_key=ScopeKind.KEY.value in covered,
-        restricted_local="local" in covered,
+        restricted_mesh=MESH in covered,
+        restricted_region=REGION in covered,
+        restricted_tenant=TENANT in covered,
+        restricted_service=SERVICE in covered,
+        restricted_key=KEY in covered,
+        restricted_local=LOCAL in covered,
         lease_until=None if lease is None else lease.until,
         grantor=None if lease is None else lease.grantor,
         mesh_lease_until=None if mesh_lease is None else mesh_lease.until,

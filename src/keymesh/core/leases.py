@@ -152,8 +152,10 @@ def credit_all(state: NodeState, now: Instant, out: Out) -> None:
     """Renew what the newest offer allows: ``mesh`` first, then every tenant, whose keys are then seen to."""
     credit(state, now, state.mesh)
     for name in sorted(state.tenants):
-        if credit(state, now, state.tenants[name]):
-            upkeep.settle(state, now, state.tenants[name], out)
+        holding = state.tenants[name]
+        was_live = holding.lease is not None and is_live(holding.lease.until, now)
+        if credit(state, now, holding) and not (was_live and holding.steady):
+            upkeep.settle(state, now, holding, out)
 
 
 def credit(state: NodeState, now: Instant, holding: Holding) -> bool:

@@ -79,6 +79,7 @@ def _drop(holding: Holding, kids: tuple[str, ...], out: Out) -> None:
         drop_namespace(state=None, holding=holding, out=out)
         return
     gone = frozenset(kids)
+    holding.steady = False
     holding.loaded = {name: ref for name, ref in holding.loaded.items() if ref.kid not in gone}
     out.append(DropKeys(holding.namespace, kids))
 
@@ -87,28 +88,34 @@ def drop_namespace(state: NodeState | None, holding: Holding, out: Out) -> None:
     """Wipe everything of a tenant; a load under way counts for nothing when it comes back."""
     if holding.loaded or holding.loading_since is not None:
         out.append(DropKeys(holding.namespace))
-    holding.loaded.clear()
-    holding.loading_since = None
+    _forget(holding)
 
 
 def drop_all(state: NodeState, out: Out) -> None:
     """Wipe every key of every tenant."""
     out.append(DropKeys(None))
     for holding in state.tenants.values():
-        holding.loaded.clear()
-        holding.loading_since = None
+        _forget(holding)
+
+
+def _forget(holding: Holding) -> None:
+    holding.loaded.clear()
+    holding.loading_since = None
+    holding.steady = False
 
 
 def doubt_all(holding: Holding) -> None:
     """A forced sync: what is loaded may be used on, but is all loaded anew."""
+    holding.steady = False
     holding.loaded = {name: replace(ref, revision=0) for name, ref in holding.loaded.items()}
 
 
 # --- reconciling -----------------------------------------------------------------------------------------------------
 
 
-def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> None:
-    """Drop what must not be in memory, ask for what is missing, and have the end of the leases watched."""
+def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> bool:
+    """Drop what must not be in memory, ask for what is missing, and have the end of the leases watched; whether all
+    that is wanted is there."""
     namespace = holding.namespace
     may_load = context.may_load(state, now, namespace)
     lapsed = holding.l1.until is not None and not context.may_keep(state, now, namespace).allowed
@@ -118,10 +125,11 @@ def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> Non
     planned = plan(namespace, holding.view, _restricted(state, holding), holding.loaded)
     _drop(holding, planned.drops, out)
     if not may_load.allowed:
-        return
+        return False
     _watch(state, now, holding, may_load.until)
     if planned.loads and not _is_loading(holding, now):
         _load(state, now, holding, planned.loads, out)
+    return not planned.loads and not any(_pending(state, holding))
 
 
 def _watch(state: NodeState, now: Instant, holding: Holding, until: Instant) -> None:
@@ -206,7 +214,12 @@ def _back_off(state: NodeState, now: Instant, holding: Holding, event: KeysLoade
 
 def pending_items(state: NodeState) -> list[PendingItem]:
     """Live key revisions, under no restriction, that are not loaded: grants still in work."""
-    return [item for name in sorted(state.tenants) for item in _pending(state, state.tenants[name])]
+    return [
+        item
+        for name in sorted(state.tenants)
+        if not (holding := state.tenants[name]).steady
+        for item in _pending(state, holding)
+    ]
 
 
 def _pending(state: NodeState, holding: Holding) -> Iterator[PendingItem]:

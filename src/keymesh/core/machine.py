@@ -19,6 +19,8 @@ from keymesh.core import (
     loading,
     local,
     minter,
+    overlays,
+    refusals,
     regional,
     restrictions,
     revoking,
@@ -100,7 +102,7 @@ def _on_booted(state: NodeState, now: Instant, event: Booted, out: Out) -> None:
     for record in records:
         match record:
             case OverlayRecord():
-                apply.restore_overlay(state, record, out)
+                overlays.restore(state, record, out)
             case LocalRecord():
                 local.restore(state, record)
             case ClosedRecord():
@@ -163,10 +165,10 @@ def _on_persisted(state: NodeState, now: Instant, event: Persisted, out: Out) ->
     match pending:
         case apply.ApplyPending():
             apply.on_applied(state, now, pending, out)
-        case apply.OverlayPending():
-            apply.on_overlay_recorded(state, now, pending, out)
-        case apply.EvidencePending():
-            apply.on_evidence_recorded(state, now, pending, out)
+        case overlays.OverlayPending():
+            overlays.on_recorded(state, now, pending, out)
+        case refusals.EvidencePending():
+            refusals.on_evidence_recorded(state, now, pending, out)
         case edges.GrantPending():
             edges.on_granted(state, now, pending, out)
         case local.LocalPending():

@@ -62,16 +62,18 @@ def lost_race(minted: KeyMinted, row: KeyRow) -> bool:
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
-def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> None:
-    """Settle what the applied rows decide, then ask for what is missing."""
+def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> bool:
+    """Settle what the applied rows decide, then ask for what is missing; whether nothing is."""
     _settle(state, holding, out)
     policy = holding.view.policy
     if not state.config.minter or policy is None or policy.home != state.config.region:
-        return
-    for key, version in missing_versions(holding.view):
+        return True
+    versions, rewraps = missing_versions(holding.view), missing_rewraps(holding.view)
+    for key, version in versions:
         _mint(state, now, holding, key, version, out)
-    for key, version, row, parent in missing_rewraps(holding.view):
+    for key, version, row, parent in rewraps:
         _rewrap(state, now, holding, (key, version, row, parent), out)
+    return not versions and not rewraps
 
 
 def _settle(state: NodeState, holding: Holding, out: Out) -> None:

@@ -99,5 +99,5 @@ def quarantine_name(namespace: str, entry_hash: str) -> str:
     return f"quarantine/{namespace}/{entry_hash}"
 
 
-def closed_name(namespace: str) -> str:
-    return f"closed/{namespace}"
+def closed_name(namespace: str, reason: str) -> str:
+    return f"closed/{namespace}/{reason}"

@@ -100,6 +100,7 @@ class Holding:
     loading_since: Instant | None = None
     load_failures: int = 0
     load_not_before: Instant = START
+    steady: bool = False  # everything wanted is loaded, and nothing is to be made: a renewal alone asks for no work
     close_timer: Instant = NEVER
     probe_timer: Instant = NEVER
     applied_at: Instant = START

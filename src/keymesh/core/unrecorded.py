@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from keymesh.core import apply, loading, local, revoking, upkeep
+from keymesh.core import apply, loading, local, overlays, refusals, revoking, upkeep
 from keymesh.core.records import local_name, overlay_name, state_name
 from keymesh.core.state import NodeState, Out, Unrecorded, note
 from keymesh.model.ids import MESH_NAMESPACE
@@ -22,9 +22,9 @@ def _key(pending: object) -> str | None:
     match pending:
         case apply.ApplyPending():
             return f"apply/{pending.states[-1].head.entry.namespace}"
-        case apply.OverlayPending():
+        case overlays.OverlayPending():
             return f"overlay/{pending.record.namespace}"
-        case apply.EvidencePending():
+        case refusals.EvidencePending():
             return f"evidence/{pending.namespace}"
         case local.LocalPending():
             return f"local/{pending.command_id}"
@@ -37,9 +37,9 @@ def _namespaces(state: NodeState, pending: object) -> tuple[str, ...]:
     match pending:
         case apply.ApplyPending():
             return tuple(name for new in pending.states if _restricts(state, name := new.head.entry.namespace))
-        case apply.OverlayPending():
+        case overlays.OverlayPending():
             return (pending.record.namespace,)
-        case apply.EvidencePending():
+        case refusals.EvidencePending():
             return (pending.namespace,)
         case local.LocalPending():
             held = state.locals.get(pending.command_id)
@@ -111,11 +111,11 @@ def _puts(state: NodeState, pending: object) -> Iterable[tuple[str, Any]]:
                 holding = state.holding_or_new(new.head.entry.namespace)
                 if new.leaf.order > holding.leaf.order:
                     yield state_name(holding.namespace), new
-        case apply.OverlayPending():
+        case overlays.OverlayPending():
             overlay = state.holding_or_new(pending.record.namespace).overlay
             if overlay is not None and not overlay.recorded:
                 yield overlay_name(overlay.record.namespace), overlay.record
-        case apply.EvidencePending():
+        case refusals.EvidencePending():
             yield from pending.puts
         case local.LocalPending():
             held = state.locals.get(pending.command_id)

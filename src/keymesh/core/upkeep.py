@@ -10,8 +10,9 @@ from keymesh.model.time import Instant
 
 def settle(state: NodeState, now: Instant, holding: Holding, out: Out) -> None:
     """Drop, load, mint and probe as this tenant's state asks for."""
-    loading.reconcile(state, now, holding, out)
-    minter.reconcile(state, now, holding, out)
+    loaded = loading.reconcile(state, now, holding, out)
+    made = minter.reconcile(state, now, holding, out)
+    holding.steady = loaded and made
     l1_lease.watch(state, now, holding)
 
 

@@ -9,9 +9,9 @@ import msgspec
 import pytest
 
 from keymesh.control.state import NamespaceState
-from keymesh.core.apply import QUARANTINE_MAX
 from keymesh.core.events import DropKeys, LoadKeys
 from keymesh.core.records import closed_name, overlay_name, quarantine_name, state_name
+from keymesh.core.refusals import QUARANTINE_MAX, UNKNOWN
 from keymesh.core.state import NO_LEAF
 from keymesh.model.ids import ZERO_DIGEST
 from keymesh.model.machine import Address, Persist
@@ -307,7 +307,7 @@ def test_an_unknown_kind_closes_the_tenant_until_it_is_understood() -> None:
     strange = resigned(plain, mesh.registry, kind="tenant.teleport")
     bench.give(strange)
     assert bench.acks()[-1].reason == "unknown-kind"
-    assert closed_name(TENANT) in bench.disk
+    assert closed_name(TENANT, UNKNOWN) in bench.disk
     assert bench.mode() is Mode.CLOSED
     bench.reboot()
     bench.give_all()
@@ -317,7 +317,21 @@ def test_an_unknown_kind_closes_the_tenant_until_it_is_understood() -> None:
     bench.give(newer)
     bench.renew()
     assert bench.mode() is Mode.SYNCED
-    assert closed_name(TENANT) not in bench.disk
+    assert closed_name(TENANT, UNKNOWN) not in bench.disk
+
+
+def test_what_is_understood_after_all_does_not_end_a_fork() -> None:
+    bench = Bench().up()
+    mesh = bench.mesh
+    left, right = forked(mesh)
+    bench.give(left)
+    bench.give(right)
+    plain = mesh.plan(TENANT, "tenant.labels", {"labels": {}}, held=left)
+    bench.give(resigned(plain, mesh.registry, kind="tenant.teleport"))
+    bench.give(mesh.plan(TENANT, "tenant.labels", {"labels": {"a": "b"}}, held=plain))
+    assert set(bench.holding().closed) == {"fork"}
+    bench.reboot()
+    assert set(bench.holding().closed) == {"fork"}
 
 
 def test_an_unknown_row_closes_the_tenant() -> None:
