@@ -16,8 +16,6 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Final
 
-import uvloop
-
 from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity, RegistryIdentity
 from keymesh.adapters import seals
 from keymesh.adapters.http_client import PeerClient
@@ -369,8 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_known_answer_tests()
         harden_process(allow_unlocked_memory=plan.allow_unlocked_memory)
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(CoreProcess(layout, plan, args.region).run())
+        asyncio.run(CoreProcess(layout, plan, args.region).run())
     except KeymeshError as refused:
         log.critical("start refused", extra={"fields": {"code": refused.code, "reason": refused.message}})
         return int(refused.exit_code)

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
 from keymesh.access.roles import Role
 from keymesh.adapters.http_messages import Request, Response, Route
@@ -299,8 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     setup_logging("registry")
     run_known_answer_tests()
     layout = Layout(Path(args.dir))
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(RegistryProcess(layout, load_plan(layout)).run())
+    asyncio.run(RegistryProcess(layout, load_plan(layout)).run())
     return 0
 
 
