@@ -6,12 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from keymesh.adapters import pki
+from keymesh.access.identity import EdgeIdentity
+from keymesh.adapters import key_files, pki
 from keymesh.adapters.tls import Credentials
+from keymesh.app.admin_client import AdminClient, run_with_client
 from keymesh.app.cli_common import add_common, emit, facts, table
 from keymesh.app.layout import Layout, load_plan, resolve_dir
 from keymesh.app.renewal import renew
 from keymesh.model.errors import Refused
+from keymesh.model.ids import MeshName, RegionId, TenantId, check_label, check_service, check_tenant
 
 
 def register(commands: Any) -> None:
@@ -21,6 +24,17 @@ def register(commands: Any) -> None:
     show.add_argument("file", nargs="?", metavar="FILE", help="one PEM file instead")
     add_common(show)
     show.set_defaults(run=run_show)
+    enrol = actions.add_parser(
+        "enrol",
+        help="an Edge identity for a program of yours: key, certificate and what else the library needs, in one folder",
+        epilog="example: keymesh pki enrol acme/files --region us-east -o edge-identity",
+    )
+    enrol.add_argument("service", metavar="T/S")
+    enrol.add_argument("--region", metavar="R", help="whose Core it uses (default: the tenant's home)")
+    enrol.add_argument("--instance", metavar="NAME", help="name of this instance (default: app)", default="app")
+    enrol.add_argument("-o", "--output", metavar="DIR", required=True)
+    add_common(enrol)
+    enrol.set_defaults(run=run_enrol)
     again = actions.add_parser(
         "renew",
         help="renew a role's certificate now (processes renew their own at half life)",
@@ -76,6 +90,51 @@ def run_show(args: argparse.Namespace) -> int:
         )
 
     emit(args, shown, human)
+    return 0
+
+
+def run_enrol(args: argparse.Namespace) -> int:
+    """A fresh key here, a certificate from that region's Core, and the trust files beside them."""
+    tenant, slash, service = args.service.partition("/")
+    if not slash:
+        raise Refused.bad_field("service", "T/S")
+    output = Path(args.output)
+
+    async def work(client: AdminClient) -> Any:
+        shown = await client.call("GET", f"/v1/tenants/{check_tenant(tenant)}")
+        region = args.region or shown["home"]
+        if region not in client.plan.regions:
+            raise Refused.bad_field("region", f"one of {', '.join(client.plan.regions)}")
+        identity = EdgeIdentity(
+            mesh=MeshName(client.plan.mesh),
+            region=RegionId(region),
+            tenant=TenantId(tenant),
+            service=check_service(service),
+            instance=check_label("instance", args.instance),
+        )
+        key = pki.new_tls_key()
+        body = {
+            "tenant": tenant,
+            "service": service,
+            "instance": args.instance,
+            "csr": pki.make_csr(key, identity).decode("ascii"),
+        }
+        chain = (await client.call("POST", "/v1/certificates", body, target=region))["chain"]
+        output.mkdir(mode=0o700, parents=True, exist_ok=True)
+        key_files.write_identity(output / "edge.pem", key, pki.parse_certificates(chain.encode()))
+        key_files.write_file(output / "ca.pem", client.layout.ca.read_bytes(), mode=key_files.PUBLIC_MODE)
+        trust = (client.layout.edge(region) / "trust.json").read_bytes()
+        key_files.write_file(output / "trust.json", trust, mode=key_files.PUBLIC_MODE)
+        return {
+            "identity": str(output / "edge.pem"),
+            "ca": str(output / "ca.pem"),
+            "trust": str(output / "trust.json"),
+            "cores": [f"https://127.0.0.1:{client.plan.regions[region].port}"],
+            "uri": str(identity),
+        }
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts("enrolled; give these to Edge.connect", shown))
     return 0
 
 
