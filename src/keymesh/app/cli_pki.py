@@ -99,6 +99,7 @@ def run_enrol(args: argparse.Namespace) -> int:
     if not slash:
         raise Refused.bad_field("service", "T/S")
     output = Path(args.output)
+    output.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     async def work(client: AdminClient) -> Any:
         shown = await client.call("GET", f"/v1/tenants/{check_tenant(tenant)}")
@@ -120,7 +121,6 @@ def run_enrol(args: argparse.Namespace) -> int:
             "csr": pki.make_csr(key, identity).decode("ascii"),
         }
         chain = (await client.call("POST", "/v1/certificates", body, target=region))["chain"]
-        output.mkdir(mode=0o700, parents=True, exist_ok=True)
         key_files.write_identity(output / "edge.pem", key, pki.parse_certificates(chain.encode()))
         key_files.write_file(output / "ca.pem", client.layout.ca.read_bytes(), mode=key_files.PUBLIC_MODE)
         trust = (client.layout.edge(region) / "trust.json").read_bytes()
