@@ -125,6 +125,7 @@ class Edge:
         signer = Ed25519Signer(Ed25519PrivateKey.generate())  # one for each life: it settles this life's leases only
         suite = DsseSuite(signer)
         pages = KeyPages(allow_unlocked=allow_unlocked_memory)
+        pages.put(bytearray(32)).wipe()  # refuse now, not when the first key comes, where memory cannot be locked
         transport = CoreTransport(credentials, pages)
         by_address = addresses(urls)
         config = EdgeConfig(

@@ -32,7 +32,7 @@ def request(state: EdgeState, now: Instant) -> list[Any]:
         signing_key=config.signing_key,
         policy_version=0 if state.policy is None else state.policy.version,
     )
-    return [Send(to, message), Wake(Instant(now + config.request_timeout_ms))]
+    return [Send(to, message), Wake(Instant(now + state.patience_ms))]
 
 
 def drop(state: EdgeState, reason: str) -> list[Any]:
@@ -66,6 +66,7 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
         return [_note("edge.grant-refused", "expired"), *_failed(state, now)]
     state.lease = lease
     state.failures = 0
+    state.patience_ms = rules.patience_ms(state.config.request_timeout_ms, ttl_ms)
     _settle_wanted(state, lease)
     refresh_at = Instant(pending.sent_at + rules.refresh_after_ms(ttl_ms, jitter(state, grant.lease_id, 1_000)))
     return [
@@ -128,7 +129,7 @@ def tick(state: EdgeState, now: Instant) -> list[Any]:
     effects: list[Any] = []
     if state.lease is not None and not rules.is_usable(state.lease, now):
         effects += drop(state, "expired")
-    if state.pending is not None and now >= state.pending.sent_at + state.config.request_timeout_ms:
+    if state.pending is not None and now >= state.pending.sent_at + state.patience_ms:
         state.pending = None
         effects += _failed(state, now)
     if state.next_request_at is not None and now >= state.next_request_at:

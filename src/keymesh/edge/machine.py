@@ -12,7 +12,7 @@ from typing import Any, Final
 from keymesh.edge import leasing, revoking, usage
 from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
 from keymesh.edge.state import EdgeState, new_edge
-from keymesh.model.machine import Address, Booted, ClockWentBack, Received, Send, Tick
+from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick
 from keymesh.model.time import Instant
 from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, Revocation, UsageRecorded
 from keymesh.orbital.messages import Hello
@@ -55,6 +55,7 @@ _EVENTS: Final[dict[type, Callable[[EdgeState, Instant, Any], list[Any]]]] = {
     Booted: _booted,
     Tick: _tick,
     Received: _received,
+    ClockWentAhead: lambda state, now, event: [],
     ClockWentBack: _clock,
     Connected: _connected,
     SendFailed: leasing.on_send_failed,

@@ -21,6 +21,7 @@ BACKOFF_FIRST_MS: Final = 250
 BACKOFF_MAX_MS: Final = 15_000
 RETRY_MAX_MS: Final = 30_000
 RETRY_MIN_MS: Final = 100
+PATIENCE_MIN_MS: Final = 500
 KEY_WANTED_GAP_MS: Final = 1_000
 KEY_WANTED_GAP_MAX_MS: Final = 60_000
 
@@ -80,6 +81,11 @@ def refusal_drops(code: str) -> bool:
 def refresh_after_ms(ttl_ms: int, spread: int) -> int:
     """Between 50 and 80 % of the ttl; ``spread`` is 0 to 999, by hash."""
     return ttl_ms // 2 + ttl_ms * 3 * spread // 10_000
+
+
+def patience_ms(limit_ms: int, ttl_ms: int) -> int:
+    """How long one request may stay unanswered: a fifth of the lease, so that a silent Core leaves time for another."""
+    return min(limit_ms, max(PATIENCE_MIN_MS, ttl_ms // 5))
 
 
 def backoff_ms(failures: int, spread: int) -> int:

@@ -13,6 +13,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -239,21 +240,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, *, on_ready: Callable[[], object] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT.  Returns the exit code; raises Refused where it cannot start."""
-    run_known_answer_tests()
-    harden_process(allow_unlocked_memory=args.allow_unlocked_memory)
-    directory = Path(args.dir)
-    sidecar = Sidecar(
-        directory,
-        mesh=args.mesh,
-        region=args.region,
-        core_urls=args.core_url,
-        ca_file=Path(args.ca),
-        trust=load_trust(args.trust or directory / "trust.json"),
-        allow_unlocked_memory=args.allow_unlocked_memory,
-    )
-    socket_path = Path(args.socket)
-    asyncio.run(_serve(sidecar, socket_path, on_ready))
+    """Serve until SIGTERM or SIGINT.  Returns the exit code; what stands against a start goes to standard error."""
+    try:
+        run_known_answer_tests()
+        harden_process(allow_unlocked_memory=args.allow_unlocked_memory)
+        directory, socket_path = Path(args.dir), Path(args.socket)
+        sidecar = Sidecar(
+            directory,
+            mesh=args.mesh,
+            region=args.region,
+            core_urls=args.core_url,
+            ca_file=Path(args.ca),
+            trust=load_trust(args.trust or directory / "trust.json"),
+            allow_unlocked_memory=args.allow_unlocked_memory,
+        )
+        asyncio.run(_serve(sidecar, socket_path, on_ready))
+    except KeymeshError as bad:
+        log.error("cannot start", extra={"fields": {"code": bad.code, "reason": bad.message}})
+        print(f"error: {bad.message} [{bad.code}]", file=sys.stderr)
+        return int(bad.exit_code)
     socket_path.unlink(missing_ok=True)
     return int(ExitCode.DONE)
 

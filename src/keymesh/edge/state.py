@@ -44,6 +44,7 @@ class EdgeState:
     draws: int = 0
     core_index: int = 0
     pending: Pending | None = None
+    patience_ms: int = 0  # for the answer to a request
     failures: int = 0  # since the last grant
     next_request_at: Instant | None = None
     last_request_at: Instant | None = None
@@ -57,7 +58,8 @@ class EdgeState:
 
 def new_edge(config: EdgeConfig) -> EdgeState:
     """A machine that has not booted."""
-    return EdgeState(config, edge_address(config.region, config.tenant, config.service, config.instance))
+    address = edge_address(config.region, config.tenant, config.service, config.instance)
+    return EdgeState(config, address, patience_ms=config.request_timeout_ms)
 
 
 def draw(state: EdgeState) -> str:

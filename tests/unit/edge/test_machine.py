@@ -209,6 +209,19 @@ def test_a_refusal_for_another_nonce_drops_nothing() -> None:
     assert not bench.receive(LeaseRefused(nonce="0" * 32, code="restricted", retry_after_ms=500))
 
 
+def test_a_silent_core_is_given_a_fifth_of_the_lease() -> None:
+    bench = leased(Bench(), ttl_ms=4_000)
+    refresh(bench)
+    asked = bench.now
+    bench.feed(Tick(), at=asked + 799)
+    assert bench.state.pending is not None
+    bench.feed(Tick(), at=asked + 800)
+    assert bench.state.pending is None
+    refresh(bench)
+    assert _asked(bench) == OTHER_CORE
+    assert bench.now < 4_000, "still under the lease"
+
+
 def test_retries_back_off_and_go_to_the_next_core() -> None:
     bench = Bench()
     asked, waits = [], []
