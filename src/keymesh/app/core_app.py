@@ -367,6 +367,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run_known_answer_tests()
         harden_process(allow_unlocked_memory=plan.allow_unlocked_memory)
+        # asyncio's own loop: uvloop aborts the process when connections break while aiohttp opens them
         asyncio.run(CoreProcess(layout, plan, args.region).run())
     except KeymeshError as refused:
         log.critical("start refused", extra={"fields": {"code": refused.code, "reason": refused.message}})
