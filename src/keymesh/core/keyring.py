@@ -149,9 +149,7 @@ class Keyring:
 
     def open_l2(self, ref: KeyRef, domain: str, binding: bytes, one_time: bytearray) -> SecretBytes:
         """L2 from its binding and the E that the customer's L1 unwrapped; ``one_time`` is wiped."""
-        subject = subject_of(
-            tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid
-        )
+        subject = subject_of(tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid)
         try:
             return wrap.open_binding(XaesKey(one_time), BindingId(ref.parent), subject, binding, self.pages)
         finally:
@@ -168,7 +166,5 @@ class Keyring:
 
     def open_l3(self, ref: KeyRef, domain: str, blob: bytes) -> SecretBytes:
         parent = self.need(ref.parent)
-        subject = subject_of(
-            tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid
-        )
+        subject = subject_of(tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid)
         return wrap.open_key(parent.cipher, kid_bytes(parent.kid), subject, blob, self.pages)
