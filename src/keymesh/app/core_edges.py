@@ -32,6 +32,7 @@ from keymesh.orbital.edge_messages import (
     UsageRecorded,
     UsageReport,
 )
+from keymesh.orbital.messages import Hello
 from keymesh.orbital.wire import MESSAGES
 
 if TYPE_CHECKING:
@@ -101,11 +102,11 @@ class EdgeDoor:
                 return await self._lease(identity, address, message)
             case UsageReport():
                 return self._usage(identity, address, message)
-            case EdgeAckMessage():
+            case EdgeAckMessage() | Hello():
                 self._core.shell.feed(Received(sender=address, message=message))
                 return Response(status=204)
             case _:
-                raise Refused.bad_field("t", "a LeaseRequest, an EdgeAckMessage or a UsageReport")
+                raise Refused.bad_field("t", "a LeaseRequest, an EdgeAckMessage, a UsageReport or a Hello")
 
     async def _lease(self, identity: EdgeIdentity, address: Address, message: LeaseRequest) -> Response:
         if (message.tenant, message.service) != (identity.tenant, identity.service):
