@@ -16,7 +16,7 @@ from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE, Namespace
 from keymesh.model.machine import Address, Note, Persist, Send
 from keymesh.model.states import Lane
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 from keymesh.orbital import dispatch, tasks
 from keymesh.orbital.dispatch import Item, Parked
 from keymesh.orbital.messages import Task
@@ -72,7 +72,10 @@ def proof_arrived(state: RegistryState, now: Instant, space: Space, out: list[An
 
 
 def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -> None:
-    """Send what is due to one node: Lane 0 first; then at most one lower task, if it may be."""
+    """Send what is due to one node: Lane 0 first; then at most one lower task, if it may be.
+
+    Whatever changes a queue calls this afterwards.
+    """
     queue = session.queue
     for urgent in dispatch.due_urgent(queue, now):
         out.append(Send(session.address, task_for(state, session, urgent.item, Lane.RESTRICTION)))
@@ -86,6 +89,7 @@ def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -
             flight = dispatch.next_lower(queue, now)
     if flight is not None:
         out.append(Send(session.address, task_for(state, session, flight.item, flight.lane)))
+    session.due_at = dispatch.next_due(queue)
 
 
 def task_for(state: RegistryState, session: Session, item: Item, lane: Lane) -> Task:
@@ -246,9 +250,9 @@ def settled(
 
 def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
     for _, session in sorted(state.sessions.items()):
-        if dispatch.next_due(session.queue) <= now:
+        if session.due_at <= now:
             push(state, now, session, out)
 
 
 def next_due(state: RegistryState) -> Instant:
-    return Instant(min((dispatch.next_due(s.queue) for s in state.sessions.values()), default=2**62))
+    return min((s.due_at for s in state.sessions.values()), default=NEVER)

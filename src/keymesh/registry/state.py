@@ -18,7 +18,7 @@ from keymesh.control.signing import Suite
 from keymesh.control.state import Supported
 from keymesh.model.ids import Digest, KeyId, MeshName, Namespace
 from keymesh.model.machine import Address
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.dispatch import MERGE_AFTER, NodeQueue
 from keymesh.registry.events import Command
 from keymesh.registry.records import CommitRecord, EvidenceRecord, KillRecord, ParkedRecord
@@ -108,6 +108,7 @@ class Session:
     node: str
     keys: dict[KeyId, str]
     queue: NodeQueue = field(default_factory=NodeQueue)
+    due_at: Instant = field(default=NEVER)  # when the queue wants to be looked at, as of the last ``sessions.push``
     applied: dict[str, Leaf] = field(default_factory=dict)
     reported: Mapping[str, Leaf] = field(default_factory=dict)
     known: bool = False
