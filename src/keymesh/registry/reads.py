@@ -46,6 +46,7 @@ def begin(state: RegistryState, now: Instant, out: list[Any]) -> None:
 
 
 def on_read(state: RegistryState, now: Instant, event: LogRead, out: list[Any]) -> None:
+    """Take what the log had, then let everyone go on who waited for this read (and nobody who came later)."""
     read = state.read
     if read is None or event.token != read.token or state.halted:
         return
