@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from cryptography import x509
 
+from keymesh.access.admit import Action, admit, require
 from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity
 from keymesh.adapters import key_files, pki, seals
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.app.layout import ASSIGNED
 from keymesh.control.rows import L2_NAME
 from keymesh.core import context
 from keymesh.core.events import LocalRestrict
@@ -67,6 +69,9 @@ class CoreApi:
         def is_admin(request: Request) -> bool:
             return isinstance(request.identity, AdminIdentity)
 
+        def is_operator(request: Request) -> bool:
+            return admit(None, Action.MESH_READ, identity=request.identity, assigned=ASSIGNED).allowed
+
         def is_edge(request: Request) -> bool:
             return isinstance(request.identity, EdgeIdentity)
 
@@ -84,9 +89,9 @@ class CoreApi:
             Route(method="POST", path="/v1/certificates", handler=self._enrol, allow=is_admin),
             Route(method="POST", path=wire.RENEW_PATH, handler=self._renew, allow=is_edge),
             Route(method="GET", path="/v1/tenants/{tenant}/chain", handler=self._chain, allow=is_admin),
-            Route(method="GET", path="/v1/status", handler=self._status, allow=is_admin),
-            Route(method="GET", path="/v1/applied", handler=self._applied, allow=is_admin),
-            Route(method="POST", path="/v1/unseal", handler=self._unseal, allow=is_admin),
+            Route(method="GET", path="/v1/status", handler=self._status, allow=is_operator),
+            Route(method="GET", path="/v1/applied", handler=self._applied, allow=is_operator),
+            Route(method="POST", path="/v1/unseal", handler=self._unseal, allow=is_operator),
         ]
 
     # --- blobs -----------------------------------------------------------------------------------------------------
@@ -128,7 +133,7 @@ class CoreApi:
             raise Refused("needs-registry", f"{scope} needs the Registry, where two officers are verified")
         if request.idempotency_key is None:
             raise Refused.bad_field("idempotency-key", "required")
-        actor = self._admin_of(request, scope.tenant or "")
+        actor = self._admin_of(request, str(scope.tenant), Action(body.action))
         key = f"local/{request.idempotency_key}"
         waiter = self._core.replies[key] = asyncio.get_running_loop().create_future()
         self._core.shell.feed(
@@ -151,13 +156,21 @@ class CoreApi:
             raise Unavailable("not-recorded", reply.reason or "in force, but not durable here")
         return json_response({"command_id": request.idempotency_key, "region": self._core.region, "in_force": True})
 
-    def _admin_of(self, request: Request, tenant: str) -> str:
-        """The administrator's URI.  Raises Refused as for an unknown tenant where they administer another."""
-        identity = request.identity
-        assert isinstance(identity, AdminIdentity)
-        if identity.name not in self._core.policy(tenant).admins:
+    def _admin_of(self, request: Request, tenant: str, action: Action) -> str:
+        """The administrator's URI.  Raises Refused as for an unknown tenant where they are nobody to it."""
+        name = check_tenant(tenant)
+        decision = admit(
+            self._core.policy(name),
+            action,
+            identity=request.identity,
+            tenant=name,
+            region=RegionId(self._core.region),
+            assigned=ASSIGNED,
+        )
+        if decision.code in ("absent", "residency"):
             raise Refused("not-found", "no such tenant here", field="tenant")
-        return str(identity)
+        require(decision)
+        return str(request.identity)
 
     # --- certificates ------------------------------------------------------------------------------------------------
 
@@ -166,9 +179,7 @@ class CoreApi:
         body = request.json(EnrolBody)
         tenant, service = check_tenant(body.tenant), check_label("service", body.service)
         check_label("instance", body.instance)
-        self._admin_of(request, tenant)
-        if self._core.region not in self._core.policy(tenant).regions:
-            raise Refused("not-found", "no such tenant here", field="tenant")
+        self._admin_of(request, tenant, Action.SERVICE_SET)
         if service not in self._core.view(tenant).services:
             raise Refused("not-found", "no such service", field="service")
         identity = EdgeIdentity(
@@ -204,7 +215,7 @@ class CoreApi:
     async def _chain(self, request: Request) -> Response:
         """The tenant's wrapped chain: bindings under the customer's L1, services' keys under those."""
         tenant = check_tenant(request.params["tenant"])
-        self._admin_of(request, tenant)
+        self._admin_of(request, tenant, Action.TENANT_EXPORT)
         view, policy = self._core.view(tenant), self._core.policy(tenant)
         l2: list[ChainL2] = []
         l3: list[ChainL3] = []

@@ -8,15 +8,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from msgspec import Struct
 
+from keymesh.access.roles import Role
 from keymesh.adapters.key_files import write_file
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
 
 DIR_ENV = "KEYMESH_DIR"
 DEFAULT_DIR = ".keymesh"
+ASSIGNED: Final = {"operator": frozenset({Role.OPERATOR})}
+"""Mesh-wide roles of an embedded mesh: its one administrator."""
+
 _PLAN_MAX_BYTES = 1024 * 1024
 
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
-from keymesh.access.roles import Role
 from keymesh.adapters.http_messages import Request, Response, Route
 from keymesh.adapters.http_server import HttpMetrics, HttpServer, serve
 from keymesh.adapters.key_files import load_signing_key
@@ -25,7 +24,7 @@ from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.tls import Credentials, MeshTls
 from keymesh.app.channels import Mailboxes
-from keymesh.app.layout import Layout, MeshPlan, load_plan
+from keymesh.app.layout import ASSIGNED, Layout, MeshPlan, load_plan
 from keymesh.app.lifeline import die, die_with_parent, say_ready, wait_for_stop
 from keymesh.app.logs import setup_logging
 from keymesh.app.metrics import RegistryCollector
@@ -88,7 +87,7 @@ class RegistryProcess:
             keys={signer.key_id: signer.public_key},
         )
         self.mailboxes = Mailboxes()
-        self.assigned = {"operator": frozenset({Role.OPERATOR})}
+        self.assigned = ASSIGNED
         self.waiting: dict[tuple[str, str], asyncio.Future[CommandDone]] = {}
         self.certified = asyncio.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
@@ -270,6 +269,8 @@ class RegistryProcess:
         )
         keeper = asyncio.create_task(self._keep_read_model())
         keeper.add_done_callback(self._finished)
+        while not self.shell.state.booted:
+            await asyncio.sleep(0.01)
         say_ready()
         await wait_for_stop()
         await self._stop(server, renewal, keeper)
