@@ -18,22 +18,33 @@ from keymesh.model.scope import ScopeKind
 from keymesh.model.states import KeyState, Mode, Operation
 from keymesh.model.time import NEVER, Instant
 
-NOTHING: Final[frozenset[str]] = frozenset()
 MESH: Final = ScopeKind.MESH.value
 REGION: Final = ScopeKind.REGION.value
 TENANT: Final = ScopeKind.TENANT.value
 SERVICE: Final = ScopeKind.SERVICE.value
 KEY: Final = ScopeKind.KEY.value
 LOCAL: Final = "local"
+COVERED_MAX: Final = 4_096
 
 
 def covered_kinds(state: NodeState, namespace: str, service: str | None, version: int | None) -> frozenset[str]:
-    """The kinds of restriction, ``local`` for local suspensions, that cover that use here."""
-    holding = state.tenants.get(namespace)
-    if not (state.mesh.restrictions or state.locals or (holding is not None and holding.restrictions)):
-        return NOTHING
+    """The kinds of restriction, ``local`` for local suspensions, that cover that use here.
+
+    Remembered until a restriction or a local suspension comes or goes (``NodeState.restrictions_changed``).
+    """
+    use = (namespace, service, version)
+    found = state.covered.get(use)
+    if found is None:
+        if len(state.covered) >= COVERED_MAX:
+            state.covered.clear()
+        found = state.covered[use] = _covered_kinds(state, namespace, service, version)
+    return found
+
+
+def _covered_kinds(state: NodeState, namespace: str, service: str | None, version: int | None) -> frozenset[str]:
     region, tenant = RegionId(state.config.region), TenantId(namespace)
     name = None if service is None else ServiceName(service)
+    holding = state.tenants.get(namespace)
     found: set[str] = set()
     for held in (state.mesh.restrictions, {} if holding is None else holding.restrictions):
         for restriction in held.values():

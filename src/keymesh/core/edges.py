@@ -132,9 +132,10 @@ def _refusal(state: NodeState, now: Instant, sender: Address, request: LeaseRequ
         check_hex("signing_key", request.signing_key, hex_bytes=32)
     except Refused:
         return "unknown"
-    verdict = context.may_lease(state, now, request.tenant, request.service)
-    if not verdict.allowed:
-        return "restricted" if verdict.reason.startswith("restricted") else "closed"
+    if context.covered_kinds(state, request.tenant, request.service, None):
+        return "restricted"  # in any mode, so that the Edge drops what it holds
+    if not context.may_lease(state, now, request.tenant, request.service).allowed:
+        return "closed"
     held = sum(1 for lease in state.edge_leases.values() if lease.edge == sender)
     if held >= LEASES_PER_EDGE_MAX or _ttl(state, now, request) <= 0:
         return "closed"

@@ -41,6 +41,7 @@ def is_recorded_by(position: tuple[int, int] | None, applied: Leaf) -> bool:
 def restore(state: NodeState, record: LocalRecord) -> None:
     """Take up a local suspension of an earlier life."""
     state.locals[record.command_id] = LocalSuspension(record, parse_scope(record.scope), recorded=True)
+    state.restrictions_changed()
 
 
 def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) -> None:
@@ -65,6 +66,7 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
         event.command_id, event.scope, event.action, event.actor, event.correlation_id, event.authority
     )
     held = state.locals[event.command_id] = LocalSuspension(record, scope)
+    state.restrictions_changed()
     restrictions.enforce(state, now, scope, (0, 0), event.correlation_id, out)
     _persist(state, held, out)
 
@@ -146,6 +148,7 @@ def release(state: NodeState, out: Out) -> None:
 def on_released(state: NodeState, pending: ReleasePending, out: Out) -> list[str]:
     """Their records are gone, so they end.  The namespaces that may have opened by it."""
     found = [held for name in pending.command_ids if (held := state.locals.pop(name, None)) is not None]
+    state.restrictions_changed()
     for held in found:
         note(out, "local-suspension-recorded", held.record.correlation_id, scope=held.record.scope)
     return sorted({str(held.scope.namespace) for held in found})

@@ -38,6 +38,7 @@ def applied_restrictions(state: NodeState, holding: Holding) -> Mapping[str, Res
 def refresh(state: NodeState, holding: Holding) -> None:
     """Recompute what is in force for ``holding`` after its state or its overlay changed."""
     holding.restrictions = union(applied_restrictions(state, holding), holding.overlay)
+    state.restrictions_changed()
 
 
 def newer(held: Mapping[str, Restriction], new: Mapping[str, Restriction]) -> list[Restriction]:

@@ -179,6 +179,7 @@ class NodeState:
     mesh_view: MeshView = EMPTY_MESH
     tenants: dict[str, Holding] = field(default_factory=dict)
     locals: dict[str, LocalSuspension] = field(default_factory=dict)
+    covered: dict[tuple[str, str | None, int | None], frozenset[str]] = field(default_factory=dict)  # see context
     # this life
     booted: bool = False
     life: str = ""
@@ -238,6 +239,10 @@ class NodeState:
         if found is None:
             found = self.tenants[namespace] = Holding(namespace)
         return found
+
+    def restrictions_changed(self) -> None:
+        """A restriction or a local suspension came or went: nothing remembered about them holds."""
+        self.covered.clear()
 
     def draw(self, what: str) -> str:
         """128 bits in hex that nobody can foretell and that never come again in this life."""
