@@ -45,5 +45,10 @@ class Stopwatch:
         self.clock = clock or SystemClock()
         self._keeper = Timekeeper(boot_zero_ms=self.clock.boottime_ms(), wall_zero_ms=self.clock.wall_ms())
 
+    @property
+    def ahead_ms(self) -> int:
+        """By how much the wall clock has gained on CLOCK_BOOTTIME, as of the last look."""
+        return self._keeper.ahead_ms
+
     def observe(self) -> tuple[Instant, bool]:
         return self._keeper.observe(boottime_ms=self.clock.boottime_ms(), wall_ms=self.clock.wall_ms())

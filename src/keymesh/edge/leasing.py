@@ -94,8 +94,8 @@ def on_refused(state: EdgeState, now: Instant, sender: Address, refused: LeaseRe
     effects: list[Any] = [_note("edge.lease-refused", refused.code)]
     if rules.refusal_drops(refused.code) or state.lease is None:
         effects += drop(state, refused.code)
-    wait = min(max(refused.retry_after_ms, rules.RETRY_MIN_MS), rules.RETRY_MAX_MS)
-    state.failures = max(1, state.failures)
+    state.failures += 1
+    wait = rules.refused_wait_ms(refused.retry_after_ms, state.failures)
     return [*effects, _ask_at(state, Instant(now + wait + jitter(state, refused.nonce, wait // 4)))]
 
 

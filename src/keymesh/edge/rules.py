@@ -88,6 +88,13 @@ def patience_ms(limit_ms: int, ttl_ms: int) -> int:
     return min(limit_ms, max(PATIENCE_MIN_MS, ttl_ms // 5))
 
 
+def refused_wait_ms(retry_after_ms: int, refusals: int) -> int:
+    """What the Core asked for, up to four times that while it keeps refusing: a restriction lasts, and a resume should
+    be noticed within seconds."""
+    wait = min(max(retry_after_ms, RETRY_MIN_MS), RETRY_MAX_MS)
+    return min(wait << min(max(refusals - 1, 0), 2), RETRY_MAX_MS)
+
+
 def backoff_ms(failures: int, spread: int) -> int:
     """Doubles up to a limit; between half and the whole of it, ``spread`` being 0 to 999, by hash."""
     whole = min(BACKOFF_MAX_MS, BACKOFF_FIRST_MS << min(max(failures - 1, 0), 8))

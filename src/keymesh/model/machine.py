@@ -73,6 +73,17 @@ class ClockWentBack:
 
 
 @dataclass(frozen=True, slots=True)
+class ClockWentAhead:
+    """The wall clock gained ``by_ms`` on CLOCK_BOOTTIME, and Instants with it.
+
+    For what this process holds, that is time passed.  For what it waits for others to let go, it is not: they may
+    have seen no jump, so every such wait grows by as much.
+    """
+
+    by_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Send:
     """Hand ``message`` to the transport: at most once, unordered, may be lost."""
 

@@ -6,7 +6,7 @@ it meaningful.  A command is repeated under its id until the Registry has answer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,6 +42,9 @@ class Asked:
     refused: str = ""
     tries: int = 0
 
+    def is_open(self) -> bool:
+        return self.done_at is None
+
 
 @dataclass(slots=True)
 class Local:
@@ -50,7 +53,9 @@ class Local:
     event: LocalRestrict
     region: str
     recorded_at: int | None = None
-    refused: str = ""
+
+    def is_open(self) -> bool:
+        return self.recorded_at is None
 
 
 class Clients:
@@ -65,7 +70,7 @@ class Clients:
         self.locals: dict[str, Local] = {}
         self.count = 0
         self._binding: dict[str, int] = {}
-        self._makes = {
+        self._makes: dict[str, Callable[..., None]] = {
             "suspend": self._scope_command,
             "resume": self._scope_command,
             "revoke": self._scope_command,
@@ -138,7 +143,7 @@ class Clients:
         if asked.done_at is None:
             asked.tries += 1
             self.world.deliver(self.world.machines[REGISTRY], asked.command)
-            if asked.done_at is None:
+            if asked.is_open():
                 self.world.schedule(_RETRY_MS, self._try, asked)
 
     def _done(self, m: Machine, e: CommandDone) -> None:
@@ -221,9 +226,9 @@ class Clients:
         self._try_local(local, None)
 
     def _try_local(self, local: Local, _: Any) -> None:
-        if local.recorded_at is None and not local.refused:
+        if local.is_open():
             self.world.deliver(self.world.machines[node_address(local.region, NODE)], local.event)
-            if local.recorded_at is None and not local.refused:
+            if local.is_open():
                 self.world.schedule(_RETRY_MS, self._try_local, local)
 
     def _local_done(self, m: Machine, e: ReplyLocal) -> None:
@@ -231,5 +236,5 @@ class Clients:
         if e.recorded and local.recorded_at is None:
             local.recorded_at = self.world.t
             self.world.sometimes["local-restriction"] += 1
-        elif not e.recorded and e.reason not in ("not-recorded", "disk", "unavailable"):
+        elif not e.recorded:
             self.world.sometimes[f"local-refused-{e.reason}"] += 1

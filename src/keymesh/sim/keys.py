@@ -31,7 +31,7 @@ from keymesh.core.events import (
     WipeMinted,
 )
 from keymesh.sim.draw import mix, stream_of
-from keymesh.sim.process import Machine
+from keymesh.sim.process import Machine, Process
 from keymesh.sim.world import World
 
 _STREAM = stream_of("keys")
@@ -86,7 +86,10 @@ class KeyShells:
             RotateIvk: self._rotate,
             TakeSnapshot: self._snapshot,
         }
-        world.on_crash.append(lambda proc: self.memory.pop(proc.name, None))
+        world.on_crash.append(self._crashed)
+
+    def _crashed(self, proc: Process) -> None:
+        self.memory.pop(proc.name, None)
 
     def customer(self, tenant: str) -> Customer:
         return self.customers.setdefault(tenant, Customer())

@@ -154,7 +154,7 @@ class Mesh:
 
     def _genesis(self) -> SignedEntry:
         o = self.options
-        online = DelegationRow(keys=self.registry_suite.keys, threshold=1, kinds=(EVERY_KIND,), scope="any")
+        online = DelegationRow(keys=_plain(self.registry_suite), threshold=1, kinds=(EVERY_KIND,), scope="any")
         officers = DelegationRow(
             keys={s.key_id: s.public_hex for s in self.officers},
             threshold=2,
@@ -252,6 +252,10 @@ class Mesh:
             pins=self.pins, epoch=1, suite=self.registry_suite, now=Instant(WALL_EPOCH_MS + self.world.t),
         )  # fmt: skip
         return self.world.log.put((signed,)) is not None
+
+
+def _plain(suite: FakeSuite) -> dict[str, str]:
+    return {str(k): v for k, v in suite.keys.items()}
 
 
 class PolicyCheck:

@@ -100,8 +100,12 @@ def options_of(seed: int) -> Options:
     heartbeat = rng.choice((6_000, 8_000, 10_000, 10_000))
     ttl = rng.choice((3, 4, 6, 9)) * heartbeat
     ttl = max(30_000, min(120_000, ttl))
+    l1_probe = rng.choice((15_000, 20_000, 30_000))
     tenants = tuple(_tenant(rng, spec, ttl) for spec in _pick_tenants(rng))
-    rate = lambda name, top: rng.randrange(1, top) if name in classes else 0  # noqa: E731
+
+    def rate(name: str, top: int) -> int:
+        return rng.randrange(1, top) if name in classes else 0
+
     drift = "clock-drift" in classes
     hosts = ("registry", *REGIONS)
     edges = _edges(rng, tenants)
@@ -109,8 +113,8 @@ def options_of(seed: int) -> Options:
         seed=seed,
         ttl_ms=ttl,
         heartbeat_ms=heartbeat,
-        l1_probe_ms=rng.choice((20_000, 30_000, 60_000)),
-        l1_ttl_ms=rng.choice((ttl, 90_000, 180_000)),
+        l1_probe_ms=l1_probe,
+        l1_ttl_ms=max(3 * l1_probe, rng.choice((ttl, 90_000, 180_000))),
         snapshot_ms=rng.choice((60_000, 120_000)),
         edge_ttl_ms=rng.choice((ttl // 3, ttl // 2, ttl, ttl * 2)),
         tenants=tenants,

@@ -29,6 +29,7 @@ from keymesh.sim.plan import COMMANDS, Item, plan_of
 from keymesh.sim.world import Violation
 
 SAMPLE_MS: Final = 7_000
+_SELDOM: Final = 4
 _CHUNK: Final = 4
 
 
@@ -70,6 +71,7 @@ class Run:
         self.options = options
         self.mesh = mesh = Mesh(options, plan)
         self.world = mesh.world
+        self.samples = 0
         self.coverage = Coverage(mesh)
         mesh.on_publish.append(self.coverage.published)
         self.uses = Uses(mesh)
@@ -97,9 +99,11 @@ class Run:
         self.convergence.schedule(self.world.t)
 
     def _sample(self, a: Any, b: Any) -> None:
-        self.uses.sample()
-        self.leases.sample()
+        self.samples += 1
         self.coverage.sample()
+        if self.samples % _SELDOM == 0:
+            self.uses.sample()
+            self.leases.sample()
         self.world.schedule(SAMPLE_MS, self._sample)
 
 

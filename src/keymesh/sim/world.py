@@ -14,6 +14,7 @@ from typing import Any, Final
 from keymesh.model.machine import (
     Address,
     Booted,
+    ClockWentAhead,
     ClockWentBack,
     Note,
     Persist,
@@ -24,6 +25,7 @@ from keymesh.model.machine import (
     Tick,
     Wake,
 )
+from keymesh.model.time import Instant
 from keymesh.sim.clocks import HostClock, ProcessClock
 from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.ledger import Ledger
@@ -50,8 +52,11 @@ class Violation(Exception):
 
 
 class World:
-    """One seed's mesh.  ``after`` hooks run when a machine has carried out all effects of an event of that type
-    (for ``Received``: of that message type), ``before`` hooks ahead of a received message; ``on_send`` and ``on_persist`` before the effect, ``on_effect`` after."""
+    """One seed's mesh.
+
+    ``after`` hooks run when a machine has carried out all effects of an event of that type (for ``Received``: of that
+    message type), ``before`` hooks ahead of a received message, ``on_send`` and ``on_persist`` before the effect.
+    """
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -197,7 +202,14 @@ class World:
                 self._observe(proc)
 
     def _observe(self, proc: Process) -> None:
-        if proc.clock.observe(self.t):
+        before = proc.clock.keeper.ahead_ms
+        back = proc.clock.observe(self.t)
+        ahead_ms = proc.clock.keeper.ahead_ms - before
+        if ahead_ms > 0:
+            for machine in list(proc.machines):
+                if proc.alive and machine.kind != "voter":
+                    self.run(machine, ClockWentAhead(ahead_ms))
+        if back:
             self.say(f"{proc.name}: wall clock went back")
             for machine in list(proc.machines):
                 if proc.alive and machine.kind != "voter":
@@ -234,7 +246,7 @@ class World:
             if early is not None:
                 for hook in early:
                     hook(machine, event)
-        effects = machine.step(machine.state, now, event)
+        effects = machine.step(machine.state, Instant(now), event)
         self.steps += 1
         numbers = self._type_numbers
         number = numbers.get(kind) or numbers.setdefault(kind, len(numbers) + 1)

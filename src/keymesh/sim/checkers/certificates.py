@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from keymesh.control.evidence import Statement
-from keymesh.model.scope import ScopeKind, parse_scope
+from keymesh.model.scope import ScopeKind
 from keymesh.registry.events import CertificateReady
+from keymesh.sim.checkers import lens
 from keymesh.sim.checkers.uses import SLACK_MS, Uses, true_instant
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.options import NODE, REGIONS
@@ -23,7 +24,7 @@ class Certificates:
     def _issued(self, e: CertificateReady) -> None:
         statement: Statement = self.mesh.statement_of(e)
         world = self.world
-        scope = parse_scope(statement.scope)
+        scope = lens.scope_of(statement.scope)
         fact = self.ledger.by_command.get((scope.namespace, statement.command_id))
         if fact is None or fact.committed_at is None:
             world.fail("I13", f"a certificate for {statement.scope}, which is not committed")

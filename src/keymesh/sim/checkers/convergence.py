@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from keymesh.model.ids import MESH_NAMESPACE
-from keymesh.model.scope import parse_scope
 from keymesh.model.states import KeyState, Mode
 from keymesh.sim.checkers import lens
 from keymesh.sim.mesh import Mesh
@@ -85,7 +84,7 @@ class Convergence:
 
     def _all_restricted(self, m: Machine, namespace: str) -> bool:
         return any(
-            parse_scope(t).covers(region=m.proc.region, tenant=namespace, service=None, version=None)  # type: ignore[arg-type]
+            lens.scope_of(t).covers(region=m.proc.region, tenant=namespace, service=None, version=None)  # type: ignore[arg-type]
             for t in self._open_scopes(m, namespace)
         )
 
@@ -93,7 +92,7 @@ class Convergence:
         """Every active version is in memory, with the bytes that its kid stands for."""
         holding = m.state.tenants[namespace]
         memory = self.mesh.keys.kids(m.proc.name, namespace)
-        scopes = [parse_scope(t) for t in self._open_scopes(m, namespace)]
+        scopes = [lens.scope_of(t) for t in self._open_scopes(m, namespace)]
         for (key, version), row in holding.view.keys.items():
             if self.ledger.kids.get((namespace, key, version)) != row.kid:
                 self.world.fail("I11", f"{namespace}/{key}@{version} has another kid at {m.address} than in the log")
@@ -108,8 +107,8 @@ class Convergence:
     def _judge_local(self, local: object) -> None:
         event, region = local.event, local.region  # type: ignore[attr-defined]
         m = next(n for n in self._nodes() if n.proc.region == region)
-        if lens.holds_local(m, event.command_id) and self.ledger.may_hold(region, parse_scope(event.scope).namespace):
-            fact = self.ledger.by_command.get((parse_scope(event.scope).namespace, event.command_id))
+        if lens.holds_local(m, event.command_id) and self.ledger.may_hold(region, lens.scope_of(event.scope).namespace):
+            fact = self.ledger.by_command.get((lens.scope_of(event.scope).namespace, event.command_id))
             if fact is None and self._forwardable(event.scope):
                 self.world.fail("I10", f"local suspension {event.command_id} of {event.scope} never became an entry")
 
@@ -122,7 +121,7 @@ class Convergence:
         config = m.state.config
         node = next(n for n in self._nodes() if n.proc.region == m.proc.region)
         if any(
-            parse_scope(t).covers(region=config.region, tenant=config.tenant, service=config.service, version=None)
+            lens.scope_of(t).covers(region=config.region, tenant=config.tenant, service=config.service, version=None)
             for t in self._open_scopes(node, config.tenant)
         ):
             return

@@ -12,7 +12,6 @@ from typing import Any
 from keymesh.control.messages import AnswerMessage, HeartbeatMessage, Poll, PollAnswer
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.machine import Address, Booted, ClockWentBack, Received
-from keymesh.model.scope import parse_scope
 from keymesh.model.states import KeyState
 from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.orbital.messages import Task
@@ -128,7 +127,7 @@ class Leases:
             start = known[2] - max(0, known[0] - poll_at)
             shadow.best_start = max(start, shadow.best_start)
             self._judge(m)
-            self._sure(m, shadow, start)
+            self._sure(m, shadow, min(start, known[2] - sealed.message.poll_age_ms))
         else:
             self.world.sometimes["old-answer"] += 1
             self._judge(m)
@@ -201,7 +200,7 @@ class Leases:
             shadow.l1_until[namespace] = max(end, shadow.l1_until.get(namespace, 0))
 
     def _judge_denied(self, m: Machine, namespace: str) -> None:
-        for tenant, service, version in lens.uses_of(parse_scope(f"tenant:{namespace}"), self.ledger):
+        for tenant, service, version in lens.uses_of(lens.scope_of(f"tenant:{namespace}"), self.ledger):
             if lens.node_allows(m, self.world.t, tenant, service, version).allowed:
                 self.world.fail("I1-root", f"{m.address} goes on with {tenant} after L1 was denied to it")
 
@@ -253,13 +252,13 @@ class Leases:
         texts = {f.args["scope"] for facts in self.ledger.restrictions.values() for f in facts[-40:]}
         out = []
         for text in texts:
-            scope = parse_scope(text)
+            scope = lens.scope_of(text)
             facts = self.ledger.facts[scope.namespace]
             words = [f for f in facts if f.args.get("scope") == text]
             seq = lens.durable_seq(m, scope.namespace)
             if words[-1].kind != "resume" or words[-1].seq > seq or words[-1].committed_at is None:
                 out.append(scope)
-        out += [parse_scope(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region
+        out += [lens.scope_of(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region
                 and lens.holds_local(m, x.event.command_id)]  # fmt: skip
         return out
 

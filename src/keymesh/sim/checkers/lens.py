@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from keymesh.core import context
 from keymesh.core.records import local_name, overlay_name, state_name
 from keymesh.model.ids import MESH_NAMESPACE, RegionId, ServiceName, TenantId
-from keymesh.model.scope import Scope, ScopeKind
+from keymesh.model.scope import Scope, ScopeKind, parse_scope
 from keymesh.model.states import Mode, Operation
 from keymesh.sim.ledger import Ledger
 from keymesh.sim.process import Machine
 
 SKEW = 1_000  # one in so many: the assumed bound on clock rates
+
+
+scope_of = lru_cache(maxsize=4_096)(parse_scope)
 
 
 def durable_seq(m: Machine, namespace: str) -> int:

@@ -11,7 +11,6 @@ from keymesh.control.messages import AckMessage, CountersignatureMessage
 from keymesh.control.voter import VOTE_PREFIX
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.machine import Address, Persist, Received
-from keymesh.model.scope import parse_scope
 from keymesh.orbital.messages import Task
 from keymesh.sim.checkers import lens
 from keymesh.sim.checkers.uses import Uses
@@ -80,7 +79,7 @@ class Records:
         local = self.mesh.clients.locals.get(command_id)
         if local is None or local.recorded_at is None:
             return
-        scope = parse_scope(local.event.scope)
+        scope = lens.scope_of(local.event.scope)
         namespace = scope.namespace
         fact = self.ledger.by_command.get((namespace, command_id))
         held = lens.durable_seq(m, namespace)
@@ -138,5 +137,5 @@ class Records:
         if namespace != MESH_NAMESPACE and lens.durable_seq(m, MESH_NAMESPACE) < task.state.head.entry.mesh_seq:
             return
         for text in self.ledger.restricted(namespace, seq):
-            if not lens.node_restricts(m, parse_scope(text), namespace):
+            if not lens.node_restricts(m, lens.scope_of(text), namespace):
                 self.world.fail("I8", f"{m.address} was told of {text} by {namespace}:{seq} and does not restrict it")

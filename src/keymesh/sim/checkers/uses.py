@@ -11,7 +11,7 @@ from typing import Any
 from keymesh.control.messages import Ack
 from keymesh.model.ids import MESH_NAMESPACE, RegionId, ServiceName, TenantId
 from keymesh.model.machine import REGISTRY, Address
-from keymesh.model.scope import Scope, ScopeKind, parse_scope
+from keymesh.model.scope import Scope, ScopeKind
 from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.sim.checkers import lens
 from keymesh.sim.ledger import Restriction
@@ -68,7 +68,7 @@ class Uses:
         def arm(a: Any, b: Any) -> None:
             if self.mesh.keys.customer(tenant).disabled_at == disabled_at:
                 self.l1_armed[tenant] = disabled_at
-                self.check(parse_scope(f"tenant:{tenant}"), "I1-root", tenant)
+                self.check(lens.scope_of(f"tenant:{tenant}"), "I1-root", tenant)
 
         self.world.schedule(bound, arm)
 
@@ -81,7 +81,7 @@ class Uses:
             self.check(stretch.scope, invariant, stretch.text)
         for tenant, disabled_at in list(self.l1_armed.items()):
             if self.mesh.keys.customer(tenant).disabled_at == disabled_at:
-                self.check(parse_scope(f"tenant:{tenant}"), "I1-root", tenant)
+                self.check(lens.scope_of(f"tenant:{tenant}"), "I1-root", tenant)
             else:
                 del self.l1_armed[tenant]
 
@@ -98,7 +98,7 @@ class Uses:
             if not m.proc.alive or (scope.kind is ScopeKind.REGION and scope.region != m.proc.region):
                 continue
             for tenant, service, version in uses:
-                if not self.ledger.may_hold(m.proc.region, tenant):
+                if not self.ledger.may_hold(m.proc.region, tenant) or tenant not in m.state.tenants:
                     continue
                 verdict = lens.node_allows(m, t, tenant, service, version)
                 if verdict.allowed:
@@ -151,9 +151,9 @@ class Uses:
         if f"edge-lease/{grant.lease_id}" not in m.disk:
             world.fail("I2", f"{m.address} grants lease {grant.lease_id} that is not recorded")
         held = {**lens.durable_restrictions(m, tenant, ledger), **lens.durable_restrictions(m, MESH_NAMESPACE, ledger)}
-        scopes = [(parse_scope(text), text) for text in held]
+        scopes = [(lens.scope_of(text), text) for text in held]
         scopes += [
-            (parse_scope(local.event.scope), f"local {local.event.scope}")
+            (lens.scope_of(local.event.scope), f"local {local.event.scope}")
             for local in self.mesh.clients.locals.values()
             if local.region == region and local.recorded_at is not None and lens.holds_local(m, local.event.command_id)
         ]
