@@ -118,57 +118,65 @@ def run_show(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_rotate(args: argparse.Namespace) -> int:
-    scope = parse_scope(args.scope)
-    if scope.kind not in (ScopeKind.TENANT, ScopeKind.SERVICE):
-        raise Refused.bad_field("scope", "tenant:T or service:T/S")
+async def want_next(client: AdminClient, scope: Scope) -> tuple[str, int, Any]:
+    """Ask for the next version of the scope's key: (key, version, the command's answer).  Raises Refused."""
     tenant, name = check_tenant(str(scope.tenant)), _key_name(scope)
-
-    async def work(client: AdminClient) -> Any:
-        keys = (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
-        newest = max((k["version"] for k in keys if k["key"] == name), default=0)
-        if newest == 0:
-            raise Refused("not-found", f"{scope} has no key yet", field="scope")
-        done = await client.command(tenant, "key.want", msgspec.to_builtins(WantKey(key=name, version=newest + 1)))
-        if not args.no_wait:
-            with stderr.status(f"minting version {newest + 1} and spreading it to the allowed regions"):
-                await wait_for_key(client, tenant, name, version=newest + 1)
-        return {"tenant": tenant, "key": name, "version": newest + 1, "command": done}
-
-    shown = run_with_client(args.dir, work)
-    emit(args, shown, lambda: facts(f"rotated {scope}", {"version": shown["version"]}))
-    return 0
+    keys = (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
+    newest = max((k["version"] for k in keys if k["key"] == name), default=0)
+    if newest == 0:
+        raise Refused("not-found", f"{scope} has no key yet", field="scope")
+    done = await client.command(tenant, "key.want", msgspec.to_builtins(WantKey(key=name, version=newest + 1)))
+    return name, newest + 1, done
 
 
-def run_rewrap(args: argparse.Namespace) -> int:
-    """Wanted under the tenant's wrapping key, and waited for."""
+def run_rotate(args: argparse.Namespace) -> int:
     scope = parse_scope(args.scope)
     if scope.kind not in (ScopeKind.TENANT, ScopeKind.SERVICE):
         raise Refused.bad_field("scope", "tenant:T or service:T/S")
     tenant = check_tenant(str(scope.tenant))
 
     async def work(client: AdminClient) -> Any:
-        async def keys() -> Any:
-            return (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
-
-        now = await keys()
-        parent = next((k["kid"] for k in now if k["key"] == "l2" and k["wrapping"]), None)
-        names = sorted({k["key"] for k in now if k["key"].startswith("l3/")})
-        if scope.kind is ScopeKind.SERVICE:
-            names = [n for n in names if n == _key_name(scope)]
-        if parent is None or not names:
-            raise Refused("not-found", f"{scope} has nothing to re-wrap", field="scope")
-        for name in names:
-            await client.command(tenant, "key.want-rewrap", msgspec.to_builtins(WantRewrap(key=name, parent=parent)))
-
-        async def done() -> Any:
-            mine = [k for k in await keys() if k["key"] in names and k["state"] in ("active", "deactivated")]
-            return mine if all(k["parent"] == parent for k in mine) else None
-
-        wrapped = await keys() if args.no_wait else await client.until(done, what="the re-wrapping")
-        return {"tenant": tenant, "parent": parent, "keys": [k for k in wrapped if k["key"] in names]}
+        name, version, done = await want_next(client, scope)
+        if not args.no_wait:
+            with stderr.status(f"minting version {version} and spreading it to the allowed regions"):
+                await wait_for_key(client, tenant, name, version=version)
+        return {"tenant": tenant, "key": name, "version": version, "command": done}
 
     shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"rotated {scope}", {"version": shown["version"]}))
+    return 0
+
+
+async def rewrap(client: AdminClient, scope: Scope, *, wait: bool) -> dict[str, Any]:
+    """Ask that the scope's service keys be wrapped under the tenant's newest L2.  Raises Refused."""
+    tenant = check_tenant(str(scope.tenant))
+
+    async def keys() -> Any:
+        return (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
+
+    now = await keys()
+    parent = next((k["kid"] for k in now if k["key"] == "l2" and k["wrapping"]), None)
+    names = sorted({k["key"] for k in now if k["key"].startswith("l3/")})
+    if scope.kind is ScopeKind.SERVICE:
+        names = [n for n in names if n == _key_name(scope)]
+    if parent is None or not names:
+        raise Refused("not-found", f"{scope} has nothing to re-wrap", field="scope")
+    for name in names:
+        await client.command(tenant, "key.want-rewrap", msgspec.to_builtins(WantRewrap(key=name, parent=parent)))
+
+    async def done() -> Any:
+        mine = [k for k in await keys() if k["key"] in names and k["state"] in ("active", "deactivated")]
+        return mine if all(k["parent"] == parent for k in mine) else None
+
+    wrapped = await client.until(done, what="the re-wrapping") if wait else await keys()
+    return {"tenant": tenant, "parent": parent, "keys": [k for k in wrapped if k["key"] in names]}
+
+
+def run_rewrap(args: argparse.Namespace) -> int:
+    scope = parse_scope(args.scope)
+    if scope.kind not in (ScopeKind.TENANT, ScopeKind.SERVICE):
+        raise Refused.bad_field("scope", "tenant:T or service:T/S")
+    shown = run_with_client(args.dir, lambda client: rewrap(client, scope, wait=not args.no_wait))
     emit(args, shown, lambda: facts(f"re-wrapped {scope}", {"under": shown["parent"], "versions": len(shown["keys"])}))
     return 0
 
@@ -188,25 +196,25 @@ def run_region_show(args: argparse.Namespace) -> int:
     return 0
 
 
+async def rotate_ivk(client: AdminClient, region: str, *, wait: bool) -> dict[str, Any]:
+    """Ask ``region`` to seal everything anew under its next internal key."""
+    wanted = (await client.call("GET", f"/v1/regions/{region}"))["ivk_wanted"] + 1
+    done = await client.command(
+        "mesh", "region.rotate-ivk", msgspec.to_builtins(RotateIvk(region=region, generation=wanted))
+    )
+
+    async def rotated() -> Any:
+        now = await client.call("GET", f"/v1/regions/{region}")
+        return now if now["ivk_generation"] >= wanted else None
+
+    if wait:
+        await client.until(rotated, what=f"the rotation in {region}")
+    return {"region": region, "ivk_generation": wanted, "command": done}
+
+
 def run_rotate_ivk(args: argparse.Namespace) -> int:
-    """One generation up, and waited for."""
     region = check_region(args.region)
-
-    async def work(client: AdminClient) -> Any:
-        wanted = (await client.call("GET", f"/v1/regions/{region}"))["ivk_wanted"] + 1
-        done = await client.command(
-            "mesh", "region.rotate-ivk", msgspec.to_builtins(RotateIvk(region=region, generation=wanted))
-        )
-
-        async def rotated() -> Any:
-            now = await client.call("GET", f"/v1/regions/{region}")
-            return now if now["ivk_generation"] >= wanted else None
-
-        if not args.no_wait:
-            with stderr.status(f"{region} seals everything anew under internal key {wanted}"):
-                await client.until(rotated, what=f"the rotation in {region}")
-        return {"region": region, "ivk_generation": wanted, "command": done}
-
-    shown = run_with_client(args.dir, work)
+    with stderr.status(f"{region} seals everything anew under its next internal key"):
+        shown = run_with_client(args.dir, lambda client: rotate_ivk(client, region, wait=not args.no_wait))
     emit(args, shown, lambda: facts(f"rotated the internal key of {region}", {"generation": shown["ivk_generation"]}))
     return 0

@@ -116,45 +116,43 @@ def _service_name(args: argparse.Namespace) -> tuple[str, str]:
     return check_tenant(tenant), check_service(service)
 
 
+async def create_tenant(
+    client: AdminClient, tenant: str, *, home: str, regions: str | None, l1: str | None, ttl_ms: int | None = None
+) -> Any:
+    """Commit the tenant; ``regions`` is a comma list, by default all of the home's domain.  Raises Refused."""
+    plan = client.plan
+    if home not in plan.regions:
+        raise Refused.bad_field("home", f"one of {', '.join(plan.regions)}")
+    domain = plan.regions[home].domain
+    allowed = (
+        sorted(set(regions.split(","))) if regions else sorted(r for r, p in plan.regions.items() if p.domain == domain)
+    )
+    if home not in allowed:
+        raise Refused.bad_field("regions", f"must contain the home region {home!r}")
+    signer_file = client.layout.keys / "tenant-admin.pem"
+    signer = load_signer(signer_file)
+    binding = await resolve_l1(client, l1, default_key=tenant, regions=allowed)
+    create = TenantCreate(
+        policy=PolicyRow(
+            version=1, home=home, domain=domain, regions=tuple(allowed), admins=("operator",), ttl_ms=ttl_ms
+        ),
+        signers=SignersRow(keys={signer.key_id: signer.public_hex}, threshold=1),
+        binding_id=binding.binding_id,
+        provider=binding.provider,
+        descriptor=binding.descriptor,
+    )
+    return await client.command(
+        tenant, "tenant.create", msgspec.to_builtins(create), signers=(signer_file,), command_id=new_command_id()
+    )
+
+
 def run_create(args: argparse.Namespace) -> int:
-    """Onboard, and wait until the tenant's first key is active."""
     tenant = check_tenant(args.tenant)
 
     async def work(client: AdminClient) -> Any:
-        plan = client.plan
-        home = args.home or plan.registry_region
-        if home not in plan.regions:
-            raise Refused.bad_field("home", f"one of {', '.join(plan.regions)}")
-        domain = plan.regions[home].domain
-        allowed = (
-            sorted(set(args.regions.split(",")))
-            if args.regions
-            else sorted(r for r, p in plan.regions.items() if p.domain == domain)
-        )
-        if home not in allowed:
-            raise Refused.bad_field("regions", f"must contain the home region {home!r}")
-        signer_file = client.layout.keys / "tenant-admin.pem"
-        signer = load_signer(signer_file)
-        binding = await resolve_l1(client, args.l1, default_key=tenant, regions=allowed)
-        create = TenantCreate(
-            policy=PolicyRow(
-                version=1,
-                home=home,
-                domain=domain,
-                regions=tuple(allowed),
-                admins=("operator",),
-                ttl_ms=args.ttl,
-            ),
-            signers=SignersRow(keys={signer.key_id: signer.public_hex}, threshold=1),
-            binding_id=binding.binding_id,
-            provider=binding.provider,
-            descriptor=binding.descriptor,
-        )
-        done = await client.command(
-            tenant, "tenant.create", msgspec.to_builtins(create), signers=(signer_file,), command_id=new_command_id()
-        )
+        done = await create_tenant(client, tenant, home=args.home, regions=args.regions, l1=args.l1, ttl_ms=args.ttl)
         if not args.no_wait:
-            with stderr.status(f"minting {tenant}'s first key in {home}"):
+            with stderr.status(f"minting {tenant}'s first key in {args.home}"):
                 await wait_for_key(client, tenant, "l2")
         return {**await client.call("GET", f"/v1/tenants/{tenant}"), "command": done}
 
