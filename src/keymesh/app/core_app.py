@@ -74,6 +74,7 @@ POLL_TIMEOUT_S: Final = 30.0
 ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
 IN_FLIGHT_MAX: Final = 256
+IVK_UPKEEP_S: Final = 60.0
 
 
 class CoreProcess:
@@ -309,6 +310,13 @@ class CoreProcess:
         self.keyring.open_ivk(active)
         self.shell.feed(Unsealed(active.generation))
 
+    async def _keep_internal_keys(self) -> None:
+        """Once a minute: rotation by age and use, demotion, re-sealing."""
+        while True:
+            await asyncio.sleep(IVK_UPKEEP_S)
+            if not self.shell.state.sealed:
+                await self.keys.keep_ivks()
+
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -328,6 +336,7 @@ class CoreProcess:
             metrics=metrics,
         )
         background = [asyncio.create_task(self._follow(channel)) for channel in CHANNELS]
+        background.append(asyncio.create_task(self._keep_internal_keys()))
         background.append(
             asyncio.create_task(
                 keep_certificate_fresh(self.credentials, self.directory / "region-ca.pem", self.plan.mesh)

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
 
 from keymesh.control.rows import L2_NAME, KeyRow, encode, key_row_name
+from keymesh.core import ivk
 from keymesh.core.events import KeyRef, SnapshotTaken
 from keymesh.core.keyring import HeldKey, Keyring, subject_of
 from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
@@ -26,6 +28,8 @@ from keymesh.model.states import IvkState
 from keymesh.model.time import Instant
 
 log = logging.getLogger("keymesh.core.keys")
+
+UPKEEP_ROUNDS_MAX = 8
 
 
 class Cascades:
@@ -41,15 +45,15 @@ class Cascades:
 
     def open_stored(self, stored: StoredKey, subject: Subject) -> bytes | None:
         """The binding inside a stored cascade, re-sealed on read where an older IVK sealed it; None where damaged."""
-        ivk = next((i for i in self.store.ivks() if i.kid == stored.ivk_kid), None)
-        if ivk is None or ivk.state is IvkState.REVOKED:
+        sealer = next((i for i in self.store.ivks() if i.kid == stored.ivk_kid), None)
+        if sealer is None or not ivk.may_unwrap(sealer):
             return None
         try:
-            binding = self.keyring.open_outer(self.keyring.open_ivk(ivk), subject, stored.blob)
+            binding = self.keyring.open_outer(self.keyring.open_ivk(sealer), subject, stored.blob)
         except (Integrity, Refused):
             log.error("stored key damaged", extra={"fields": {"tenant": stored.namespace, "key": stored.key}})
             return None
-        if ivk.state is not IvkState.ACTIVE:
+        if sealer.kid != self._active().kid:
             self._reseal(stored, subject, binding)
         return binding
 
@@ -81,30 +85,59 @@ class Cascades:
 
     # --- internal keys ---------------------------------------------------------------------------------------------
 
-    def active_ivk(self) -> HeldKey:
-        """Raises Unavailable where there is none, or the region is sealed."""
-        active = next((ivk for ivk in self.store.ivks() if ivk.state is IvkState.ACTIVE), None)
+    def _active(self) -> StoredIvk:
+        """The newest active IVK.  Raises Unavailable where there is none that may wrap."""
+        active = next((i for i in self.store.ivks() if ivk.may_wrap(i)), None)
         if active is None:
             raise Unavailable("no-ivk", "this region has no active internal key")
-        return self.keyring.open_ivk(active)
+        return active
+
+    def active_ivk(self) -> HeldKey:
+        """Raises Unavailable where there is none, or the region is sealed."""
+        return self.keyring.open_ivk(self._active())
 
     def new_ivk(self, generation: int) -> None:
-        """Make and activate IVK ``generation``; the one before it goes to GRACE."""
+        """Make and activate IVK ``generation``; the one before it is demoted by the next ``upkeep``."""
         with self.keyring.fresh() as secret:
             kid, blob = self.keyring.wrap_ivk(generation, secret)
         self.store.put_ivk(
             StoredIvk(generation=generation, kid=kid, state=IvkState.ACTIVE, created_at=self._now(), wraps=0, blob=blob)
         )
-        for old in self.store.ivks():
-            if old.generation < generation and old.state is IvkState.ACTIVE:
-                self.store.put_ivk(replace(old, state=IvkState.GRACE))
 
-    async def reseal_all(self) -> int:
-        """Seal under the active IVK whatever an older one sealed; yields between keys.  Returns how many."""
-        active = self.active_ivk()
-        done = 0
+    async def upkeep(self, *, wanted_generation: int = 0) -> int:
+        """Carry out what ``ivk.plan_ivk`` plans until it plans nothing; returns the active generation.
+
+        Rotation by age, use or the mesh's wish; demotion; re-sealing of what older ones sealed, without L1.
+        """
+        for _ in range(UPKEEP_ROUNDS_MAX):
+            actions = ivk.plan_ivk(
+                self.store.ivks(), self._now(), sealed_by=self._sealed_by(), wanted_generation=wanted_generation
+            )
+            if not actions:
+                break
+            for action in actions:
+                match action:
+                    case ivk.MakeIvk():
+                        self.new_ivk(action.generation)
+                    case ivk.MarkIvk():
+                        self._mark(action)
+                    case ivk.Reseal():
+                        await self._reseal_from(action.kid)
+        ivks = self.store.ivks()
+        self.keyring.keep_internal({i.kid for i in ivks if ivk.stays_loaded(i)})
+        return next(i.generation for i in ivks if i.state is IvkState.ACTIVE)
+
+    def _sealed_by(self) -> Counter[str]:
+        return Counter(stored.ivk_kid for stored in self.store.stored_keys() if stored.ivk_kid)
+
+    def _mark(self, action: ivk.MarkIvk) -> None:
+        found = next(i for i in self.store.ivks() if i.kid == action.kid)
+        self.store.put_ivk(replace(found, state=action.state))
+
+    async def _reseal_from(self, kid: str) -> None:
+        """Seal under the active IVK what ``kid`` sealed; yields between keys."""
         for stored in self.store.stored_keys():
-            if stored.ivk_kid and stored.ivk_kid != active.kid:
+            if stored.ivk_kid == kid:
                 subject = subject_of(
                     tenant=stored.namespace,
                     domain=self._domain_of(stored.namespace),
@@ -112,9 +145,10 @@ class Cascades:
                     version=stored.version,
                     kid=stored.kid,
                 )
-                done += self.open_stored(stored, subject) is not None
+                binding = self.open_stored(stored, subject)
+                if binding is None:
+                    self.store.drop_key(stored.kid)  # damaged: the next load fetches the blob anew
                 await asyncio.sleep(0)
-        return done
 
     # --- snapshot --------------------------------------------------------------------------------------------------
 

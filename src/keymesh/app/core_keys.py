@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from keymesh.core.events import (
     MintFailed,
     MintKey,
     ProbeL1,
+    RewrapFailed,
     RewrapKey,
     RotateIvk,
 )
@@ -45,7 +46,6 @@ from keymesh.model.time import Entropy, Instant
 
 log = logging.getLogger("keymesh.core.keys")
 
-IVK_WRAPS_MAX = 2**32
 L1_CALLS_AT_ONCE = 16
 
 
@@ -177,21 +177,18 @@ class CoreKeys:
     # --- probing ---------------------------------------------------------------------------------------------------
 
     async def probe(self, effect: ProbeL1) -> None:
-        """Has L1 unwrap the newest L2 under that binding, here or on every replica; the result is thrown away."""
+        """Has every replica of L1 unwrap the newest L2 under that binding; the results are thrown away."""
         started = self._now()
-        outcome = L1Outcome.UNREACHABLE
         try:
             blob = self._probe_blob(effect.namespace, effect.binding_id)
-            descriptor = self._descriptor(effect.namespace, effect.binding_id)
-            replicas = sorted(descriptor.replicas) if effect.all_replicas else [descriptor.replica_for(self.region)]
-            for replica in replicas:
-                one_time = await self._unwrap(effect.namespace, effect.binding_id, blob, replica)
-                one_time[:] = bytes(len(one_time))
-            outcome = L1Outcome.OK
-        except (L1Denied, Integrity):
-            outcome = L1Outcome.DENIED
+            replicas = sorted(self._descriptor(effect.namespace, effect.binding_id).replicas)
+            answers = await asyncio.gather(
+                *(self._probe_one(effect.namespace, effect.binding_id, blob, replica) for replica in replicas)
+            )
+            outcome = outcome_of(answers, all_replicas=effect.all_replicas)
         except KeymeshError as silent:
-            log.info("L1 probe without an answer", extra={"fields": {"reason": silent.code}})
+            log.info("L1 not probed", extra={"fields": {"reason": silent.code}})
+            outcome = L1Outcome.UNREACHABLE
         self._feed(
             L1Probed(
                 namespace=effect.namespace,
@@ -201,6 +198,16 @@ class CoreKeys:
                 all_replicas=effect.all_replicas,
             )
         )
+
+    async def _probe_one(self, namespace: str, binding_id: str, blob: bytes, replica: str) -> L1Outcome:
+        try:
+            one_time = await self._unwrap(namespace, binding_id, blob, replica)
+        except (L1Denied, Integrity):
+            return L1Outcome.DENIED
+        except KeymeshError:
+            return L1Outcome.UNREACHABLE
+        one_time[:] = bytes(len(one_time))
+        return L1Outcome.OK
 
     def _probe_blob(self, namespace: str, binding_id: str) -> bytes:
         domain = self._domain_of(namespace)
@@ -287,13 +294,21 @@ class CoreKeys:
             )
 
     async def rewrap(self, effect: RewrapKey) -> None:
-        """The same material under another parent, as the next revision; answered by KeyRewrapped or MintFailed."""
+        """The same material under another parent, as the next revision; answered by KeyRewrapped or RewrapFailed."""
         ref = replace(effect.ref, revision=effect.revision, parent=effect.parent)
         try:
             held = self.keyring.need(ref.kid)
             digest, _ = await self._wrap_and_store(ref, self._domain_of(ref.namespace), held.secret)
         except KeymeshError as failed:
-            self._feed(MintFailed(namespace=ref.namespace, key=ref.key, version=ref.version, reason=failed.code))
+            self._feed(
+                RewrapFailed(
+                    namespace=ref.namespace,
+                    key=ref.key,
+                    version=ref.version,
+                    revision=effect.revision,
+                    reason=failed.code,
+                )
+            )
             return
         self._feed(
             KeyRewrapped(
@@ -318,16 +333,26 @@ class CoreKeys:
 
     async def rotate_ivk(self, effect: RotateIvk) -> None:
         """To ``generation``, then everything that older ones sealed is sealed anew; L1 is not asked."""
+        await self.keep_ivks(wanted_generation=effect.generation)
+
+    async def keep_ivks(self, *, wanted_generation: int = 0) -> None:
+        """Whatever the life of the internal keys asks for now; the machine hears the generation that is active."""
         try:
-            if not any(ivk.generation >= effect.generation for ivk in self.store.ivks()):
-                self.cascades.new_ivk(effect.generation)
-            await self.cascades.reseal_all()
+            generation = await self.cascades.upkeep(wanted_generation=wanted_generation)
         except KeymeshError as failed:
-            log.warning("IVK rotation not finished", extra={"fields": {"reason": failed.code}})
+            log.warning("internal keys not kept", extra={"fields": {"reason": failed.code}})
             return
-        self._feed(IvkRotated(effect.generation))
+        self._feed(IvkRotated(generation))
 
     async def close(self) -> None:
         for provider in self._providers.values():
             await provider.close()
         self.keyring.seal()
+
+
+def outcome_of(answers: Sequence[L1Outcome], *, all_replicas: bool) -> L1Outcome:
+    """One denial denies.  Else OK needs every replica where ``all_replicas``, any one where not."""
+    if L1Outcome.DENIED in answers:
+        return L1Outcome.DENIED
+    wanted = all if all_replicas else any
+    return L1Outcome.OK if answers and wanted(a is L1Outcome.OK for a in answers) else L1Outcome.UNREACHABLE

@@ -93,6 +93,12 @@ class Keyring:
             del self._keys[held.kid]
         return len(doomed)
 
+    def keep_internal(self, kids: set[str]) -> None:
+        """Wipe internal keys other than ``kids``; those are opened again on demand."""
+        for held in [h for h in self._keys.values() if h.namespace == self.INTERNAL and h.kid not in kids]:
+            held.secret.wipe()
+            del self._keys[held.kid]
+
     def unseal(self, master: SecretBytes) -> None:
         self._master = HeldKey(kid_hex(kid_of(master.reveal())), self.INTERNAL, master, XaesKey(master.reveal()))
 
