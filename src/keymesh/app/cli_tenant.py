@@ -147,12 +147,14 @@ async def create_tenant(
 
 
 def run_create(args: argparse.Namespace) -> int:
+    """Onboard, and wait until the tenant's first key is active."""
     tenant = check_tenant(args.tenant)
 
     async def work(client: AdminClient) -> Any:
-        done = await create_tenant(client, tenant, home=args.home, regions=args.regions, l1=args.l1, ttl_ms=args.ttl)
+        home = args.home or client.plan.registry_region
+        done = await create_tenant(client, tenant, home=home, regions=args.regions, l1=args.l1, ttl_ms=args.ttl)
         if not args.no_wait:
-            with stderr.status(f"minting {tenant}'s first key in {args.home}"):
+            with stderr.status(f"minting {tenant}'s first key in {home}"):
                 await wait_for_key(client, tenant, "l2")
         return {**await client.call("GET", f"/v1/tenants/{tenant}"), "command": done}
 
