@@ -254,7 +254,7 @@ class CoreApi:
             mode, reason = context.tenant_mode(state, now, tenant)
             tenants[tenant] = {
                 "mode": mode.value,
-                "reason": reason,
+                "reason": ", ".join(sorted(holding.closed)) if reason == "closed" and holding.closed else reason,
                 "lease_left_ms": None if holding.lease is None else max(0, holding.lease.until - now),
                 "l1_left_ms": None if holding.l1.until is None else max(0, holding.l1.until - now),
                 "epoch": holding.leaf.epoch,
