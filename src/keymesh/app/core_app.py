@@ -93,6 +93,7 @@ class CoreProcess:
         self.replies: dict[str, asyncio.Future[Any]] = {}
         self.applied: deque[dict[str, Any]] = deque(maxlen=50_000)
         self.tasks: set[asyncio.Task[Any]] = set()
+        self._registry_clients: list[PeerClient] = []
         self.registry = self._registry_client()
         self._peers: dict[str, PeerClient] = {}
         self.pages = KeyPages(allow_unlocked=plan.allow_unlocked_memory)
@@ -180,12 +181,14 @@ class CoreProcess:
 
     def _registry_client(self) -> PeerClient:
         context = self.tls.client(lambda i: isinstance(i, RegistryIdentity))
-        return PeerClient(
+        client = PeerClient(
             self.plan.url(self.region, "registry"),
             context,
             timeout_s=POLL_TIMEOUT_S,
             answer_max_bytes=ANSWER_MAX_BYTES,
         )
+        self._registry_clients.append(client)
+        return client
 
     def peer(self, region: str) -> PeerClient:
         if region not in self._peers:
@@ -352,6 +355,8 @@ class CoreProcess:
         self.voter.stop()
         await server.close()
         await self.keys.close()
+        for client in (*self._registry_clients, *self._peers.values()):
+            await client.close()
         self.records.close()
         self.voter_records.close()
 
