@@ -15,7 +15,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,8 +30,8 @@ from keymesh.app.layout import resolve_dir
 from keymesh.model.errors import ExitCode, KeymeshError, Refused
 
 SHORT_DIRS: Final = ("/tmp", "/var/tmp")  # noqa: S108  mkdtemp makes a private directory in there
-ROOT_MAX_CHARS: Final = 50
-"""Unix sockets lie 40 characters deeper and may be 107 long."""
+ROOT_MAX_CHARS: Final = 60
+"""Unix sockets lie 39 characters deeper; a path of theirs has at most 100 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +41,70 @@ class Step:
     name: str
     title: str
     run: Callable[[World], Awaitable[Figures]]
+    by_hand: str = ""
+    """The command with which a person does the same."""
 
 
 STEPS: Final = (
-    Step("mesh-up", "A mesh of four regions: each Core and each Edge its own process", demo_steps.mesh_up),
-    Step("customer-kms", "Two customers, each with their own KMS, outside the mesh", demo_steps.customer_kms),
-    Step("onboard", "Onboard acme (US) and globex (EU) under those root keys", demo_steps.onboard),
-    Step("seal", "Encrypt a directory for both, each file under its own key", demo_steps.seal_files),
-    Step("open-elsewhere", "Decrypt it in the other allowed region, compare SHA-256", demo_steps.open_elsewhere),
+    Step(
+        "mesh-up", "A mesh of four regions: each Core and each Edge its own process", demo_steps.mesh_up, "up --links"
+    ),
+    Step(
+        "customer-kms",
+        "Two customers, each with their own KMS, outside the mesh",
+        demo_steps.customer_kms,
+        "customer-kms run --dir globex-kms --replicas eu-central,eu-west --allow-ca pki/ca.pem",
+    ),
+    Step(
+        "onboard",
+        "Onboard acme (US) and globex (EU) under those root keys",
+        demo_steps.onboard,
+        "tenant create globex --home eu-central --l1 kms:globex-kms#globex-root",
+    ),
+    Step(
+        "seal",
+        "Encrypt a directory for both, each file under its own key",
+        demo_steps.seal_files,
+        "seal FILE --tenant acme --service files",
+    ),
+    Step(
+        "open-elsewhere",
+        "Decrypt it in the other allowed region, compare SHA-256",
+        demo_steps.open_elsewhere,
+        "open FILE.sealed --region us-west",
+    ),
     Step("residency", "globex is refused in us-west, and leaves no trace there", demo_steps.residency),
     Step("cut-off", "Cut eu-central off: use goes on, grants pause, at the ttl it closes", demo_outage.cut_off),
     Step("heal", "Heal the links, and nothing else", demo_outage.heal),
-    Step("rotate", "Rotate L2, L3 and IVK, re-wrap; old data still opens", demo_steps.rotation),
-    Step("kill-switch", "Kill switch: suspend tenant:acme while both its regions work", demo_kill.kill_switch),
-    Step("resume", "Resume", demo_kill.resume),
-    Step("l1-pull", "globex disables its root key on its own side; nobody tells the mesh", demo_kill.l1_pull),
+    Step(
+        "rotate",
+        "Rotate L2, L3 and IVK, re-wrap; old data still opens",
+        demo_steps.rotation,
+        "key rotate service:acme/files",
+    ),
+    Step(
+        "kill-switch",
+        "Kill switch: suspend tenant:acme while both its regions work",
+        demo_kill.kill_switch,
+        "suspend tenant:acme; keymesh verify tenant-acme.cert.json",
+    ),
+    Step("resume", "Resume it", demo_kill.resume, "resume tenant:acme"),
+    Step(
+        "l1-pull",
+        "globex disables its root key on its own side; nobody tells the mesh",
+        demo_kill.l1_pull,
+        "customer-kms disable globex-root --dir globex-kms",
+    ),
     Step("crash", "kill -9 a Core and an Edge while files are being sealed", demo_outage.crash),
-    Step("mesh-down", "Take everything down", World.stop),
+    Step("mesh-down", "Take everything down", demo_steps.mesh_down, "down"),
 )
 
 
 @dataclass(slots=True)
 class Report:
-    """What happened, step by step."""
+    """What happened, step by step; ``planned``: how many steps there are."""
 
+    planned: int
     steps: list[dict[str, Any]] = field(default_factory=list)
 
     def figure(self, name: str) -> Any:
@@ -73,7 +113,7 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        return len(self.steps) == len(STEPS) and all(step["ok"] for step in self.steps)
+        return len(self.steps) == self.planned and all(step["ok"] for step in self.steps)
 
     def as_json(self, began: float) -> dict[str, Any]:
         return {
@@ -86,17 +126,25 @@ class Report:
         }
 
 
-def run_demo(args: argparse.Namespace) -> int:
-    """Show it; 0 where every step did what it says.  Raises Refused for arguments that do not fit."""
+def run_demo(args: argparse.Namespace, steps: Sequence[Step] = STEPS) -> int:
+    """Show it; 0 where every step did what it says, 1 where one did not, 143 after SIGTERM.
+
+    Raises Refused for arguments that do not fit.
+    """
     source = check_source(args.path)
     began = time.monotonic()
-    report = Report()
-    with _stage(args.dir, keep=args.keep) as root:
-        stderr.print(f"[bold]keymesh demo[/bold]: real processes and files, in {root}")
-        asyncio.run(_play(root, source, report))
+    report = Report(planned=len(steps))
+    with _stage(args.dir, keep=args.keep) as stage:
+        stderr.print(f"[bold]keymesh demo[/bold]: real processes and files, in {stage.root}")
+        try:
+            asyncio.run(_play(stage.root, source, steps, report))
+        except asyncio.CancelledError:
+            stderr.print("ended by SIGTERM; everything is taken down")
+            return 128 + signal.SIGTERM
         shown = report.as_json(began)
-        if not shown["ok"] and args.keep:
-            stderr.print(f"logs: {root / 'mesh' / 'logs'}", markup=False)
+        if not shown["ok"]:
+            stage.keep = True
+            stderr.print(f"logs: {stage.root / 'mesh' / 'logs'}", markup=False)
     if args.json:
         print(json.dumps(shown, indent=2))
     else:
@@ -104,8 +152,14 @@ def run_demo(args: argparse.Namespace) -> int:
     return int(ExitCode.DONE if shown["ok"] else ExitCode.REFUSED)
 
 
+@dataclass(slots=True)
+class Stage:
+    root: Path
+    keep: bool
+
+
 @contextlib.contextmanager
-def _stage(given: str | None, *, keep: bool) -> Iterator[Path]:
+def _stage(given: str | None, *, keep: bool) -> Iterator[Stage]:
     """The demo's directory, empty at the start and gone at the end, unless it is to be kept."""
     if given is None:
         places = [tempfile.gettempdir(), *SHORT_DIRS]
@@ -118,23 +172,26 @@ def _stage(given: str | None, *, keep: bool) -> Iterator[Path]:
         if len(os.fsencode(str(root))) > ROOT_MAX_CHARS:
             raise Refused.bad_field("dir", f"its path has more than {ROOT_MAX_CHARS} characters")
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stage = Stage(root, keep)
     try:
-        yield root
+        yield stage
     finally:
-        if keep:
+        if stage.keep:
             stderr.print(f"kept: {root}", markup=False)
         else:
             shutil.rmtree(root, ignore_errors=True)
 
 
-async def _play(root: Path, source: Path, report: Report) -> None:
+async def _play(root: Path, source: Path, steps: Sequence[Step], report: Report) -> None:
     """Every step in its order until one fails; SIGTERM ends it like ctrl-c, with everything taken down."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     async with staged(root, source) as world:
-        for number, step in enumerate(STEPS, 1):
+        for number, step in enumerate(steps, 1):
             stderr.print(f"[bold cyan]{number:>2}[/bold cyan] {step.title}")
+            if step.by_hand:
+                stderr.print(f"     $ keymesh {step.by_hand}", style="dim", markup=False, soft_wrap=True)
             done = await _perform(step, world)
             report.steps.append(done)
             _tell(stderr, done)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from keymesh.app.cli_keys import want_next
-from keymesh.app.cli_mesh import ask_supervisor
 from keymesh.app.cli_tenant import wait_for_key
 from keymesh.app.demo_files import edge_keys, open_file, seal_file
 from keymesh.app.demo_reader import reading
@@ -129,7 +128,7 @@ async def crash(world: World) -> Figures:
     core, edge = f"core-{ACME.home}", f"edge-{ACME.other}"
     folder = world.root / "crash"
     sealers = [Sealer(world.layout, region, ACME, folder / region) for region in ACME.regions]
-    before = restarts(world, core, edge)
+    before = world.restarts()
     sealing = [asyncio.create_task(asyncio.to_thread(sealer.run)) for sealer in sealers]
     try:
         await asyncio.sleep(TRAFFIC_S)
@@ -159,21 +158,15 @@ async def crash(world: World) -> Figures:
     }
 
 
-def restarts(world: World, *names: str) -> dict[str, int]:
-    """How often the supervisor has restarted each of them."""
-    status = ask_supervisor(world.layout, {"do": "status"}) or {"children": {}}
-    return {name: int(status["children"].get(name, {}).get("restarts", 0)) for name in names}
-
-
 async def _recovery(world: World, core: str, edge: str, before: dict[str, int], killed_ns: int) -> Figures:
     """Milliseconds from the kill until the restarted Core has the tenant in sync and the restarted Edge mints."""
 
     async def core_back() -> bool | None:
-        fresh = restarts(world, core)[core] > before[core]
+        fresh = world.restarts()[core] > before[core]
         return True if fresh and await world.mode(ACME.home, ACME) == Mode.SYNCED.value else None
 
     async def edge_back() -> bool | None:
-        if restarts(world, edge)[edge] == before[edge]:
+        if world.restarts()[edge] == before[edge]:
             return None
         try:
             await world.edge(ACME.other, ACME, "create-key", {})

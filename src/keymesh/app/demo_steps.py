@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -39,8 +40,7 @@ async def mesh_up(world: World) -> Figures:
 
 
 async def customer_kms(world: World) -> Figures:
-    for customer in CUSTOMERS:
-        await world.start_kms(customer)
+    await asyncio.gather(*(world.start_kms(customer) for customer in CUSTOMERS))
     return {"processes": len(world.kms), "keys": ", ".join(c.key for c in CUSTOMERS)}
 
 
@@ -50,15 +50,26 @@ async def onboard(world: World) -> Figures:
         began = time.monotonic()
         client, tenant = world.client, customer.tenant
         l1 = f"kms:{world.kms_dir(customer)}#{customer.key}"
-        await create_tenant(client, tenant, home=customer.home, regions=",".join(customer.regions), l1=l1)
+        created = await create_tenant(client, tenant, home=customer.home, regions=",".join(customer.regions), l1=l1)
         await wait_for_key(client, tenant, L2_NAME)
         row = ServiceRow(version=1, custody=Custody.LEASED.value, edge_ttl_ms=TIMING.edge_ttl_ms)
-        await client.command(tenant, "service.set", msgspec.to_builtins(SetService(service=customer.service, row=row)))
+        served = await client.command(
+            tenant, "service.set", msgspec.to_builtins(SetService(service=customer.service, row=row))
+        )
         await wait_for_key(client, tenant, f"l3/{customer.service}")
         for region in customer.regions:
             await ensure_identity(client, world.sidecars[region], region, tenant, customer.service)
+        world.said[tenant] = [one[name] for one in (created, served) for name in ("command_id", "correlation_id")]
         figures[f"{tenant}_ms"] = round((time.monotonic() - began) * 1_000)
     return figures
+
+
+async def mesh_down(world: World) -> Figures:
+    """No role was restarted but those that the demo killed; then every process ends."""
+    expected = Counter(world.killed)
+    unexpected = {name: n for name, n in world.restarts().items() if n != expected[name]}
+    need(not unexpected, f"restarted, and not by the demo: {unexpected}")
+    return await world.stop()
 
 
 # --- files ---------------------------------------------------------------------------------------------------------
@@ -100,14 +111,17 @@ async def open_sealed(world: World, customer: Customer, region: str) -> Any:
 
 
 async def residency(world: World) -> Figures:
-    refusals = [await _enrol_abroad(world), await _fetch_abroad(world), await _open_abroad(world)]
     keys = await world.keys(GLOBEX)
+    fetched, blobs = await _fetch_abroad(world, keys)
+    refusals = [await _enrol_abroad(world), fetched, await _open_abroad(world)]
     shown = await world.client.call("GET", f"/v1/tenants/{GLOBEX.tenant}")
     needles = {
         "tenant": [GLOBEX.tenant],
         "service": [GLOBEX.service],
         "key ids": [key["kid"] for key in keys],
         "digests": [key["digest"] for key in keys],
+        "wrapped keys": [blob.hex() for blob in blobs],
+        "entries": world.said[GLOBEX.tenant],
         "L1": [GLOBEX.key, *(b["id"] for b in shown["bindings"]), *(u for b in shown["bindings"] for u in _urls(b))],
     }
     abroad, at_home = [await asyncio.to_thread(search, _kept_by(world, r), needles) for r in (FOREIGN, GLOBEX.home)]
@@ -153,20 +167,21 @@ async def _enrol_abroad(world: World) -> str:
     return "enrolment " + await _refusal(asked, f"{FOREIGN} issued an identity for {GLOBEX.tenant}")
 
 
-async def _fetch_abroad(world: World) -> str:
-    """No key blob from the foreign region, though a Core that may hold the tenant asks; its neighbour answers it."""
+async def _fetch_abroad(world: World, keys: list[Any]) -> tuple[str, list[bytes]]:
+    """No key blob from the foreign region, though a Core that may hold the tenant asks; its home answers it."""
     layout, plan = world.layout, world.client.plan
     credentials = Credentials(layout.core(GLOBEX.other) / "tls.pem")
     tls = MeshTls(credentials, MeshName(plan.mesh), layout.ca.read_bytes())
-    digest = (await world.keys(GLOBEX))[0]["digest"]
 
-    async def fetch(region: str) -> None:
+    async def fetch(region: str, digest: str) -> bytes:
         context = tls.client(lambda i: isinstance(i, CoreIdentity) and i.region == region)
         async with PeerClient(f"https://127.0.0.1:{plan.regions[region].port}", context) as peer:
-            await peer.request("GET", f"/v1/blobs/{GLOBEX.tenant}/{digest}")
+            return (await peer.request("GET", f"/v1/blobs/{GLOBEX.tenant}/{digest}"))[1]
 
-    await fetch(GLOBEX.home)
-    return "blob store " + await _refusal(fetch(FOREIGN), f"{FOREIGN} gave out a blob of {GLOBEX.tenant}")
+    digests = [key["digest"] for key in keys]
+    blobs = [await fetch(GLOBEX.home, digest) for digest in digests]
+    codes = {await _refusal(fetch(FOREIGN, d), f"{FOREIGN} gave out a key of {GLOBEX.tenant}") for d in digests}
+    return f"blob store {', '.join(sorted(codes))}", blobs
 
 
 async def _open_abroad(world: World) -> str:

@@ -92,6 +92,10 @@ class World:
     """By tenant: SHA-256 of each source file at the moment it was sealed."""
     probes: dict[str, tuple[str, str]] = field(default_factory=dict)
     """By tenant: a wrapped key and what it opens to, base64."""
+    said: dict[str, list[str]] = field(default_factory=dict)
+    """By tenant: ids of the commands and requests that onboarded it."""
+    killed: list[str] = field(default_factory=list)
+    """Roles that the demo killed, once for each time."""
     wanted: tuple[str, int] | None = None
     """Key and version of a rotation that waits for its region."""
     _client: AdminClient | None = None
@@ -177,11 +181,17 @@ class World:
         mesh = [] if status is None else [status["pid"], *(child["pid"] for child in status["children"].values())]
         return [pid for pid in mesh if pid is not None] + [p.pid for p in self.kms.values() if p.poll() is None]
 
+    def restarts(self) -> dict[str, int]:
+        """How often the supervisor has restarted each role."""
+        status = ask_supervisor(self.layout, {"do": "status"}) or {"children": {}}
+        return {name: int(child["restarts"]) for name, child in status["children"].items()}
+
     async def crash(self, name: str) -> int:
         """SIGKILL the role ``name``; returns the instant before it, in ns."""
         at = time.time_ns()
         answer = ask_supervisor(self.layout, {"do": "kill", "name": name})
         need(answer == {"ok": True}, f"{name} could not be killed")
+        self.killed.append(name)
         return at
 
     async def cut(self, region: str, *, heal: bool = False) -> int:
