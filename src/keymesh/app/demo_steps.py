@@ -111,6 +111,10 @@ async def open_sealed(world: World, customer: Customer, region: str) -> Any:
 
 
 async def residency(world: World) -> Figures:
+    """GLOBEX asked for in a region that it is not allowed: three refusals, and no trace in that region's files.
+
+    The same search must find every kind of identifier in the home region, or it proves nothing.
+    """
     keys = await world.keys(GLOBEX)
     fetched, blobs = await _fetch_abroad(world, keys)
     refusals = [await _enrol_abroad(world), fetched, await _open_abroad(world)]
