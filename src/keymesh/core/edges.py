@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from keymesh.control.evidence import stretched
 from keymesh.control.rows import KeyRow, ServiceRow, l3_name
 from keymesh.core import context
 from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
@@ -43,11 +44,16 @@ def edge_ttl(service_ttl_ms: int, now: Instant, own_until: Iterable[Instant]) ->
     return min(service_ttl_ms, EDGE_TTL_MAX_MS, *(until - now for until in own_until))
 
 
+def held_for(ttl_ms: int) -> int:
+    """How long, by this node's clock, an Edge may hold a lease of ``ttl_ms``: its clock may run 0.1 % slower."""
+    return stretched(ttl_ms)
+
+
 def end_after_restart(record: EdgeLeaseRecord, mark: BootMark, now: Instant) -> Instant:
     """By when a lease of an earlier life is over: by the same kernel boot's clock, else its whole life from now."""
     if record.boot_id == mark.boot_id:
-        return Instant(now + min(record.boottime_end_ms - mark.boottime_ms, record.ttl_ms))
-    return Instant(now + record.ttl_ms)
+        return Instant(now + min(record.boottime_end_ms - mark.boottime_ms, held_for(record.ttl_ms)))
+    return Instant(now + held_for(record.ttl_ms))
 
 
 def under(scope: Scope, region: str, lease: EdgeLeaseRecord) -> bool:
@@ -108,9 +114,9 @@ def on_request(state: NodeState, now: Instant, sender: Address, request: LeaseRe
             signing_key=request.signing_key,
             versions=tuple(version.version for version in versions),
             ttl_ms=ttl_ms,
-            end=Instant(now + ttl_ms),
+            end=Instant(now + held_for(ttl_ms)),
             boot_id=state.mark.boot_id,
-            boottime_end_ms=state.mark.boottime_ms + (now - state.booted_at) + ttl_ms,
+            boottime_end_ms=state.mark.boottime_ms + (now - state.booted_at) + held_for(ttl_ms),
         )
         puts = ((edge_lease_name(record.lease_id), record),)
         state.persist("edge-lease", GrantPending(record, request), puts, (), out)
@@ -206,7 +212,7 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
     holding = state.tenants[record.tenant]
     service = _service(holding, record.service)
     versions = leased_versions(state, record.tenant, record.service)
-    ttl_ms = record.end - now
+    ttl_ms = record.ttl_ms
     verdict = context.may_lease(state, now, record.tenant, record.service)
     same = tuple(version.version for version in versions) == record.versions
     if not verdict.allowed or service is None or holding.applied is None or not same or ttl_ms <= 0:

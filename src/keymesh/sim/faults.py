@@ -140,7 +140,7 @@ class Faults:
         self._proc(name).torn += 1
 
     def _wipe(self, region: str) -> bool:
-        """The region's disks are gone: records, blobs, IVK; its node comes back empty.
+        """The region is gone, Edges and all; its node comes back empty: no records, blobs, IVK.
 
         Not where a blob has its last copy there: no design brings that back.
         """
@@ -148,7 +148,9 @@ class Faults:
             return False
         proc = self._proc(region)
         proc.host.reboot(self.world.t)
-        self.world.crash(proc, 5_000)
+        for other in list(self.world.processes.values()):
+            if other.region == region and other.name != "registry":
+                self.world.crash(other, 5_000)
         for machine in proc.machines:
             machine.disk.clear()
         proc.rotten.clear()

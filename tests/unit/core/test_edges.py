@@ -70,8 +70,8 @@ def test_e_after_a_restart() -> None:
     now = Instant(1_000_000)
     assert edges.end_after_restart(record(), BootMark("k1", 4_000), now) == now + 3_000
     assert edges.end_after_restart(record(), BootMark("k1", 9_000), now) < now
-    assert edges.end_after_restart(record(), BootMark("k2", 9_000), now) == now + 5_000
-    assert edges.end_after_restart(record(), BootMark("k1", 0), now) == now + 5_000  # never more than its life
+    assert edges.end_after_restart(record(), BootMark("k2", 9_000), now) == now + 5_005  # its clock may be slower
+    assert edges.end_after_restart(record(), BootMark("k1", 0), now) == now + 5_005  # never more than its life
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_e_is_the_end_of_what_is_not_settled_and_shrinks_with_each_acknowledgeme
     second = bench.lease(two)
     bench.advance(200)
     bench.give(bench.mesh.restrict("suspend", SCOPE))
-    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (2, 4_800)
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (2, 4_805)
     by_lease = {r.lease_ids[0]: r.revocation_id for r in bench.revocations()}
     bench.take()
     bench.receive(two.ack(second.lease_id, by_lease[second.lease_id]), two.address)
-    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 4_500)
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 4_505)
     bench.receive(one.ack(first.lease_id, by_lease[first.lease_id]), one.address)
     assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (0, 0)
 
@@ -251,7 +251,7 @@ def test_e_is_acknowledged_anew_when_the_last_lease_is_over_by_itself() -> None:
     bench.lease(Edge())
     bench.give(bench.mesh.restrict("suspend", SCOPE))
     bench.take()
-    bench.advance(5_000)
+    bench.advance(5_005)
     assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (0, 0)
 
 
@@ -357,7 +357,7 @@ def test_e_survives_a_crash_on_the_same_kernel_boot() -> None:
     bench.advance(2_000)
     bench.reboot()
     bench.give(bench.mesh.restrict("suspend", SCOPE))
-    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 3_000)
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 3_005)
     revocation = bench.revocations()[0]
     bench.receive(edge.ack(grant.lease_id, revocation.revocation_id), edge.address)
     assert last_ack(bench).open_edge_leases == 0
@@ -369,7 +369,7 @@ def test_e_is_the_whole_life_after_another_kernel_boot() -> None:
     bench.advance(2_000)
     bench.reboot(kernel=True)
     bench.give(bench.mesh.restrict("suspend", SCOPE))
-    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 5_000)
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 5_005)
 
 
 def test_what_was_in_force_before_a_crash_is_pushed_again_under_the_same_name() -> None:

@@ -44,10 +44,10 @@ class Certificates:
         for holder in statement.holders:
             if holder.evidence == "bound":
                 world.sometimes["certificate-by-bound"] += 1
-                due = fact.committed_at + self.uses.ttl_ms(scope) + SLACK_MS // 2
-                if true_instant(self.mesh, holder.t) < due:
-                    world.fail(
-                        "I13", f"{holder.node} is declared dead {due - true_instant(self.mesh, holder.t)} ms early"
-                    )
+                ttl = self.uses.ttl_ms(scope)
+                if holder.t - statement.committed_at < ttl + ttl // 1_000 + SLACK_MS:
+                    world.fail("I13", f"{holder.node} is declared dead without the slack")
+                if world.t < fact.committed_at + ttl + SLACK_MS // 2:
+                    world.fail("I13", f"{holder.node} is declared dead before any lease can be over")
         world.sometimes["certificate"] += 1
         self.uses.certified(statement.scope, fact.seq, max(true_t, world.t))
