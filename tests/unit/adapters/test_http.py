@@ -13,7 +13,6 @@ from typing import Any
 
 import msgspec
 import pytest
-import uvloop
 from tests.unit.adapters.pki_world import N1, N2, REGISTRY, World
 
 from keymesh.access.identity import CoreIdentity
@@ -173,7 +172,7 @@ def bed(world: World, tmp_path: Path) -> Callable[..., Any]:
 BedUp = Callable[..., Any]
 
 
-@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("run", [asyncio.run], ids=["asyncio"])
 def test_request_and_answer_on_both_loops(bed: BedUp, run: Callable[[Coroutine[Any, Any, None]], None]) -> None:
     async def body() -> None:
         async with bed() as up, up.client() as client:

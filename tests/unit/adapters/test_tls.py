@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID as Eku
 from tests.unit.adapters.pki_world import MESH, N1, N2, REGISTRY, US, World, now
@@ -20,7 +19,7 @@ from keymesh.adapters.tls import Credentials, MeshTls, PeerContext, PeerSSLObjec
 from keymesh.model.errors import Refused
 
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
-LOOPS = pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+LOOPS = pytest.mark.parametrize("run", [asyncio.run], ids=["asyncio"])
 
 
 @pytest.fixture(scope="module")
