@@ -130,6 +130,8 @@ def run_kill(args: argparse.Namespace) -> int:
         shown: dict[str, Any] = {"scope": str(scope), "action": args.action, "command": done, "status": "pending"}
         if "local" in done:
             return {**shown, "status": "local", "regions": done["local"]}
+        if await _is_unknown(client, scope):
+            shown["warning"] = f"{scope} names nothing that exists yet: what is made under it will be restricted"
         if args.no_wait:
             return shown
         with stderr.status(f"{args.action} {scope}: waiting until every holder is accounted for"):
@@ -151,7 +153,23 @@ def run_kill(args: argparse.Namespace) -> int:
     return 0
 
 
+async def _is_unknown(client: AdminClient, scope: Scope) -> bool:
+    """Whether nothing of that name exists, as after a slip of the pen; a restriction is recorded all the same."""
+    if scope.service is None:
+        return False
+    try:
+        keys = (await client.call("GET", f"/v1/tenants/{scope.tenant}/keys"))["keys"]
+        services = (await client.call("GET", f"/v1/tenants/{scope.tenant}/services"))["services"]
+    except (Unavailable, Refused):
+        return False
+    if scope.version is not None:
+        return not any((k["key"], k["version"]) == (f"l3/{scope.service}", scope.version) for k in keys)
+    return not any(s["service"] == scope.service for s in services)
+
+
 def _show_kill(shown: Any) -> None:
+    if "warning" in shown:
+        stderr.print(f"warning: {shown['warning']}", markup=False, style="yellow")
     values = {"status": shown["status"]}
     if shown["status"] == "local":
         stdout.print("The Registry does not answer.  In force in these regions now, to be recorded on contact:")

@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import msgspec
-
 from keymesh.adapters.customer_kms import open_provider
 from keymesh.adapters.tls import Credentials
 from keymesh.app.blob_peers import BlobPeers
@@ -41,6 +39,7 @@ from keymesh.core.l1 import L1Denied, L1Provider, L1Unreachable, ProviderDescrip
 from keymesh.crypto import wrap
 from keymesh.crypto.aad import Subject
 from keymesh.crypto.kid import kid_hex, kid_of
+from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.time import Entropy, Instant
 
@@ -86,7 +85,7 @@ class CoreKeys:
         row = self._bindings_of(namespace).get(binding_id)
         if row is None:
             raise Refused("unknown-binding", "that binding is not in the applied state")
-        return msgspec.convert(row.descriptor, ProviderDescriptor)
+        return strict_json.convert(row.descriptor, ProviderDescriptor)
 
     def _provider(self, namespace: str, binding_id: str, replica: str | None = None) -> L1Provider:
         descriptor = self._descriptor(namespace, binding_id)
@@ -105,12 +104,12 @@ class CoreKeys:
     async def load(self, effect: LoadKeys) -> None:
         """Every key that can be had, L2s first; answered by ``KeysLoaded``."""
         started = self._now()
-        domain = self._domain_of(effect.namespace)
         loaded: list[KeyRef] = []
         failed: list[tuple[KeyRef, str]] = []
         l1 = "unused"
         for ref in sorted(effect.keys, key=lambda r: (r.key != L2_NAME, r.key, r.version)):
             try:
+                domain = self._domain_of(effect.namespace)
                 if ref.key == L2_NAME:
                     await self._load_l2(ref, domain)
                     l1 = "ok" if l1 == "unused" else l1
@@ -267,7 +266,11 @@ class CoreKeys:
             blob = self.keyring.wrap_l3(self.keyring.need(ref.parent), subject, secret)
         digest = wrap.digest(blob)
         self.store.put_blob(ref.namespace, digest, blob)
-        others = await self.peers.spread(ref.namespace, digest, blob)
+        try:
+            others = await self.peers.spread(ref.namespace, digest, blob)
+        except KeymeshError:
+            self.store.drop_blob(ref.namespace, digest)  # tried again with other bytes
+            raise
         stored = self.store.get_blob(ref.namespace, digest)
         if stored is None or wrap.digest(stored) != digest:
             raise Unavailable("storage", "the stored blob does not read back")
@@ -324,10 +327,13 @@ class CoreKeys:
     def wipe_minted(self, namespace: str, kid: str) -> None:
         """Forget a version that lost its race; its blob is nobody's."""
         self.keyring.drop(namespace, (kid,))
-        stored = self.store.get_key(kid)
-        if stored is not None:
-            self.store.drop_key(kid)
-            self.store.drop_blob(namespace, stored.digest)
+        try:
+            stored = self.store.get_key(kid)
+            if stored is not None:
+                self.store.drop_key(kid)
+                self.store.drop_blob(namespace, stored.digest)
+        except KeymeshError as failed:  # what stays is wrapped, and no row names it
+            log.warning("minted key not forgotten at rest", extra={"fields": {"reason": failed.code}})
 
     # --- internal keys -----------------------------------------------------------------------------------------
 

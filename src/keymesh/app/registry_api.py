@@ -15,7 +15,7 @@ import msgspec
 from keymesh import __version__
 from keymesh.access.admit import Action, action_of, admit, require
 from keymesh.access.identity import AdminIdentity
-from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.adapters.http_messages import Handler, Request, Response, Route, Stream, json_response
 from keymesh.adapters.sql_projection import Read
 from keymesh.app.openapi import openapi_of
 from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_service, show_tenant
@@ -87,7 +87,17 @@ class RegistryApi:
             ("GET", "/v1/openapi.json", self._openapi),
         ]
         self._table = table
-        return [Route(method=m, path=p, handler=h, allow=admin) for m, p, h in table]
+        return [Route(method=m, path=p, handler=self._once_booted(h), allow=admin) for m, p, h in table]
+
+    def _once_booted(self, handler: Handler) -> Handler:
+        """Until the log has been read nothing is known to be absent: not now, rather than a final no."""
+
+        async def handle(request: Request) -> Response | Stream:
+            if not self._process.shell.state.booted:
+                raise Unavailable("booting", "the control log is still being read")
+            return await handler(request)
+
+        return handle
 
     # --- commands ----------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ class RegistryProcess:
         )
         self.mailboxes = Mailboxes()
         self.assigned = ASSIGNED
-        self.waiting: dict[tuple[str, str], asyncio.Future[CommandDone]] = {}
+        self.waiting: dict[tuple[str, str], tuple[Command, asyncio.Future[CommandDone]]] = {}
         self.certified = asyncio.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
         config = machine.RegistryConfig(
@@ -159,7 +159,7 @@ class RegistryProcess:
         self.projection.apply(effect.index, effect.entries)
 
     def _command_done(self, effect: CommandDone) -> None:
-        waiter = self.waiting.pop((effect.namespace, effect.command_id), None)
+        _, waiter = self.waiting.pop((effect.namespace, effect.command_id), (None, None))
         if waiter is not None and not waiter.done():
             waiter.set_result(effect)
 
@@ -207,9 +207,12 @@ class RegistryProcess:
     async def command(self, command: Command) -> CommandDone:
         """The outcome, once it is certain.  Raises what the machine refused it with, or Unavailable."""
         key = (command.namespace, command.command_id)
-        waiter = self.waiting.get(key)
+        first, waiter = self.waiting.get(key, (command, None))
+        if (first.kind, first.args) != (command.kind, command.args):  # one answer cannot be for both
+            raise Refused("conflict", "this command id is in use for something else")
         if waiter is None:
-            waiter = self.waiting[key] = asyncio.get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
+            self.waiting[key] = (command, waiter)
         self.shell.feed(command)
         try:
             done = await asyncio.wait_for(asyncio.shield(waiter), 15.0)
