@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from keymesh.control import view
 from keymesh.control.entry import SignedEntry
+from keymesh.control.rows import PolicyRow, get
 from keymesh.control.state import NamespaceState
 from keymesh.control.trust import Pins
 from keymesh.control.view import Accepted, Offered, Outcome, Stale
@@ -25,6 +26,7 @@ from keymesh.model.time import Instant
 from keymesh.orbital.messages import Task
 
 CORRUPT = "corrupt"
+RESIDENCY = "residency"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,17 @@ def is_held(holding: Holding | None, signed: SignedEntry) -> bool:
     return holding is not None and holding.applied is not None and holding.applied.head.hash == signed.hash
 
 
+def is_foreign(state: NodeState, task: Task) -> bool:
+    """Whether the task is of a tenant that is not held here and, by its own policy, may not be (I5)."""
+    if task.namespace == MESH_NAMESPACE or state.holding(task.namespace) is not None:
+        return False
+    try:
+        policy = get(task.state.rows, "policy", PolicyRow)
+    except KeymeshError:
+        return False  # malformed: judged, and refused, as such
+    return policy is not None and state.config.region not in policy.regions
+
+
 def on_task(state: NodeState, now: Instant, sender: Address, task: Task, out: Out) -> None:
     """Apply a task, or say why not.
 
@@ -60,6 +73,12 @@ def on_task(state: NodeState, now: Instant, sender: Address, task: Task, out: Ou
     """
     if sender != REGISTRY:
         note(out, "task-ignored", task.correlation_id, sender=sender)
+        return
+    if is_foreign(state, task):  # nothing of it is kept or named here, not even in a note
+        note(out, "task-refused", task.correlation_id, code=RESIDENCY)
+        restrictions.acknowledge(
+            state, now, task.namespace, out, outcome="refused", reason=RESIDENCY, correlation_id=task.correlation_id
+        )
         return
     holding = state.holding(task.namespace)
     if is_held(holding, task.state.head) and not task.force:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from keymesh.control.entry import Leaf
 from keymesh.control.heads import heads_root
 from keymesh.control.messages import Answer, AnswerMessage, Heartbeat, HeartbeatMessage
+from keymesh.control.rows import SettingsRow
 from keymesh.core import edges, l1_lease, loading, local, minter, regional, upkeep
 from keymesh.core.context import tenant_mode
 from keymesh.core.may import Grantor
@@ -38,6 +39,11 @@ def lease_end(start: Instant, answer_ttl_ms: int, policy_ttl_ms: int | None) -> 
     """A tenant may shorten the ttl, never lengthen it."""
     ttl_ms = answer_ttl_ms if policy_ttl_ms is None else min(answer_ttl_ms, policy_ttl_ms)
     return Instant(start + min(ttl_ms, GOVERNANCE_TTL_MAX_MS))
+
+
+def granted_ttl(answer_ttl_ms: int, settings: SettingsRow | None) -> int:
+    """What an answer may grant: no more than the mesh's own settings, by which certificates reckon; none without."""
+    return 0 if settings is None else min(answer_ttl_ms, settings.ttl_ms)
 
 
 def has_applied(applied: Leaf, offered: Leaf) -> bool:
@@ -144,7 +150,8 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
     state.answered_root = answer.heads_root
     state.index_seen = max(state.index_seen, answer.index)
     leaves = offered_leaves(outstanding, answer, message.leaves)
-    state.offer = Offer(lease_start(outstanding.sent_at, answer.poll_age_ms), answer.ttl_ms, leaves)
+    ttl_ms = granted_ttl(answer.ttl_ms, state.mesh_view.settings)
+    state.offer = Offer(lease_start(outstanding.sent_at, answer.poll_age_ms), ttl_ms, leaves)
     credit_all(state, now, out)
 
 

@@ -1,7 +1,8 @@
 """Local restrictions: in force at once in any mode, durable here, and an entry on contact (DESIGN section 2).
 
 One is removed only when its own entry, found by command id, or a later one of that namespace, is durably recorded
-here; so a resume that was ordered before its entry does not touch it, and nor does a crash.
+here; so a resume that was ordered before its entry does not touch it, and nor does a crash.  The Registry says where
+its entry is; the applied rows must show it, so that a false word removes nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from dataclasses import dataclass
 
 from keymesh.control.entry import Leaf
 from keymesh.control.messages import ForwardRestriction, Recorded
+from keymesh.control.rows import RestrictionRow, Rows, get
 from keymesh.core import restrictions
 from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.core.records import LocalRecord, local_name
 from keymesh.core.state import LocalSuspension, NodeState, Out, note
-from keymesh.model.errors import Refused
+from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import check_token
 from keymesh.model.machine import REGISTRY, Send
 from keymesh.model.scope import parse_scope
@@ -36,6 +38,16 @@ class ReleasePending:
 def is_recorded_by(position: tuple[int, int] | None, applied: Leaf) -> bool:
     """Whether the entry at ``position`` is among what is applied durably."""
     return position is not None and applied.order >= position
+
+
+def is_shown_by(row: RestrictionRow | None, record: LocalRecord, position: tuple[int, int]) -> bool:
+    """Whether the scope's row, applied at or after ``position``, is what the entry there, or a later one, left.
+
+    A revocation covers everything; nothing less covers a revocation.
+    """
+    if row is None or row.state == "revoked" or record.action == "revoke":
+        return row is not None and row.state == "revoked"
+    return row.seq > position[1] or (row.seq == position[1] and row.command_id == record.command_id)
 
 
 def restore(state: NodeState, record: LocalRecord) -> None:
@@ -133,16 +145,35 @@ def on_recorded(state: NodeState, message: Recorded, out: Out) -> None:
 
 
 def release(state: NodeState, out: Out) -> None:
-    """Remove local suspensions whose entry, or a later one of its namespace, is applied durably."""
-    done = tuple(
-        command_id
-        for command_id in sorted(state.locals)
-        if (held := state.locals[command_id]).position is not None
-        and (holding := state.holding(held.scope.namespace)) is not None
-        and is_recorded_by(held.position, holding.leaf)
-    )
+    """Remove local suspensions whose entry, or a later one of its namespace, is applied durably.
+
+    Where the applied rows do not show the entry it is not there: the suspension stays, and is forwarded again.
+    """
+    done = []
+    for command_id in sorted(state.locals):
+        held = state.locals[command_id]
+        holding = state.holding(held.scope.namespace)
+        position = held.position
+        if position is None or holding is None or holding.applied is None:
+            continue
+        if not is_recorded_by(position, holding.leaf):
+            continue
+        if is_shown_by(_row_of(holding.applied.rows, held.record.scope), held.record, position):
+            done.append(command_id)
+        else:
+            held.position = None
+            note(out, "local-suspension-not-shown", held.record.correlation_id, scope=held.record.scope)
     if done:
-        state.persist("local-release", ReleasePending(done), (), tuple(local_name(name) for name in done), out)
+        names = tuple(local_name(name) for name in done)
+        state.persist("local-release", ReleasePending(tuple(done)), (), names, out)
+
+
+def _row_of(rows: Rows, scope: str) -> RestrictionRow | None:
+    """The scope's row; None where there is none, or the disk has spoilt it."""
+    try:
+        return get(rows, f"restriction/{scope}", RestrictionRow)
+    except KeymeshError:
+        return None
 
 
 def on_released(state: NodeState, pending: ReleasePending, out: Out) -> list[str]:

@@ -156,10 +156,11 @@ class Mesh:
         signers: Iterable[Key] | None = None,
         by: Key | None = None,
         epoch: int = 1,
+        command_id: str | None = None,
     ) -> NamespaceState:
         """The state after one command more, kept nowhere."""
         plain = msgspec.to_builtins(args)
-        command_id = self.command_id()
+        command_id = command_id or self.command_id()
         base = held if held is not None else self.states.get(namespace)
         seq = 0 if base is None else base.head.entry.seq
         return build.extend(
@@ -176,10 +177,16 @@ class Mesh:
         )
 
     def do(
-        self, namespace: str, kind: str, args: Mapping[str, Any] | msgspec.Struct, *, committed: bool = True
+        self,
+        namespace: str,
+        kind: str,
+        args: Mapping[str, Any] | msgspec.Struct,
+        *,
+        committed: bool = True,
+        command_id: str | None = None,
     ) -> NamespaceState:
         """One command, taken; with its countersignatures where ``committed``."""
-        state = self.plan(namespace, kind, args)
+        state = self.plan(namespace, kind, args, command_id=command_id)
         if committed and KINDS[kind].needs_commit:
             state = self.commit(state)
         return self._keep(namespace, state)

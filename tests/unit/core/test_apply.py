@@ -14,7 +14,7 @@ from keymesh.core.records import closed_name, overlay_name, quarantine_name, sta
 from keymesh.core.refusals import QUARANTINE_MAX, UNKNOWN
 from keymesh.core.state import NO_LEAF
 from keymesh.model.ids import ZERO_DIGEST
-from keymesh.model.machine import Address, Persist
+from keymesh.model.machine import Address, Note, Persist
 from keymesh.model.states import Mode, Operation
 from keymesh.sim.suite import FakeSuite
 from tests.unit.control.world import Mesh, resigned
@@ -490,6 +490,22 @@ def test_a_restricted_key_leaves_memory_alone_and_comes_back() -> None:
     bench.give(bench.mesh.restrict("resume", f"key:{TENANT}/pay@1"))
     assert [ref.kid for e in bench.effects(LoadKeys) for ref in e.keys] == [L3_KID]
     assert bench.may(Operation.WRAP).allowed
+
+
+def test_a_tenant_of_other_regions_leaves_no_trace() -> None:
+    """I5, whatever the Registry sends: nothing kept, nothing named, not even where it is not understood."""
+    bench = Bench(region="eu-west")
+    bench.give(bench.mesh.mesh)
+    bench.take()
+    newest = bench.mesh.states[TENANT]
+    odd = resigned(newest, bench.mesh.registry, kind="tenant.rename")
+    for state in (newest, odd):
+        bench.give(state)
+        assert (bench.acks()[-1].outcome, bench.acks()[-1].reason) == ("refused", "residency")
+    bench.give(newest, force=True)
+    assert bench.state.tenants == {}
+    assert set(bench.disk) == {state_name("mesh")}
+    assert not any(TENANT in repr(effect) for effect in bench.effects(Note))
 
 
 def test_residency_withdrawn_closes() -> None:

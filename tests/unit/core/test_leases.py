@@ -129,6 +129,18 @@ def test_a_tenant_may_shorten_its_ttl() -> None:
     assert over_mesh.until == bench.now + TTL_MS
 
 
+def test_an_answer_grants_no_more_than_the_mesh_settings() -> None:
+    """Certificates reckon with the settings' ttl: a longer word of the Registry's key alone would outlive their T."""
+    bench = Bench()
+    bench.give_all()
+    bench.renew(ttl_ms=24 * 3_600_000)
+    held, over_mesh = bench.holding().lease, bench.state.mesh.lease
+    assert held is not None
+    assert over_mesh is not None
+    assert held.until == over_mesh.until == bench.now + TTL_MS
+    assert leases.granted_ttl(60, None) == 0
+
+
 # --- what renews -----------------------------------------------------------------------------------------------------
 
 

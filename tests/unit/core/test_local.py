@@ -14,6 +14,7 @@ from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.core.records import local_name
 from keymesh.model.ids import ZERO_DIGEST
 from keymesh.model.machine import Address
+from keymesh.model.scope import parse_scope
 from keymesh.model.states import Mode
 from keymesh.model.time import Instant
 from tests.unit.core.bench import TENANT, TTL_MS, Bench, Edge
@@ -25,6 +26,12 @@ def restrict(bench: Bench, command_id: str = "cmd", scope: str = SCOPE, action: 
     bench.feed(
         LocalRestrict(command_id=command_id, scope=scope, action=action, actor="ann", correlation_id=f"c-{command_id}")
     )
+
+
+def entry_of(bench: Bench, scope: str = SCOPE, kind: str = "suspend", command_id: str = "cmd") -> NamespaceState:
+    """The namespace after the entry that the Registry made of the command."""
+    args = {"scope": scope, "reason": "", "abandon_children": False}
+    return bench.mesh.do(parse_scope(scope).namespace, kind, args, command_id=command_id)
 
 
 def recorded(bench: Bench, state: NamespaceState, command_id: str = "cmd", **changed: Any) -> None:
@@ -92,7 +99,7 @@ def test_it_is_forwarded_with_every_heartbeat_until_recorded() -> None:
     forwarded = bench.sent(ForwardRestriction)
     assert len(forwarded) >= 3
     assert {(f.command_id, f.scope, f.action, f.actor) for f in forwarded} == {("cmd", SCOPE, "revoke", "ann")}
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     recorded(bench, own)
     bench.take()
     bench.advance(3_000)
@@ -102,7 +109,7 @@ def test_it_is_forwarded_with_every_heartbeat_until_recorded() -> None:
 def test_it_ends_when_its_entry_is_applied_durably() -> None:
     bench = Bench().up()
     restrict(bench)
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     recorded(bench, own)
     assert "cmd" in bench.state.locals
     bench.give(own)
@@ -116,7 +123,7 @@ def test_it_ends_when_its_entry_is_applied_durably() -> None:
 def test_whichever_comes_first() -> None:
     bench = Bench().up()
     restrict(bench)
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     bench.give(own)
     assert "cmd" in bench.state.locals
     recorded(bench, own)
@@ -128,7 +135,7 @@ def test_a_resume_ordered_before_its_entry_does_not_touch_it() -> None:
     bench.give(bench.mesh.restrict("suspend", SCOPE))
     restrict(bench)
     resume = bench.mesh.restrict("resume", SCOPE)
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     recorded(bench, own)
     bench.give(resume)
     bench.renew(leaves={**bench.leaves(), TENANT: resume.leaf})
@@ -141,7 +148,7 @@ def test_applied_in_memory_only_does_not_end_it() -> None:
     """Trace 10: a crash then loses both."""
     bench = Bench().up()
     restrict(bench)
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     recorded(bench, own)
     bench.crash_at_persist = True
     bench.give(own)
@@ -156,7 +163,7 @@ def test_applied_in_memory_only_does_not_end_it() -> None:
 def test_a_crash_between_apply_and_release() -> None:
     bench = Bench().up()
     restrict(bench)
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     bench.give(own)
     bench.crash_at_persist = True
     recorded(bench, own)
@@ -184,7 +191,7 @@ def test_refused_for_good_it_stays() -> None:
 def test_records_of_others_and_of_other_namespaces_do_not_end_it() -> None:
     bench = Bench().up()
     restrict(bench)
-    own = bench.mesh.restrict("suspend", SCOPE)
+    own = entry_of(bench)
     bench.give(own)
     entry = own.head.entry
     fields: dict[str, Any] = {"command_id": "cmd", "epoch": entry.epoch, "seq": entry.seq}
@@ -192,6 +199,51 @@ def test_records_of_others_and_of_other_namespaces_do_not_end_it() -> None:
     bench.receive(Recorded(**{**fields, "command_id": "other"}, namespace=TENANT))
     bench.receive(Recorded(**fields, namespace=TENANT), Address("node:us-west/n1"))
     assert "cmd" in bench.state.locals
+
+
+@pytest.mark.parametrize("seq", [1, 2, 6])
+def test_a_false_position_ends_nothing(seq: int) -> None:
+    """The entry there is none of a restriction, or is not there at all: it stays, also across a crash."""
+    bench = Bench().up()
+    restrict(bench)
+    other = bench.mesh.service(name="mail")
+    bench.give(other)
+    recorded(bench, other, seq=seq)
+    bench.renew()
+    assert bench.may().reason == "restricted-local"
+    assert "local-suspension-not-shown" in bench.notes()
+    bench.take()
+    bench.reboot()
+    bench.renew()
+    assert "cmd" in bench.state.locals
+    assert not bench.may().allowed
+    assert [f.command_id for f in bench.sent(ForwardRestriction)] == ["cmd"]
+
+
+def test_another_suspension_is_not_its_entry() -> None:
+    """Its resume would lift both."""
+    bench = Bench().up()
+    other = bench.mesh.restrict("suspend", SCOPE)
+    bench.give(other)
+    restrict(bench)
+    recorded(bench, other)
+    bench.give(bench.mesh.restrict("resume", SCOPE))
+    bench.renew()
+    assert bench.may().reason == "restricted-local"
+
+
+def test_a_revocation_ends_only_by_a_revocation() -> None:
+    bench = Bench().up()
+    restrict(bench, action="revoke")
+    less = entry_of(bench)
+    bench.give(less)
+    recorded(bench, less)
+    assert "cmd" in bench.state.locals
+    more = entry_of(bench, kind="revoke", command_id="other")
+    bench.give(more)
+    recorded(bench, more)
+    assert bench.state.locals == {}
+    assert bench.may().reason == "restricted-tenant"
 
 
 def test_the_same_command_again() -> None:
@@ -253,7 +305,7 @@ def test_wide_scopes(scope: str) -> None:
     bench = Bench().up()
     restrict(bench, scope=scope)
     assert bench.may().reason == "restricted-local"
-    own = bench.mesh.restrict("suspend", scope)
+    own = entry_of(bench, scope)
     recorded(bench, own)
     bench.give(own)
     bench.give(bench.mesh.restrict("resume", scope))
