@@ -12,14 +12,17 @@ from typing import Any, Final
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from keymesh.model.errors import ExitCode, KeymeshError, Refused
+from keymesh.model.errors import ExitCode, KeymeshError, Refused, Unavailable
 
-_DURATION: Final = re.compile(r"(\d{1,9})(ms|s|m|h|d)")
+_DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
 _UNIT_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
-stderr = Console(stderr=True, highlight=False)
-stdout = Console(highlight=False, soft_wrap=True)
+_PIPE_COLUMNS: Final = 1_000  # what reads a pipe folds for itself
+
+stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+stdout = Console(highlight=False, soft_wrap=True, emoji=False)
 
 
 def duration_ms(text: str) -> int:
@@ -60,8 +63,8 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
-        grid.add_row(*(_cell(cell) for cell in row))
-    stdout.print(grid)
+        grid.add_row(*(Text(_cell(cell)) for cell in row))
+    stdout.print(grid, width=None if stdout.is_terminal else _PIPE_COLUMNS)
     stdout.print()
 
 
@@ -80,7 +83,21 @@ def facts(title: str, values: Mapping[str, Any]) -> None:
     stdout.print(f"[bold]{title}[/bold]")
     width = max((len(k) for k in values), default=0)
     for key, value in values.items():
-        stdout.print(f"  {key:<{width}}  {'-' if value is None else value}", markup=False)
+        stdout.print(f"  {key:<{width}}  {_fact(value)}", markup=False)
+
+
+def _fact(value: Any) -> str:
+    """``value`` in words; nothing is a dash."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(map(_fact, value)) or "-"
+        case dict():
+            return ", ".join(f"{key}: {_fact(one)}" for key, one in value.items()) or "-"
+        case None | "":
+            return "-"
+    return str(value)
 
 
 def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -96,12 +113,11 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
     except BrokenPipeError:
         sys.stderr.close()
         return int(ExitCode.REFUSED)
-    except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as bad:
-        wrapped = Refused("file", f"{bad.strerror}: {bad.filename}", field="file")
-        report_error(args, wrapped)
-        return int(wrapped.exit_code)
+    except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError) as bad:
+        report_error(args, Refused("file", f"{bad.strerror}: {bad.filename}", field="file"))
+        return int(ExitCode.REFUSED)
     except OSError as bad:
-        stderr.print(f"error: {bad.strerror or bad}", markup=False)
+        report_error(args, Unavailable("system", str(bad.strerror or bad)))
         return int(ExitCode.UNAVAILABLE)
 
 

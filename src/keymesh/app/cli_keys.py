@@ -38,7 +38,7 @@ def register(commands: Any) -> None:
         epilog="example: keymesh key rotate service:acme/files",
     )
     rotate.add_argument("scope", metavar="SCOPE", help="tenant:T (its L2) or service:T/S (its L3)")
-    rotate.add_argument("--no-wait", action="store_true")
+    rotate.add_argument("--no-wait", action="store_true", help="return once committed, before the version exists")
     add_common(rotate)
     rotate.set_defaults(run=run_rotate)
 
@@ -48,7 +48,7 @@ def register(commands: Any) -> None:
         epilog="example: keymesh key rewrap tenant:acme",
     )
     rewrap.add_argument("scope", metavar="SCOPE", help="tenant:T (all services) or service:T/S")
-    rewrap.add_argument("--no-wait", action="store_true")
+    rewrap.add_argument("--no-wait", action="store_true", help="return once committed, before it is done")
     add_common(rewrap)
     rewrap.set_defaults(run=run_rewrap)
 
@@ -58,7 +58,7 @@ def register(commands: Any) -> None:
     add_common(all_regions)
     all_regions.set_defaults(run=run_region_list)
     one = regions.add_parser("show", help="one region and its tenants", epilog="example: keymesh region show eu-west")
-    one.add_argument("region", metavar="R")
+    one.add_argument("region", metavar="R", help="its name, as in `keymesh region list`")
     add_common(one)
     one.set_defaults(run=run_region_show)
     ivk = regions.add_parser(
@@ -66,8 +66,8 @@ def register(commands: Any) -> None:
         help="a new internal key for the region; everything it sealed is sealed anew, the root key is not needed",
         epilog="example: keymesh region rotate-ivk eu-west",
     )
-    ivk.add_argument("region", metavar="R")
-    ivk.add_argument("--no-wait", action="store_true")
+    ivk.add_argument("region", metavar="R", help="its name, as in `keymesh region list`")
+    ivk.add_argument("--no-wait", action="store_true", help="return once committed, before it is done")
     add_common(ivk)
     ivk.set_defaults(run=run_rotate_ivk)
 

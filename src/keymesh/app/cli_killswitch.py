@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from keymesh.control.evidence import verify_certificate
 from keymesh.control.kinds import ScopeArgs
 from keymesh.model import strict_json
 from keymesh.model.errors import ExitCode, Refused, Unavailable
+from keymesh.model.ids import check_token
 from keymesh.model.scope import Scope, parse_scope
 
 CERTIFICATE_MAX_BYTES = 16 * 1024 * 1024
@@ -51,16 +53,23 @@ def register(commands: Any) -> None:
             parser.add_argument("-o", "--output", metavar="FILE", help="write the certificate there")
             parser.add_argument("--no-wait", action="store_true", help="return once committed, without a certificate")
             parser.add_argument(
-                "--wait", type=duration_ms, default=120_000, metavar="TIME", help="for the certificate (default 2m)"
+                "--wait",
+                type=duration_ms,
+                default=360_000,
+                metavar="TIME",
+                help="for the certificate (default 6m: an Edge that ended without a word counts until its lease ends)",
+            )
+            parser.add_argument(
+                "--command-id", metavar="ID", help="of an earlier call: commit nothing, fetch its certificate"
             )
         add_common(parser)
         parser.set_defaults(run=run_resume if action == "resume" else run_kill, action=action)
     verify = commands.add_parser(
         "verify",
         help="check a certificate offline, against the mesh's root keys",
-        epilog="example: keymesh verify acme.cert.json --root trust.json",
+        epilog="example: keymesh verify tenant-acme.cert.json --root trust.json",
     )
-    verify.add_argument("file", metavar="FILE")
+    verify.add_argument("file", metavar="FILE", help="what suspend or revoke wrote")
     verify.add_argument("--root", metavar="FILE", help="trust.json with the root keys (default: the mesh directory's)")
     add_common(verify)
     verify.set_defaults(run=run_verify)
@@ -126,7 +135,11 @@ def run_kill(args: argparse.Namespace) -> int:
     scope = parse_scope(args.scope)
 
     async def work(client: AdminClient) -> Any:
-        done = await _commit(client, args.action, scope, args)
+        done = (
+            await _commit(client, args.action, scope, args)
+            if args.command_id is None
+            else {"command_id": check_token("command-id", args.command_id)}
+        )
         shown: dict[str, Any] = {"scope": str(scope), "action": args.action, "command": done, "status": "pending"}
         if "local" in done:
             return {**shown, "status": "local", "regions": done["local"]}
@@ -135,12 +148,7 @@ def run_kill(args: argparse.Namespace) -> int:
         if args.no_wait:
             return shown
         with stderr.status(f"{args.action} {scope}: waiting until every holder is accounted for"):
-
-            async def certified() -> Any:
-                now = await client.call("GET", f"/v1/certificates/{done['command_id']}?wait_ms=10000", timeout_s=20)
-                return now if now["status"] == "certified" else None
-
-            found = await client.until(certified, what="the certificate", timeout_s=args.wait / 1000)
+            found = await _certified(client, str(scope), args.action, done["command_id"], wait_s=args.wait / 1000)
         return {**shown, **found}
 
     shown = run_with_client(args.dir, work)
@@ -151,6 +159,25 @@ def run_kill(args: argparse.Namespace) -> int:
         shown = {**shown, "file": str(output)}
     emit(args, shown, lambda: _show_kill(shown))
     return 0
+
+
+async def _certified(client: AdminClient, scope: str, action: str, command_id: str, *, wait_s: float) -> Any:
+    """The kill-switch record with its certificate.  Raises Unavailable, saying what it waits for and how to go on."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        left_ms = max(0, min(10_000, round((deadline - time.monotonic()) * 1000)))
+        now = await client.call("GET", f"/v1/certificates/{command_id}?wait_ms={left_ms}", timeout_s=20)
+        if (now["scope"], now["action"]) != (scope, action):
+            raise Refused.bad_field("command-id", f"that was {now['action']} {now['scope']}")
+        if now["status"] == "certified":
+            return now
+        if time.monotonic() >= deadline:
+            raise Unavailable(
+                "not-certified",
+                f"{action} {scope} is recorded; its certificate waits for leases that have not ended "
+                f"({now['accounted']} of {now['holders']} nodes have answered): "
+                f"`keymesh {action} {scope} --command-id {command_id}` fetches it later",
+            )
 
 
 async def _is_unknown(client: AdminClient, scope: Scope) -> bool:
@@ -174,10 +201,16 @@ def _show_kill(shown: Any) -> None:
     if shown["status"] == "local":
         stdout.print("The Registry does not answer.  In force in these regions now, to be recorded on contact:")
         values["regions"] = ", ".join(shown["regions"])
-    for key in ("t", "holders", "elapsed_ms", "file"):
+    if shown.get("t") is not None:
+        values["no use after"] = _utc(shown["t"])
+    for key in ("holders", "elapsed_ms", "file"):
         if key in shown:
-            values[key] = shown[key]
+            values[key.replace("_", " ")] = shown[key]
     facts(f"{shown['action']} {shown['scope']}", values)
+
+
+def _utc(unix_ms: int) -> str:
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def run_resume(args: argparse.Namespace) -> int:
@@ -207,13 +240,16 @@ def run_verify(args: argparse.Namespace) -> int:
         raise Refused.bad_field("file", f"at most {CERTIFICATE_MAX_BYTES} bytes")
     root_file = Path(args.root) if args.root else Layout(resolve_dir(args.dir)).trust
     trust = load_trust(root_file)
-    verified = verify_certificate(raw, root=trust.root, mesh=trust.mesh)
+    try:
+        verified = verify_certificate(raw, root=trust.root, mesh=trust.mesh)
+    except Refused as bad:
+        raise Refused("bad-field", f"{path} is no certificate ({bad.message})", field="file") from bad
     shown = {
         "ok": True,
         "scope": str(verified.scope),
         "action": verified.action,
         "t": verified.t,
-        "t_utc": datetime.fromtimestamp(verified.t / 1000, UTC).isoformat(timespec="milliseconds"),
+        "t_utc": _utc(verified.t),
         "voters": list(verified.voters),
         "holders_by_acknowledgement": list(verified.by_ack),
         "holders_by_bound": list(verified.by_bound),

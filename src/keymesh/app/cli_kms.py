@@ -31,21 +31,21 @@ def register(commands: Any) -> None:
         ("status", "show a key"),
     ):
         one = actions.add_parser(name, help=what, epilog=f"example: keymesh customer-kms {name} root --dir acme-kms")
-        one.add_argument("key", metavar="KEY")
+        one.add_argument("key", metavar="KEY", help="its name")
         one.add_argument("--dir", required=True, metavar="D", help="the KMS's directory")
         if name in ("disable", "enable"):
             one.add_argument("--replica", metavar="R", help="at one replica only")
-        one.add_argument("--json", action="store_true")
+        one.add_argument("--json", action="store_true", help="print one JSON object for machines")
         one.set_defaults(run=_run_key, action=name)
     allow = actions.add_parser(
         "allow",
         help="let a mesh's Cores wrap and unwrap",
         epilog="example: keymesh customer-kms allow --dir acme-kms --mesh-ca .keymesh/pki/ca.pem",
     )
-    allow.add_argument("--dir", required=True, metavar="D")
+    allow.add_argument("--dir", required=True, metavar="D", help="the KMS's directory")
     allow.add_argument("--mesh-ca", required=True, metavar="FILE", help="the mesh's root certificate")
     allow.add_argument("--deny", action="store_true", help="tell them no from now on")
-    allow.add_argument("--json", action="store_true")
+    allow.add_argument("--json", action="store_true", help="print one JSON object for machines")
     allow.set_defaults(run=_run_allow)
 
 
@@ -82,7 +82,7 @@ def _run_key(args: argparse.Namespace) -> int:
 
 
 def _run_allow(args: argparse.Namespace) -> int:
-    ca_pem = Path(args.mesh_ca).read_text(encoding="ascii")
+    ca_pem = Path(args.mesh_ca).read_text(encoding="ascii", errors="replace")  # the KMS refuses what is no PEM
     _with_owner(args.dir, lambda owner: owner.allow_ca(ca_pem, denied=args.deny))
     emit(args, {"ok": True, "denied": args.deny}, lambda: stdout.print("denied" if args.deny else "allowed"))
     return 0

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, Final
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
@@ -30,6 +30,14 @@ from keymesh.model.limits import (
 
 UP_TIMEOUT_S = 90.0
 DOWN_TIMEOUT_S = 20.0
+DEFAULT_TIMING: Final = TimingPlan(
+    ttl_ms=GOVERNANCE_TTL_DEFAULT_MS,
+    heartbeat_ms=2_000,
+    edge_ttl_ms=EDGE_TTL_DEFAULT_MS,
+    l1_probe_ms=300_000,
+    l1_ttl_ms=GOVERNANCE_TTL_DEFAULT_MS,
+    snapshot_ms=300_000,
+)
 
 
 def register(commands: Any) -> None:
@@ -40,16 +48,32 @@ def register(commands: Any) -> None:
         epilog="example: keymesh up --regions us-east,us-west,eu-central,eu-west --ttl 1h",
     )
     up.add_argument("--regions", metavar="R,...", help="name or name=domain; the first holds the Registry")
-    up.add_argument("--ttl", type=duration_ms, default=GOVERNANCE_TTL_DEFAULT_MS, help="governance ttl (default 1h)")
-    up.add_argument("--heartbeat", type=duration_ms, default=2_000, help="(default 2s)")
-    up.add_argument("--edge-ttl", type=duration_ms, default=EDGE_TTL_DEFAULT_MS, help="Edge lease (default 5m)")
-    up.add_argument("--l1-probe", type=duration_ms, default=300_000, help="how often the customer's L1 is asked (5m)")
-    up.add_argument("--l1-ttl", type=duration_ms, help="how long an unreachable L1 is tolerated (default: the ttl)")
-    up.add_argument("--snapshot", type=duration_ms, default=300_000, help="how often a region re-reads itself (5m)")
     up.add_argument("--links", action="store_true", help="relay cross-region links so that they can be cut")
     up.add_argument(
         "--allow-unlocked-memory", action="store_true", help="run even where key memory cannot be locked (mlock)"
     )
+    timing = up.add_argument_group("timing", "of a mesh that is made now; one that exists keeps its own")
+    for flag, default_ms, what in (
+        ("--ttl", DEFAULT_TIMING.ttl_ms, "how long a cut-off region goes on, 2s to 1d (default 1h)"),
+        (
+            "--heartbeat",
+            DEFAULT_TIMING.heartbeat_ms,
+            "how often regions ask for their leases, 100ms to ttl/2 (default 2s)",
+        ),
+        (
+            "--edge-ttl",
+            DEFAULT_TIMING.edge_ttl_ms,
+            "lease of an Edge where the service names none, 1s to 60m (default 5m)",
+        ),
+        ("--l1-probe", DEFAULT_TIMING.l1_probe_ms, "how often the customer's L1 is asked, 500ms to 1d (default 5m)"),
+        ("--l1-ttl", None, "how long an unreachable L1 is tolerated, 500ms to 1d (default: the ttl)"),
+        (
+            "--snapshot",
+            DEFAULT_TIMING.snapshot_ms,
+            "how often a region re-reads what it holds, 500ms to 1d (default 5m)",
+        ),
+    ):
+        timing.add_argument(flag, type=duration_ms, default=default_ms, metavar="TIME", help=what)
     add_common(up)
     up.set_defaults(run=run_up)
     down = commands.add_parser("down", help="stop the mesh; nothing is deleted", epilog="example: keymesh down")
@@ -72,7 +96,8 @@ def timing_of(args: argparse.Namespace) -> TimingPlan:
         raise Refused.bad_field("edge-ttl", "1s to 60m")
     if not 100 <= args.heartbeat <= args.ttl // 2:
         raise Refused.bad_field("heartbeat", "100ms to half of the ttl")
-    for flag, value in (("l1-probe", args.l1_probe), ("snapshot", args.snapshot)):
+    l1_ttl_ms = args.ttl if args.l1_ttl is None else args.l1_ttl
+    for flag, value in (("l1-probe", args.l1_probe), ("l1-ttl", l1_ttl_ms), ("snapshot", args.snapshot)):
         if not 500 <= value <= 86_400_000:
             raise Refused.bad_field(flag, "500ms to 1d")
     return TimingPlan(
@@ -80,7 +105,7 @@ def timing_of(args: argparse.Namespace) -> TimingPlan:
         heartbeat_ms=args.heartbeat,
         edge_ttl_ms=args.edge_ttl,
         l1_probe_ms=args.l1_probe,
-        l1_ttl_ms=args.l1_ttl or args.ttl,
+        l1_ttl_ms=l1_ttl_ms,
         snapshot_ms=args.snapshot,
     )
 
@@ -117,6 +142,7 @@ def start_mesh(
             plan = load_plan(layout)
             if regions is not None and set(regions) != set(plan.regions):
                 raise Refused.bad_field("regions", f"this mesh has {', '.join(plan.regions)}; use another --dir")
+            _warn_of_what_stays(plan, timing, links=links, allow_unlocked_memory=allow_unlocked_memory)
         _check_ports(plan)
     began = time.monotonic()
     with (layout.logs / "supervisor.log").open("ab") as output:
@@ -134,9 +160,27 @@ def start_mesh(
         "made": made,
         "pid": process.pid,
         "regions": list(plan.regions),
+        "registry_region": plan.registry_region,
         "processes": len(children),
         "ms": round((time.monotonic() - began) * 1000),
     }
+
+
+def _warn_of_what_stays(plan: MeshPlan, timing: TimingPlan, *, links: bool, allow_unlocked_memory: bool) -> None:
+    """Flags that count only when a mesh is made, where they ask for something else now."""
+    asked = {
+        "links": (links, plan.links is not None),
+        "allow-unlocked-memory": (allow_unlocked_memory, plan.allow_unlocked_memory),
+    }
+    idle = [f"--{flag}" for flag, (wanted, has) in asked.items() if wanted and not has]
+    if timing not in (plan.timing, DEFAULT_TIMING):
+        idle.append("that timing")
+    if idle:
+        stderr.print(
+            f"warning: this mesh was made without {', '.join(idle)} and stays so; another --dir makes another mesh",
+            markup=False,
+            style="yellow",
+        )
 
 
 def _check_ports(plan: MeshPlan) -> None:
@@ -160,7 +204,7 @@ def _await_ready(layout: Layout, process: subprocess.Popen[bytes]) -> dict[str, 
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
     )
-    with Progress(*columns, console=stderr, transient=True) as progress:
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
         bar = progress.add_task("starting", total=None)
         while time.monotonic() < deadline:
             if process.poll() is not None:
@@ -201,7 +245,7 @@ def _show_up(layout: Layout, shown: dict[str, Any]) -> None:
         "[yellow]Development keys: root, officer, tenant-admin and seal keys lie unencrypted in that directory "
         "(keys/DEVELOPMENT-KEYS.txt).[/yellow]"
     )
-    stdout.print("next: keymesh tenant create acme --home " + shown["regions"][0], markup=False)
+    stdout.print(f"next: keymesh tenant create acme --home {shown['registry_region']}", markup=False)
 
 
 def run_down(args: argparse.Namespace) -> int:

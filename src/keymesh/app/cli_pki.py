@@ -29,10 +29,10 @@ def register(commands: Any) -> None:
         help="an Edge identity for a program of yours: key, certificate and what else the library needs, in one folder",
         epilog="example: keymesh pki enrol acme/files --region us-east -o edge-identity",
     )
-    enrol.add_argument("service", metavar="T/S")
+    enrol.add_argument("service", metavar="T/S", help="what it may mint and open for")
     enrol.add_argument("--region", metavar="R", help="whose Core it uses (default: the tenant's home)")
     enrol.add_argument("--instance", metavar="NAME", help="name of this instance (default: app)", default="app")
-    enrol.add_argument("-o", "--output", metavar="DIR", required=True)
+    enrol.add_argument("-o", "--output", metavar="DIR", required=True, help="made where it does not exist")
     add_common(enrol)
     enrol.set_defaults(run=run_enrol)
     again = actions.add_parser(
@@ -82,9 +82,9 @@ def run_show(args: argparse.Namespace) -> int:
     def human() -> None:
         table(
             "certificates",
-            ("role", "identity", "not after", "sha256"),
+            ("role", "identity", "not after (UTC)", "sha256"),
             (
-                (c["role"], " ".join(c["uris"]) or c["subject"], c["not_after"], c["sha256"])
+                (c["role"], " ".join(c["uris"]) or c["subject"], c["not_after"][:16], c["sha256"])
                 for c in shown["certificates"]
             ),
         )

@@ -31,8 +31,8 @@ from keymesh.model.ids import check_service, check_tenant
 def add_seal_arguments(parser: argparse.ArgumentParser) -> None:
     """Of ``keymesh seal``."""
     parser.add_argument("files", nargs="+", metavar="FILE", help="what to seal; - is standard input")
-    parser.add_argument("--tenant", required=True, metavar="T")
-    parser.add_argument("--service", required=True, metavar="S")
+    parser.add_argument("--tenant", required=True, metavar="T", help="whose data it is")
+    parser.add_argument("--service", required=True, metavar="S", help="which of the tenant's services keeps it")
     parser.add_argument(
         "--context", action="append", default=[], metavar="K=V", help="bound to the file, readable in it; may repeat"
     )
@@ -108,6 +108,10 @@ def parse_context(pairs: Sequence[str]) -> dict[str, str]:
             raise Refused.bad_field("context", "K=V")
         if key in context:
             raise Refused.bad_field("context", f"{key!r} is given twice")
+        try:
+            pair.encode()
+        except UnicodeEncodeError as bad:
+            raise Refused.bad_field("context", "UTF-8") from bad
         context[key] = value
     return context
 

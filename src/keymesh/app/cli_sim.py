@@ -29,7 +29,7 @@ def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
     run.set_defaults(run=run_sim)
 
     replay = which.add_parser("replay", help="one seed again", epilog="example: keymesh sim replay 17 --explain")
-    replay.add_argument("seed", type=int, metavar="SEED")
+    replay.add_argument("seed", type=int, metavar="SEED", help="its number")
     replay.add_argument("--until", type=int, metavar="T", help="stop at that true millisecond")
     replay.add_argument("--explain", action="store_true", help="print every event and what followed from it")
     replay.add_argument("--json", action="store_true", help="print one JSON object for machines")
@@ -38,7 +38,7 @@ def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
     small = which.add_parser(
         "shrink", help="the smallest plan that still fails", epilog="example: keymesh sim shrink 17"
     )
-    small.add_argument("seed", type=int, metavar="SEED")
+    small.add_argument("seed", type=int, metavar="SEED", help="its number")
     small.add_argument("--runs", type=int, default=400, metavar="N", help="at most so many runs (default 400)")
     small.add_argument("--json", action="store_true", help="print one JSON object for machines")
     small.set_defaults(run=run_sim)

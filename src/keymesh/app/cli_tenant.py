@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import msgspec
 from keymesh.adapters.key_files import write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
 from keymesh.app.bootstrap import load_signer
-from keymesh.app.cli_common import add_common, duration_ms, emit, facts, stderr, stdout, table
+from keymesh.app.cli_common import add_common, duration_ms, emit, facts, show_ms, stderr, stdout, table
 from keymesh.app.l1_url import resolve_l1
 from keymesh.control.kinds import SetService, SwitchL1, TenantCreate
 from keymesh.control.rows import PolicyRow, ServiceRow, SignersRow
@@ -35,7 +37,7 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
         help="onboard a tenant",
         epilog="example: keymesh tenant create acme --home eu-central --regions eu-central,eu-west",
     )
-    create.add_argument("tenant", metavar="T")
+    create.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
     create.add_argument("--home", metavar="R", help="home region, which mints its keys (default: the mesh's first)")
     create.add_argument("--regions", metavar="R,...", help="allowed regions (default: all of the home's domain)")
     create.add_argument(
@@ -51,7 +53,7 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
     listing.set_defaults(run=run_list)
 
     show = actions.add_parser("show", help="one tenant", epilog="example: keymesh tenant show acme")
-    show.add_argument("tenant", metavar="T")
+    show.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
     add_common(show)
     show.set_defaults(run=run_show)
 
@@ -60,9 +62,9 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
         help="move the tenant to another root key; data stays as it is",
         epilog="example: keymesh tenant switch-l1 acme --l1 kms:/path/to/acme-kms#new-root",
     )
-    switch.add_argument("tenant", metavar="T")
-    switch.add_argument("--l1", required=True, metavar="URL")
-    switch.add_argument("--no-wait", action="store_true")
+    switch.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
+    switch.add_argument("--l1", required=True, metavar="URL", help="the new root key, kms:DIR#KEY")
+    switch.add_argument("--no-wait", action="store_true", help="return once committed, before the old key retires")
     add_common(switch)
     switch.set_defaults(run=run_switch)
 
@@ -71,7 +73,7 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
         help="write the wrapped key chain: with the customer's own L1 it opens the data without keymesh",
         epilog="example: keymesh tenant export acme -o acme.chain",
     )
-    export.add_argument("tenant", metavar="T")
+    export.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
     export.add_argument("-o", "--output", metavar="FILE", help="default: T.chain")
     export.add_argument("--force", action="store_true", help="replace an existing file")
     add_common(export)
@@ -84,11 +86,16 @@ def _register_service(parser: argparse.ArgumentParser) -> None:
         "create", help="a service with a key of its own", epilog="example: keymesh service create acme/files"
     )
     _add_service_name(create)
-    create.add_argument("--custody", choices=[c.value for c in Custody], default=Custody.LEASED.value)
+    create.add_argument(
+        "--custody",
+        choices=[c.value for c in Custody],
+        default=Custody.LEASED.value,
+        help="where its key is used: leased to the Edges (default), or at the Core only",
+    )
     create.add_argument("--edge-ttl", type=duration_ms, metavar="TIME", help="lease of its Edges (1s to 60m)")
     create.add_argument("--mint-budget", type=int, metavar="N", help="data keys that one lease may mint")
     create.add_argument("--open-budget", type=int, metavar="N", help="data keys that one lease may open")
-    create.add_argument("--no-wait", action="store_true")
+    create.add_argument("--no-wait", action="store_true", help="return once committed, before the key exists")
     add_common(create)
     create.set_defaults(run=run_service_create)
     listing = actions.add_parser("list", help="services", epilog="example: keymesh service list acme")
@@ -104,7 +111,7 @@ def _register_service(parser: argparse.ArgumentParser) -> None:
 
 def _add_service_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("service", metavar="T/S", help="or S, with --tenant T")
-    parser.add_argument("--tenant", metavar="T")
+    parser.add_argument("--tenant", metavar="T", help="the service's tenant, where the name is S alone")
 
 
 def _service_name(args: argparse.Namespace) -> tuple[str, str]:
@@ -114,6 +121,17 @@ def _service_name(args: argparse.Namespace) -> tuple[str, str]:
     if tenant is None or (args.tenant is not None and args.tenant != tenant):
         raise Refused.bad_field("tenant", "name the service as T/S, or as S with --tenant T")
     return check_tenant(tenant), check_service(service)
+
+
+@contextlib.contextmanager
+def _named_conflict(message: str) -> Iterator[None]:
+    """A conflict over what is being made means that it is there: say it in the user's words."""
+    try:
+        yield
+    except Refused as bad:
+        if bad.code != "conflict":
+            raise
+        raise Refused("conflict", message, field=bad.field) from bad
 
 
 async def create_tenant(
@@ -141,9 +159,10 @@ async def create_tenant(
         provider=binding.provider,
         descriptor=binding.descriptor,
     )
-    return await client.command(
-        tenant, "tenant.create", msgspec.to_builtins(create), signers=(signer_file,), command_id=new_command_id()
-    )
+    with _named_conflict(f"tenant {tenant} exists already"):
+        return await client.command(
+            tenant, "tenant.create", msgspec.to_builtins(create), signers=(signer_file,), command_id=new_command_id()
+        )
 
 
 def run_create(args: argparse.Namespace) -> int:
@@ -279,7 +298,10 @@ def run_service_create(args: argparse.Namespace) -> int:
             mint_budget=args.mint_budget,
             open_budget=args.open_budget,
         )
-        done = await client.command(tenant, "service.set", msgspec.to_builtins(SetService(service=service, row=row)))
+        with _named_conflict(f"service {tenant}/{service} exists already"):
+            done = await client.command(
+                tenant, "service.set", msgspec.to_builtins(SetService(service=service, row=row))
+            )
         if not args.no_wait:
             with stderr.status(f"minting the key of {tenant}/{service}"):
                 await wait_for_key(client, tenant, f"l3/{service}")
@@ -293,7 +315,7 @@ def run_service_create(args: argparse.Namespace) -> int:
 def _service_facts(shown: Any) -> dict[str, Any]:
     return {
         "custody": shown["custody"],
-        "edge lease": f"{shown['edge_ttl_ms']} ms",
+        "edge lease": show_ms(shown["edge_ttl_ms"]),
         "policy version": shown["version"],
         "wrapping version": shown["wrapping"],
         "state": shown["state"],
