@@ -86,7 +86,7 @@ class Ledger:
             self.allowed[e.namespace] = frozenset(args["policy"]["regions"])
             self.ttl_ms[e.namespace] = args["policy"].get("ttl_ms")
         elif e.kind == "key.create":
-            self.kids[e.namespace, args["key"], args["version"]] = args["kid"]
+            self.kids.setdefault((e.namespace, args["key"], args["version"]), args["kid"])
         waits = commits and self.majority
         fact = Fact(
             e.namespace,

@@ -113,6 +113,10 @@ class Network:
                 link.last = (to, message)
         self._schedule(delay, deliver, to, message)
 
+    def whole(self) -> bool:
+        """No link is cut or slowed."""
+        return not any(link.cuts or link.slow_ms for link in self._links.values())
+
     def heal(self) -> None:
         """All links whole and clean."""
         self.quiet = True

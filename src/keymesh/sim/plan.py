@@ -254,6 +254,10 @@ def mint_under_fire(p: Planner) -> None:
     at, tenant = p._when(), p._tenant()
     key = p.rng.choice(("l2", f"l3/{p.rng.choice(tenant.services)}"))
     p.add(at, "want-key", tenant.name, key)
+    if p.rng.randrange(2):  # what the first life submits arrives after what the second does
+        p.fault("slow-link", at + 50, "slow-link", tenant.home, "registry", p.rng.randrange(2_000, 9_000), 900)
+        p.fault("crash", at + 950, "crash", tenant.home, 0, 300)
+        return
     p.fault("crash", at + p.rng.randrange(20, 900), "crash", tenant.home, p.rng.randrange(0, 6), 500)
     p.fault("cut", at + p.rng.randrange(200, 800), "cut-one-way", "registry", tenant.home, p.rng.randrange(500, 30_000))
     p.fault("wipe", at + 2_000, "wipe", p.rng.choice(tenant.regions))

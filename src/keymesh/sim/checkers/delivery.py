@@ -9,12 +9,14 @@ from keymesh.model.states import Lane
 from keymesh.orbital.messages import Task
 from keymesh.registry.events import Appended, LogRead, Project
 from keymesh.sim.checkers import lens
-from keymesh.sim.ledger import RESTRICTING, Fact
+from keymesh.sim.ledger import RESTRICTING, Fact, Restriction
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.process import Machine
 
 _GATE_MS = 1_900
 _NEW_MS = 5_000
+_PUSH_MS = 12_000
+_NOISE = frozenset(("loss", "duplicate", "reorder", "corrupt", "replay"))
 
 
 class Delivery:
@@ -30,6 +32,7 @@ class Delivery:
         self.sent: set[tuple[Address, str, int]] = set()
         self.booted = False
         world.handlers[Project] = self._project
+        self.ledger.on_restricted.append(self._restricted)
         world.on_send.setdefault(Task, []).append(self._sending)
         for kind in (Appended, LogRead):
             world.after.setdefault(kind, []).append(self._stepped)
@@ -40,6 +43,36 @@ class Delivery:
             self.known.clear()
             self.fresh.clear()
             self.booted = False
+
+    # --- push ----------------------------------------------------------------------------------------------------
+
+    def _restricted(self, stretch: Restriction) -> None:
+        """Where nothing is broken, every Edge has dropped what is restricted soon after the commit."""
+        if self._all_well():
+            self.world.schedule(_PUSH_MS, self._pushed, stretch, self._troubles())
+
+    def _all_well(self) -> bool:
+        return self.world.network.whole() and all(
+            p.alive and not p.paused and not p.disk_full and not p.torn and p.fuse < 0
+            for p in self.world.processes.values()
+        )
+
+    def _troubles(self) -> int:
+        return sum(n for name, n in self.world.faults.items() if name not in _NOISE)
+
+    def _pushed(self, stretch: Restriction, troubles: int) -> None:
+        if stretch.ended_at is not None or troubles != self._troubles() or not self._all_well():
+            return
+        self.world.sometimes["push-judged"] += 1
+        for m in self.world.machines.values():
+            if (
+                m.kind == "edge"
+                and lens.edge_remaining_ms(m, self.world.t) >= 0
+                and lens.lease_covered(m, stretch.scope)
+            ):
+                self.world.fail("I8", f"{m.proc.name} was not told of {stretch.text} though nothing is broken")
+
+    # --- Lane 0 and the others -----------------------------------------------------------------------------------
 
     def _project(self, m: Machine, e: Project) -> None:
         for signed in e.entries:

@@ -14,6 +14,7 @@ from keymesh.model.machine import Address, Persist, Received
 from keymesh.orbital.messages import Task
 from keymesh.sim.checkers import lens
 from keymesh.sim.checkers.uses import Uses
+from keymesh.sim.ledger import Fact
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.process import Machine
 
@@ -28,10 +29,18 @@ class Records:
         self.uses = uses
         self.said: dict[tuple[Address, str, int], str] = {}
         world.on_persist.append(self._persist)
+        world.on_logged.append(self._logged)
         world.on_send.setdefault(AckMessage, []).append(self._ack)
         world.on_send.setdefault(CountersignatureMessage, []).append(self._countersign)
         world.on_send.setdefault(Task, []).append(self._tasking)
         world.after.setdefault(Task, []).append(self._arrived)
+
+    def _logged(self, fact: Fact) -> None:
+        """One version, one kid, for good (I3, I11)."""
+        if fact.kind == "key.create":
+            key, version = fact.args["key"], fact.args["version"]
+            if self.ledger.kids[fact.namespace, key, version] != fact.args["kid"]:
+                self.world.fail("I3", f"{fact.namespace}/{key}@{version} was made twice")
 
     # --- records ----------------------------------------------------------------------------------------
 
