@@ -18,6 +18,7 @@ from keymesh.model.ids import MeshName, RegionId, TenantId, check_label, check_s
 
 
 def register(commands: Any) -> None:
+    """Add this module's commands to the parser."""
     parser = commands.add_parser("pki", help="show and renew the mesh's certificates")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     show = actions.add_parser("show", help="every certificate of the mesh", epilog="example: keymesh pki show")
