@@ -46,7 +46,7 @@ def mesh_layout() -> Iterator[Layout]:
 
 
 def _mount(where: Path) -> bool:
-    words = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES},mode=0700", "tmpfs", where]
+    words = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK_BYTES},mode=0700", "tmpfs", str(where)]
     return shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
 
 

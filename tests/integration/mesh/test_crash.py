@@ -102,7 +102,7 @@ async def test_kill_9_loses_nothing_acknowledged(mesh: LiveMesh, victim: str) ->
 
         async def another() -> bool:
             child = mesh.child(victim)
-            return child["ready"] and child["pid"] != before
+            return bool(child["ready"] and child["pid"] != before)
 
         await until(another, f"{victim} starting again")
         assert mesh.child(victim)["last_exit"] == -signal.SIGKILL
