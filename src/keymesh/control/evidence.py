@@ -20,13 +20,14 @@ from keymesh.control import commit, trust, view
 from keymesh.control.entry import SignedEntry, parse_entry
 from keymesh.control.kinds import TenantCreate
 from keymesh.control.messages import Ack, RestrictionAck, Sealed
-from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, RootRow, Rows, SettingsRow, get
+from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, RootRow, Rows, SettingsRow, encode, get
 from keymesh.control.signing import DsseSuite, Suite
 from keymesh.control.state import NamespaceState, Supported
 from keymesh.crypto.dsse import Envelope, Signature, key_id
+from keymesh.ledger.maptree import Proof, verify_proof
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused
-from keymesh.model.ids import KeyId
+from keymesh.model.ids import Digest, KeyId
 from keymesh.model.machine import node_address
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
 
@@ -153,6 +154,8 @@ class Statement(Part, frozen=True):
     t: int
     issued_at: int
     tenant: Envelope | None  # the entry that created the tenant, with its policy and signers
+    policy: Proof | None = None  # that these very rows stand in the state that ``entry`` attests
+    signers: Proof | None = None
     not_covered: tuple[str, ...] = NOT_COVERED
 
 
@@ -227,7 +230,8 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
     1. The mesh state follows from the pinned root, and is of the mesh that the statement names.
     2. The Registry that this state delegates to signed the statement about this very state.
     3. The entry is a suspension or revocation of that scope by that command, and its signatures verify.
-    4. The tenant's policy comes from the entry that created the tenant.
+    4. The tenant's policy and signers are those of the entry that created it, and stand in the state that the entry
+       of step 3 attests: a create entry vouches for itself only, while the voters countersigned that state.
     5. A majority of the voter set countersigned exactly that entry, as a restriction.
     6. The ttl is the longest that a lease alive at the commit could carry; the commit is no earlier than the entry.
     7. The holders are exactly those that policy and mesh state give, each once.
@@ -237,7 +241,7 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
     head, mesh_rows = _mesh_state(certificate.trust, suite, pins)
     statement = _statement(certificate, head, mesh_rows, suite)
     signed, scope = _entry(statement, head, mesh_rows, suite)
-    policy = _policy(statement, scope, mesh_rows, suite)
+    policy = _policy(statement, scope, signed.entry.state, mesh_rows, suite)
     if not commit.is_committed(signed, statement.countersignatures, mesh_rows, suite):
         raise Integrity("certificate-commit", "no majority of the voters countersigned it", field="countersignatures")
     settings = get(mesh_rows, "settings", SettingsRow)
@@ -320,7 +324,8 @@ def _verify(signed: SignedEntry, mesh_rows: Rows, suite: Suite) -> None:
         raise Integrity("certificate-entry", "an entry's signatures do not verify", field="entry") from bad
 
 
-def _policy(statement: Statement, scope: Scope, mesh_rows: Rows, suite: Suite) -> PolicyRow | None:
+def _policy(statement: Statement, scope: Scope, state: Digest, mesh_rows: Rows, suite: Suite) -> PolicyRow | None:
+    """Step 4."""
     if scope.tenant is None:
         return None
     if statement.tenant is None:
@@ -330,7 +335,18 @@ def _policy(statement: Statement, scope: Scope, mesh_rows: Rows, suite: Suite) -
     if said != (statement.mesh, "tenant.create", scope.tenant):
         raise Integrity("certificate-tenant", "not the entry that created this tenant", field="tenant")
     _verify(created, mesh_rows, suite)
-    return strict_json.convert(created.entry.body.args, TenantCreate).policy
+    args = strict_json.convert(created.entry.body.args, TenantCreate)
+    for name, row, proof in (("policy", args.policy, statement.policy), ("signers", args.signers, statement.signers)):
+        if proof is None or _proven(state, name, proof) != encode(row):
+            raise Integrity("certificate-policy", f"the attested state has other {name}", field=name)
+    return args.policy
+
+
+def _proven(state: Digest, name: str, proof: Proof) -> bytes | None:
+    try:
+        return verify_proof(state, name, proof)
+    except KeymeshError as bad:
+        raise Integrity("certificate-policy", "not a row of the attested state", field=name) from bad
 
 
 def _check_holder(holder: Holder, statement: Statement, signed: SignedEntry, mesh_rows: Rows, suite: Suite) -> None:

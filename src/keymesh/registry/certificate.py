@@ -12,8 +12,10 @@ from keymesh.control import evidence
 from keymesh.control.entry import SignedEntry
 from keymesh.control.evidence import Certificate, Holder, MeshState, Statement, Support
 from keymesh.control.messages import Sealed
+from keymesh.control.rows import Rows
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
+from keymesh.ledger.maptree import MapTree
 from keymesh.registry.records import EvidenceRecord, KillRecord
 
 
@@ -80,10 +82,15 @@ def make_certificate(
     countersignatures: tuple[Sealed, ...],
     mesh: NamespaceState,
     tenant: SignedEntry | None,
+    rows: Rows,
     suite: Suite,
     now: int,
 ) -> Certificate:
-    """The signed certificate of a record whose T has passed."""
+    """The signed certificate of a record whose T has passed.
+
+    ``tenant``: the entry that created the tenant, None for scopes of the mesh; ``rows``: the namespace after ``entry``.
+    """
+    tree = None if tenant is None else MapTree.of(rows)
     holders = holders_evidence(record, words)
     statement = Statement(
         mesh=entry.entry.mesh,
@@ -100,5 +107,7 @@ def make_certificate(
         t=evidence.certain_end(record.committed_at, (h.t for h in holders)),
         issued_at=now,
         tenant=None if tenant is None else tenant.envelope,
+        policy=None if tree is None else tree.prove("policy"),
+        signers=None if tree is None else tree.prove("signers"),
     )
     return Certificate(trust=mesh_part(mesh), statement=suite.seal(statement))

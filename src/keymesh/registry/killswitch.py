@@ -169,6 +169,7 @@ def certify(state: RegistryState, now: Instant, key: Key, out: list[Any]) -> Non
         countersignatures=proof.countersignatures,
         mesh=spaces.state_at(mesh, record.mesh_seq),
         tenant=None if space.policy is None else space.entries[0],
+        rows=spaces.rows_at(space, record.seq),
         suite=state.config.suite,
         now=now,
     )

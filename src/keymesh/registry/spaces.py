@@ -32,6 +32,7 @@ from keymesh.control.rows import (
     NodeRow,
     PolicyRow,
     RestrictionRow,
+    Rows,
     SettingsRow,
     SignersRow,
     VotersRow,
@@ -223,6 +224,17 @@ def state_at(space: Space, seq: int) -> NamespaceState:
         version = space.versions[seq]
     support = tuple(Supported(s.signed, proof(space, s.signed.entry.seq)) for s in version.support)
     return NamespaceState(head=space.entries[seq - 1], rows=version.rows, support=support)
+
+
+def rows_at(space: Space, seq: int) -> Rows:
+    """The rows after entry ``seq``, made again from the entries where they are no longer kept."""
+    version = space.versions.get(seq)
+    if version is not None:
+        return version.rows
+    rows: dict[str, bytes] = {}
+    for signed in space.entries[:seq]:
+        rows = reduce.apply(rows, signed.entry)
+    return rows
 
 
 def proof(space: Space, seq: int) -> tuple[object, ...]:

@@ -5,21 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from keymesh.control import evidence
+from keymesh.control import build, evidence, trust
 from keymesh.control.evidence import Certificate, Holder, Statement, verify_certificate
+from keymesh.control.kinds import TenantCreate
 from keymesh.control.messages import RestrictionAck
-from keymesh.control.rows import RootRow
+from keymesh.control.rows import PolicyRow, RootRow, SignersRow
 from keymesh.control.signing import DsseSuite
+from keymesh.ledger.maptree import MapTree, Proof, Row
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, Refused
-from keymesh.model.ids import KeyId
+from keymesh.model.ids import Digest, KeyId
 from keymesh.model.time import Instant
-from keymesh.registry import certificate, killswitch
+from keymesh.registry import certificate, killswitch, spaces
 from keymesh.registry.records import EvidenceRecord
 from tests.unit.registry.harness import (
     OFFICERS,
@@ -323,6 +326,32 @@ def with_holder(statement: Statement, at: int, **changed: Any) -> Statement:
     return replace(statement, holders=tuple(holders))
 
 
+def absence(statement: Statement) -> Proof:
+    assert statement.policy is not None
+    return replace(statement.policy, row=None)
+
+
+def with_value(statement: Statement, value: bytes) -> Proof:
+    assert statement.policy is not None
+    return replace(statement.policy, row=Row("policy", value))
+
+
+def cut_short(statement: Statement) -> Proof:
+    assert statement.policy is not None
+    return replace(statement.policy, siblings=statement.policy.siblings[:-1])
+
+
+def no_hash(statement: Statement) -> Proof:
+    assert statement.policy is not None
+    return replace(statement.policy, siblings=(Digest("x"),))
+
+
+def foreign_proof(name: str) -> Proof:
+    """A true proof of the same row, under the state that the tenant had before the suspension."""
+    rows = with_tenant().state.spaces["acme"].rows
+    return MapTree.of(rows).prove(name)
+
+
 LIES: dict[str, tuple[str, Callable[[Statement], Statement]]] = {
     "a holder left out": ("certificate-holders", lambda s: replace(s, holders=s.holders[:1])),
     "a holder twice": ("certificate-holders", lambda s: replace(s, holders=(s.holders[0], s.holders[0]))),
@@ -360,6 +389,15 @@ LIES: dict[str, tuple[str, Callable[[Statement], Statement]]] = {
     "no tenant": ("certificate-tenant", lambda s: replace(s, tenant=None)),
     "the entry for the tenant": ("certificate-tenant", lambda s: replace(s, tenant=s.entry)),
     "the tenant for the entry": ("certificate-entry", lambda s: replace(s, entry=s.tenant)),
+    "no proof of the policy": ("certificate-policy", lambda s: replace(s, policy=None)),
+    "no proof of the signers": ("certificate-policy", lambda s: replace(s, signers=None)),
+    "the proof of another row": ("certificate-policy", lambda s: replace(s, policy=s.signers)),
+    "the proofs exchanged": ("certificate-policy", lambda s: replace(s, policy=s.signers, signers=s.policy)),
+    "a proof of absence": ("certificate-policy", lambda s: replace(s, policy=absence(s))),
+    "the proof of another state": ("certificate-policy", lambda s: replace(s, policy=foreign_proof("policy"))),
+    "a proof with another value": ("certificate-policy", lambda s: replace(s, policy=with_value(s, b"{}"))),
+    "a proof with too few steps": ("certificate-policy", lambda s: replace(s, policy=cut_short(s))),
+    "a proof that is no hash": ("certificate-policy", lambda s: replace(s, policy=no_hash(s))),
 }
 
 
@@ -374,6 +412,87 @@ def test_a_lie_is_refused_though_the_registry_signed_it(lie: str, sound: Certifi
     with pytest.raises(Integrity) as refused:
         verify(resigned(sound, change))
     assert refused.value.code == code
+
+
+def forged_creation(**policy: Any) -> Any:
+    """An entry that creates acme once more, by the Registry's key alone: its signers are the thief's."""
+    args = msgspec.to_builtins(
+        TenantCreate(
+            policy=PolicyRow(version=1, domain="us", admins=("ann",), **policy),
+            signers=SignersRow(keys=keys_of("thief"), threshold=1),
+            binding_id="b1",
+            provider="customer-kms",
+            descriptor={"url": "https://kms.example"},
+        )
+    )
+    word = trust.make_authority(
+        mesh="example",
+        namespace="acme",
+        command_id="x",
+        kind="tenant.create",
+        args=args,
+        not_after=2**52,
+        signers=[signer("thief")],
+    )
+    return build.extend(
+        None,
+        mesh="example",
+        namespace="acme",
+        kind="tenant.create",
+        args=args,
+        mesh_seq=1,
+        suite=DsseSuite(signer("registry")),
+        command_id="x",
+        authority=(word,),
+    )
+
+
+@pytest.mark.parametrize("own_proofs", [True, False])
+def test_a_forged_creation_leaves_no_holder_out(own_proofs: bool) -> None:
+    """Whoever has the Registry's key signs a policy without the region that still serves, and lies about the rest."""
+    bench = suspended()
+    bench.ack_tasks("us-east")
+    forged = forged_creation(home="us-east", regions=("us-east",))
+    trust.verify_entry(forged.head, bench.state.spaces["mesh"].rows, None, bench.state.config.suite)
+    space, kill = bench.state.spaces["acme"], bench.state.kills[("acme", "s1")]
+    mesh = bench.state.spaces["mesh"]
+    made = certificate.make_certificate(
+        replace(kill.record, holders=("node:us-east/n1",)),
+        kill.evidence,
+        entry=space.entries[kill.record.seq - 1],
+        countersignatures=space.commits[kill.record.seq].countersignatures,
+        mesh=spaces.state_at(mesh, kill.record.mesh_seq),
+        tenant=forged.head,
+        rows=forged.rows if own_proofs else space.rows,
+        suite=bench.state.config.suite,
+        now=bench.now,
+    )
+    with pytest.raises(Integrity) as refused:
+        verify(made)
+    assert refused.value.code == "certificate-policy"
+
+
+def test_a_wide_certificate_needs_no_policy() -> None:
+    bench = with_tenant()
+    bench.ok(bench.scope_command("suspend", "region:us-west", "s1", by=OFFICERS[:2]))
+    bench.ack_tasks("us-west")
+    statement = verify(bench.certificates[0].certificate).statement
+    assert (statement.tenant, statement.policy, statement.signers) == (None, None, None)
+
+
+def test_a_certificate_outlives_the_rows_that_are_kept() -> None:
+    """So many entries later that the rows after the suspension are gone: they are made again."""
+    bench = suspended()
+    bench.ack_tasks("us-east")
+    space = bench.state.spaces["acme"]
+    seq = bench.state.kills[("acme", "s1")].record.seq
+    kept = spaces.rows_at(space, seq)
+    for n in range(3):
+        bench.ok(bench.label("acme", n))
+    del space.versions[seq]
+    assert spaces.rows_at(space, seq) == kept != space.rows
+    bench.advance(BOUND_MS)
+    assert verify(bench.certificates[0].certificate).by_bound == ("node:us-west/n1",)
 
 
 def test_a_statement_signed_by_anybody_else_is_refused(sound: Certificate) -> None:
