@@ -131,7 +131,7 @@ class KeymeshKms:
         trust_pem = descriptor.ca_pem.encode("ascii")
         try:
             context = credentials.client_context(trust_pem=trust_pem, check=check_kms_server)
-        except OSError as bad:
+        except (OSError, ValueError) as bad:
             raise Refused.bad_field("ca_pem", "not PEM certificates") from bad
         url = descriptor.replicas[replica]
         self._client = PeerClient(url, context, timeout_s=TIMEOUT_S, answer_max_bytes=ANSWER_MAX_BYTES)

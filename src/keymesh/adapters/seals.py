@@ -21,7 +21,7 @@ from keymesh.crypto.kid import check_kid, kid_bytes, kid_hex, kid_of
 from keymesh.crypto.pages import KeyPages, SecretBytes
 from keymesh.crypto.xaes import XaesKey
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, Refused
+from keymesh.model.errors import Integrity, KeymeshError, Refused
 
 MASTER_FILE: Final = "master.json"
 FILE_SEAL_KEY: Final = "seal.key"
@@ -95,7 +95,7 @@ def open_shamir_seal(record: MasterRecord, shares: Sequence[str], pages: KeyPage
         combined[:] = bytes(len(combined))
     try:
         check_kid(master.reveal(), kid_bytes(record.kid))
-    except Integrity:
+    except KeymeshError:
         master.wipe()
         raise
     return master

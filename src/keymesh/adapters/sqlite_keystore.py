@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keymesh.core.keystore import StoredIvk, StoredKey
-from keymesh.model.errors import Unavailable
+from keymesh.model.errors import Integrity, Unavailable
 from keymesh.model.ids import Digest, Kid
 from keymesh.model.states import IvkState
 from keymesh.model.time import Instant
@@ -51,9 +51,10 @@ class SqliteKeyStore:
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.executescript(_SCHEMA)
+        with self._guard() as db:
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=FULL")
+            db.executescript(_SCHEMA)
 
     @contextmanager
     def _guard(self) -> Iterator[sqlite3.Connection]:
@@ -61,6 +62,8 @@ class SqliteKeyStore:
             yield self._db
         except sqlite3.OperationalError as bad:
             raise Unavailable("storage", f"the key store does not answer: {bad}") from bad
+        except (sqlite3.DatabaseError, ValueError) as bad:
+            raise Integrity("storage", f"the key store's file is damaged: {bad}") from bad
 
     def get_key(self, kid: str) -> StoredKey | None:
         with self._guard() as db:
@@ -115,17 +118,17 @@ class SqliteKeyStore:
             rows = db.execute(
                 "SELECT generation, kid, state, created_at, wraps, blob FROM ivks ORDER BY generation DESC"
             ).fetchall()
-        return tuple(
-            StoredIvk(
-                generation=generation,
-                kid=Kid(kid),
-                state=IvkState(state),
-                created_at=Instant(created_at),
-                wraps=wraps,
-                blob=blob,
+            return tuple(
+                StoredIvk(
+                    generation=generation,
+                    kid=Kid(kid),
+                    state=IvkState(state),
+                    created_at=Instant(created_at),
+                    wraps=wraps,
+                    blob=blob,
+                )
+                for generation, kid, state, created_at, wraps, blob in rows
             )
-            for generation, kid, state, created_at, wraps, blob in rows
-        )
 
     def put_ivk(self, stored: StoredIvk) -> None:
         with self._guard() as db:

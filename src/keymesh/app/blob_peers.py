@@ -41,7 +41,7 @@ class BlobPeers:
                 await self._client_of(region).request(
                     "PUT", f"/v1/blobs/{tenant}/{name}", blob, content_type=BLOB_TYPE, timeout_s=5.0
                 )
-            except (Unavailable, Refused) as failed:
+            except (Unavailable, Refused, Integrity) as failed:
                 last = failed
                 continue
             return (region,)

@@ -274,17 +274,22 @@ class CoreProcess:
             if holding.applied is not None:
                 states.append((namespace, self._recorded_rows(namespace)))
         states.append((MESH_NAMESPACE, self._recorded_rows(MESH_NAMESPACE)))
-        self.shell.feed(self.keys.cascades.snapshot(states))
+        try:
+            taken = self.keys.cascades.snapshot(states)
+        except KeymeshError as failed:  # sealed, or a store that does not answer: the machine asks again
+            log.warning("snapshot not taken", extra={"fields": {"reason": failed.code}})
+            return
+        self.shell.feed(taken)
 
     def _recorded_rows(self, namespace: str) -> dict[str, bytes]:
         try:
             record = self.records.read(f"ns/{namespace}")
-        except (Refused, Integrity):
+        except (Refused, Integrity):  # damaged: an empty state shows as drift
             return {}
         return {} if record is None else dict(record.rows)
 
     def _reply_local(self, effect: ReplyLocal) -> None:
-        waiter = self.replies.pop(f"local/{effect.command_id}", None)
+        waiter = self.replies.pop(f"local/{effect.scope}/{effect.command_id}", None)
         if waiter is not None and not waiter.done():
             waiter.set_result(effect)
 

@@ -20,7 +20,7 @@ from keymesh.crypto import blob as l4
 from keymesh.crypto.kid import kid_bytes
 from keymesh.ledger.receipts import Outcome, Receipt
 from keymesh.model.errors import Integrity, Refused, Unavailable
-from keymesh.model.ids import CorrelationId, Namespace
+from keymesh.model.ids import CorrelationId, Namespace, check_token
 from keymesh.model.machine import Address, Received, edge_address
 from keymesh.model.states import Operation
 from keymesh.orbital import edge_wire as wire
@@ -147,7 +147,9 @@ class EdgeDoor:
         """Counted once by its id, and receipted in aggregate before it is acknowledged."""
         if (report.tenant, report.service) != (identity.tenant, identity.service):
             raise Refused("denied", "the certificate is for another tenant or service")
-        name = f"{address}/{report.report_id}"
+        if min(report.minted, report.opened, report.refused) < 0:
+            raise Refused.bad_field("minted, opened, refused", "counts from 0")
+        name = f"{address}/{check_token('report_id', report.report_id)}"
         if name not in self._reports:
             self._receipt(str(identity), "key-use", report.tenant, usage_subject(report))
             self._reports[name] = None

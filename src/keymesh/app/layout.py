@@ -59,7 +59,12 @@ class MeshPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     kms_ports: dict[str, int] | None = None
 
     def url(self, src: str, dst: str) -> str:
-        """Base URL of ``dst`` (``registry`` or a region) as processes of region ``src`` reach it."""
+        """Base URL of ``dst`` (``registry`` or a region) as processes of region ``src`` reach it.
+
+        Raises Refused for a region that is not in the plan.
+        """
+        if dst != "registry" and dst not in self.regions:
+            raise Refused("unknown-region", f"{dst[:64]!r} is not in this mesh's plan", field="region")
         port = self.registry_port if dst == "registry" else self.regions[dst].port
         if self.links is not None:
             port = self.links.get(f"{src} {dst}", port)

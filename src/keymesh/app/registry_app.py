@@ -36,7 +36,7 @@ from keymesh.control.log import Conflict, UnknownOutcome
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
-from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.limits import HTTP_BODY_MAX_BYTES
 from keymesh.model.machine import Received, node_address
@@ -299,9 +299,13 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     die_with_parent()
     setup_logging("registry")
-    run_known_answer_tests()
     layout = Layout(Path(args.dir))
-    asyncio.run(RegistryProcess(layout, load_plan(layout)).run())
+    try:
+        run_known_answer_tests()
+        asyncio.run(RegistryProcess(layout, load_plan(layout)).run())
+    except KeymeshError as refused:
+        log.critical("start refused", extra={"fields": {"code": refused.code, "reason": refused.message}})
+        return int(refused.exit_code)
     return 0
 
 

@@ -69,10 +69,10 @@ class Shell:
         ahead_ms = self._watch.ahead_ms - self._ahead_ms
         if ahead_ms > 0:
             self._ahead_ms += ahead_ms
-            self._run(now, ClockWentAhead(ahead_ms))
+            self._guarded(now, ClockWentAhead(ahead_ms))
         if back:
             log.error("wall clock went back", extra={"fields": {"machine": self.name}})
-            self._run(now, ClockWentBack())
+            self._guarded(now, ClockWentBack())
         return now
 
     def boot(self) -> None:
@@ -82,14 +82,15 @@ class Shell:
         self.feed(Booted(records=records, mark=mark, entropy=os.urandom(32)))
 
     def feed(self, event: Any) -> None:
-        """One event in, its effects carried out.  After ``stop`` nothing happens any more.
+        """One event in, its effects carried out.  After ``stop`` nothing happens any more."""
+        self._guarded(self.now(), event)
 
-        A failure in here is our bug, and the state is what nobody planned: the process ends.
-        """
+    def _guarded(self, now: Instant, event: Any) -> None:
+        """A failure in here is our bug, and the state is what nobody planned: the process ends."""
         if self.stopped:
             return
         try:
-            self._run(self.now(), event)
+            self._run(now, event)
         except Exception as bug:
             die(f"{self.name} failed at {type(event).__name__}", bug)
 

@@ -128,14 +128,14 @@ class Supervisor:
             if self.stopping:
                 return
             log.warning("process ended", extra={"fields": {"child": child.name, "exit": child.last_exit}})
-            if child.held:
+            if not child.held:
+                backoff = BACKOFF_MIN_S if time.monotonic() - began > 10 else min(BACKOFF_MAX_S, backoff * 2)
+                await asyncio.sleep(backoff)
+            if child.held:  # before it ended, or while it waited to be started again
                 await child.release.wait()
                 child.release.clear()
                 child.held = False
                 backoff = BACKOFF_MIN_S
-            else:
-                backoff = BACKOFF_MIN_S if time.monotonic() - began > 10 else min(BACKOFF_MAX_S, backoff * 2)
-                await asyncio.sleep(backoff)
             child.restarts += 1
 
     async def _start(self, child: Child) -> None:
@@ -184,7 +184,8 @@ class Supervisor:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
             while line := await reader.readline():
-                answer = self._do(json.loads(line))
+                request = json.loads(line)
+                answer = self._do(request) if isinstance(request, dict) else {"ok": False}
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
         writer.close()
@@ -198,7 +199,7 @@ class Supervisor:
                 self._stop.set()
                 return {"ok": True}
             case "kill" | "hold" if child is not None and child.process is not None:
-                child.held = request["do"] == "hold"
+                child.held = child.held or request["do"] == "hold"
                 with contextlib.suppress(ProcessLookupError):
                     child.process.kill()
                 return {"ok": True}

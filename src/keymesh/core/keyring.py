@@ -46,9 +46,10 @@ def ivk_subject(region: str, generation: int, kid: str) -> Subject:
 
 
 class Keyring:
-    """Master, IVKs, L2s and L3s of one Core, by kid.  ``namespace`` of internal keys is ``cluster``."""
+    """Master, IVKs, L2s and L3s of one Core, by kid."""
 
-    INTERNAL = "cluster"
+    INTERNAL = "cluster/"
+    """The namespace of internal keys: no tenant can have that name."""
 
     def __init__(self, region: str, pages: KeyPages, entropy: Entropy) -> None:
         self.region = region

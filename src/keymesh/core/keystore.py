@@ -42,7 +42,7 @@ class StoredIvk:
 
 
 class KeyStore(Protocol):
-    """All methods raise Unavailable where the store does not answer or cannot write."""
+    """All methods raise Unavailable where the store does not answer or cannot write, Integrity where it is damaged."""
 
     def get_key(self, kid: str) -> StoredKey | None: ...
 

@@ -20,7 +20,8 @@ WRAPPED_MAX_BYTES: Final = 256
 PLAIN_MAX_BYTES: Final = 64
 CA_PEM_MAX_CHARS: Final = 16 * 1024
 REPLICAS_MAX: Final = 32
-_URL: Final = re.compile(r"https://(?:[a-z0-9.-]{1,253}|\[[0-9a-f:]{2,39}\]):[1-9][0-9]{0,4}")
+_LABEL: Final = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_URL: Final = re.compile(rf"https://(?:(?=.{{1,253}}:){_LABEL}(?:\.{_LABEL})*|\[[0-9a-f:]{{2,39}}\]):[1-9][0-9]{{0,4}}")
 
 
 class L1Denied(Refused):

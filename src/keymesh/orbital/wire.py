@@ -6,6 +6,7 @@ nobody's idea of its content is trusted.  Unknown tags and fields are refused.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from typing import Any, Final
@@ -33,6 +34,19 @@ def _dec(shape: type, value: Any) -> Any:
     raise Integrity("wire", f"{shape.__name__} has no wire form")
 
 
+def _check_fields(made: Any, plain: Any) -> None:
+    """Structs refuse unknown fields themselves; in dataclasses msgspec passes over them, so they are refused here."""
+    if isinstance(made, tuple):
+        for one, plain_one in zip(made, plain, strict=True):
+            _check_fields(one, plain_one)
+    elif dataclasses.is_dataclass(made):
+        known = made.__dataclass_fields__
+        for unknown in plain.keys() - known.keys():
+            raise Refused.bad_field(unknown[:64], f"is not a field of {type(made).__name__}")
+        for name in plain:
+            _check_fields(getattr(made, name), plain[name])
+
+
 def _message_types(module: Any) -> Iterable[type]:
     base = control_messages.Message
     for name in sorted(vars(module)):
@@ -53,9 +67,7 @@ class Codec:
         if self._types.get(name) is not type(value):
             raise TypeError(f"{name} is not registered with this codec")
         body = msgspec.to_builtins(value, enc_hook=_enc)
-        return json.dumps(
-            {"t": name, "v": body}, sort_keys=True, separators=(",", ":"), ensure_ascii=False
-        ).encode()
+        return json.dumps({"t": name, "v": body}, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
     def decode(self, raw: bytes, *, max_bytes: int) -> Any:
         """Raises Refused (malformed, unknown tag or field) or Integrity (a signed entry that is not in its form)."""
@@ -68,9 +80,11 @@ class Codec:
         if shape is None:
             raise Refused.bad_field("t", f"{value['t'][:64]!r} is not a known message type")
         try:
-            return msgspec.convert(value["v"], shape, strict=True, dec_hook=_dec)
+            made: Any = msgspec.convert(value["v"], shape, strict=True, dec_hook=_dec)
         except msgspec.ValidationError as bad:
             raise Refused("bad-field", str(bad), field=value["t"]) from bad
+        _check_fields(made, value["v"])
+        return made
 
 
 MESSAGE_TYPES: Final = (

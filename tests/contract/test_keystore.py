@@ -1,0 +1,259 @@
+"""One contract for every key store: compare-and-set, order, damage, disks that are full."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from keymesh.adapters.sqlite_keystore import SqliteKeyStore
+from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
+from keymesh.model.errors import Integrity, Unavailable
+from keymesh.model.ids import Digest, Kid
+from keymesh.model.states import IvkState
+from keymesh.model.time import Instant
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keystore.db"
+
+
+@pytest.fixture
+def sqlite(path: Path) -> Iterator[SqliteKeyStore]:
+    made = SqliteKeyStore(path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(sqlite: SqliteKeyStore) -> KeyStore:
+    return sqlite
+
+
+def stored(n: int = 1, *, namespace: str = "acme", key: str = "l2", version: int = 1, revision: int = 1) -> StoredKey:
+    return StoredKey(
+        namespace=namespace,
+        key=key,
+        version=version,
+        revision=revision,
+        kid=Kid(f"{n:032x}"),
+        digest=Digest(f"{n:064x}"),
+        ivk_kid=f"{7:032x}",
+        blob=b"\0blob" + bytes([n]),
+    )
+
+
+def ivk(generation: int, state: IvkState = IvkState.ACTIVE) -> StoredIvk:
+    return StoredIvk(
+        generation=generation,
+        kid=Kid(f"{generation:032x}"),
+        state=state,
+        created_at=Instant(1_000 + generation),
+        wraps=0,
+        blob=b"ivk" + bytes([generation]),
+    )
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_put_once_and_read_whole(store: KeyStore) -> None:
+    assert store.get_key(stored().kid) is None
+    assert store.put_key(stored(), over=None)
+    assert store.get_key(stored().kid) == stored()
+    assert not store.put_key(replace(stored(), blob=b"other"), over=None)
+    assert store.get_key(stored().kid) == stored()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"revision": 2}, {"ivk_kid": "9" * 32}, {"blob": b"x"}],
+    ids=["revision", "seal", "bytes"],
+)
+def test_compare_and_set_compares_all_that_can_change(store: KeyStore, change: dict[str, object]) -> None:
+    store.put_key(stored(), over=None)
+    new = replace(stored(), revision=5, blob=b"new")
+    stale = replace(stored(), **change)  # type: ignore[arg-type]
+    assert not store.put_key(new, over=stale)
+    assert store.get_key(stored().kid) == stored()
+    assert store.put_key(new, over=stored())
+    assert store.get_key(stored().kid) == new
+    assert not store.put_key(stored(), over=stored())
+
+
+def test_nothing_is_put_over_what_is_gone(store: KeyStore) -> None:
+    store.put_key(stored(), over=None)
+    store.drop_key(stored().kid)
+    store.drop_key(stored().kid)
+    assert not store.put_key(replace(stored(), revision=2), over=stored())
+    assert store.get_key(stored().kid) is None
+    assert store.put_key(stored(), over=None)
+
+
+def test_of_many_writers_over_one_state_exactly_one_wins(sqlite: SqliteKeyStore, path: Path) -> None:
+    sqlite.put_key(stored(), over=None)
+    won: list[int] = []
+    barrier = threading.Barrier(6)
+
+    def write(n: int) -> None:
+        mine = SqliteKeyStore(path)
+        over = mine.get_key(stored().kid)
+        barrier.wait()
+        if mine.put_key(replace(stored(), revision=2, blob=bytes([n])), over=over):
+            won.append(n)
+        mine.close()
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(won) == 1
+    left = sqlite.get_key(stored().kid)
+    assert left is not None
+    assert left.blob == bytes([won[0]])
+
+
+def test_of_many_writers_of_a_new_key_exactly_one_wins(path: Path, sqlite: SqliteKeyStore) -> None:
+    won: list[bool] = []
+    barrier = threading.Barrier(6)
+
+    def write(n: int) -> None:
+        mine = SqliteKeyStore(path)
+        barrier.wait()
+        won.append(mine.put_key(replace(stored(), blob=bytes([n])), over=None))
+        mine.close()
+
+    threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(won) == [False] * 5 + [True]
+
+
+def test_keys_are_listed_by_namespace_key_and_version(store: KeyStore) -> None:
+    rows = [
+        stored(1, namespace="b", key="l2", version=1),
+        stored(2, namespace="a", key="l3/x", version=2),
+        stored(3, namespace="a", key="l3/x", version=10),
+        stored(4, namespace="a", key="l2", version=2),
+        stored(5, namespace="a", key="l2", version=1),
+    ]
+    for row in rows:
+        assert store.put_key(row, over=None)
+    assert store.stored_keys("a") == (rows[4], rows[3], rows[1], rows[2])
+    assert store.stored_keys() == (*store.stored_keys("a"), rows[0])
+    assert store.stored_keys("c") == ()
+    assert store.stored_keys("a' OR '1'='1") == ()
+
+
+# --- internal keys ---------------------------------------------------------------------------------------------------
+
+
+def test_internal_keys_newest_first_and_only_their_state_changes(store: KeyStore) -> None:
+    assert store.ivks() == ()
+    for generation in (1, 3, 2):
+        store.put_ivk(ivk(generation))
+    assert [i.generation for i in store.ivks()] == [3, 2, 1]
+    store.put_ivk(replace(ivk(1, IvkState.GRACE), blob=b"other", created_at=Instant(9), wraps=99))
+    assert store.ivks()[2] == ivk(1, IvkState.GRACE)
+    store.put_ivk(replace(ivk(1, IvkState.REVOKED), kid=Kid("f" * 32)))  # another key under a taken generation
+    assert store.ivks()[2] == ivk(1, IvkState.GRACE)
+
+
+def test_wraps_are_counted_up(store: KeyStore) -> None:
+    store.put_ivk(ivk(1))
+    store.put_ivk(ivk(2))
+    store.count_wraps(ivk(1).kid, 3)
+    store.count_wraps(ivk(1).kid, 2**32)
+    store.count_wraps("e" * 32, 1)
+    assert [i.wraps for i in store.ivks()] == [0, 2**32 + 3]
+    store.put_ivk(ivk(1, IvkState.GRACE))
+    assert store.ivks()[1].wraps == 2**32 + 3
+
+
+# --- blobs -----------------------------------------------------------------------------------------------------------
+
+
+def test_blobs_are_each_tenants_own(store: KeyStore) -> None:
+    digest = "ab" * 32
+    assert store.get_blob("acme", digest) is None
+    store.put_blob("acme", digest, b"one")
+    store.put_blob("acme", digest, b"one")
+    store.put_blob("other", digest, b"two")
+    assert (store.get_blob("acme", digest), store.get_blob("other", digest)) == (b"one", b"two")
+    store.put_blob("acme", digest, b"mended")
+    assert store.get_blob("acme", digest) == b"mended"
+    store.drop_blob("acme", digest)
+    store.drop_blob("acme", digest)
+    assert (store.get_blob("acme", digest), store.get_blob("other", digest)) == (None, b"two")
+
+
+# --- life ------------------------------------------------------------------------------------------------------------
+
+
+def test_everything_is_there_after_a_reopen_and_the_owners_alone(path: Path) -> None:
+    first = SqliteKeyStore(path)
+    first.put_key(stored(), over=None)
+    first.put_ivk(ivk(1))
+    first.put_blob("acme", "ab" * 32, b"one")
+    assert {oct(file.stat().st_mode & 0o777) for file in path.parent.glob("keystore.db*")} == {"0o600"}
+    first.close()
+    again = SqliteKeyStore(path)
+    assert again.get_key(stored().kid) == stored()
+    assert again.ivks() == (ivk(1),)
+    assert again.get_blob("acme", "ab" * 32) == b"one"
+    again.close()
+
+
+def test_a_full_disk_is_unavailable_and_changes_nothing(sqlite: SqliteKeyStore) -> None:
+    sqlite.put_key(stored(), over=None)
+    sqlite.put_ivk(ivk(1))
+    pages = sqlite._db.execute("PRAGMA page_count").fetchone()[0]
+    sqlite._db.execute(f"PRAGMA max_page_count = {pages}")
+    big = bytes(100_000)
+    for write in (
+        lambda: sqlite.put_key(replace(stored(), revision=2, blob=big), over=stored()),
+        lambda: sqlite.put_key(replace(stored(2), blob=big), over=None),
+        lambda: sqlite.put_ivk(replace(ivk(2), blob=big)),
+        lambda: sqlite.put_blob("acme", "ab" * 32, big),
+    ):
+        with pytest.raises(Unavailable) as full:
+            write()
+        assert full.value.code == "storage"
+    assert sqlite.stored_keys() == (stored(),)
+    assert sqlite.ivks() == (ivk(1),)
+    assert sqlite.get_blob("acme", "ab" * 32) is None
+
+
+@pytest.mark.parametrize("word", ["", "ACTIVE", "act", "active ", "deleted"])
+def test_an_internal_key_in_an_unknown_state_is_an_integrity_error(sqlite: SqliteKeyStore, word: str) -> None:
+    """Neither a guess nor a crash: what cannot be understood is not used."""
+    sqlite.put_ivk(ivk(1))
+    sqlite._db.execute("UPDATE ivks SET state = ?", (word,))
+    with pytest.raises(Integrity):
+        sqlite.ivks()
+
+
+def test_a_damaged_file_is_an_integrity_error(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 300)
+    with pytest.raises(Integrity):
+        SqliteKeyStore(path)
+    path.unlink()
+    store = SqliteKeyStore(path)
+    for n in range(1, 80):
+        store.put_key(replace(stored(n), blob=bytes(600)), over=None)
+    store.close()
+    raw = bytearray(path.read_bytes())
+    raw[4096 * 8 :] = b"\x5a" * (len(raw) - 4096 * 8)
+    path.write_bytes(raw)
+    again = SqliteKeyStore(path)
+    with pytest.raises(Integrity):
+        again.stored_keys()
+        again.ivks()
+    again.close()
