@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from keymesh.adapters.http_client import PeerClient
 from keymesh.adapters.tls import Credentials, MeshTls
 from keymesh.app.bootstrap import load_signer
 from keymesh.app.layout import Layout, MeshPlan, load_plan, resolve_dir
+from keymesh.app.renewal import renew_if_due
 from keymesh.control.trust import make_authority
 from keymesh.crypto.dsse import envelope_to_json
 from keymesh.model import strict_json
@@ -31,7 +33,7 @@ class AdminClient:
     def __init__(self, layout: Layout, plan: MeshPlan) -> None:
         self.layout = layout
         self.plan = plan
-        self._mesh = MeshTls(Credentials(layout.admin / "operator.pem"), MeshName(plan.mesh), layout.ca.read_bytes())
+        self._mesh = MeshTls(operator_credentials(layout, plan.mesh), MeshName(plan.mesh), layout.ca.read_bytes())
         self._clients: dict[str, PeerClient] = {}
 
     async def __aenter__(self) -> AdminClient:
@@ -119,6 +121,16 @@ class AdminClient:
             if time.monotonic() >= deadline:
                 raise Unavailable("timeout", f"{what} did not happen within {timeout_s:.0f} s; it may still")
             await asyncio.sleep(0.1)
+
+
+def operator_credentials(layout: Layout, mesh: str) -> Credentials:
+    """The operator's certificate, renewed first where half of its day has passed and the mesh's CA is at hand."""
+    credentials = Credentials(layout.admin / "operator.pem")
+    authority_file = layout.pki / "mesh-ca.pem"
+    if authority_file.exists():
+        with contextlib.suppress(OSError):  # a directory that may only be read: go on with what is there
+            renew_if_due(credentials, authority_file, mesh)
+    return credentials
 
 
 def new_command_id() -> str:
