@@ -134,12 +134,12 @@ class CoreApi:
         if request.idempotency_key is None:
             raise Refused.bad_field("idempotency-key", "required")
         actor = self._admin_of(request, str(scope.tenant), Action(body.action))
-        key = f"local/{request.idempotency_key}"
+        key = f"local/{scope}/{request.idempotency_key}"
         waiter = self._core.replies[key] = asyncio.get_running_loop().create_future()
         self._core.shell.feed(
             LocalRestrict(
                 command_id=request.idempotency_key,
-                scope=body.scope,
+                scope=str(scope),
                 action=body.action,
                 actor=actor,
                 correlation_id=request.correlation_id,

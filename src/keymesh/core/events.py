@@ -102,9 +102,10 @@ class TakeSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ReplyLocal:
-    """Outcome of a ``LocalRestrict``: durable here (``recorded``) or not."""
+    """Outcome of the ``LocalRestrict`` of that id and scope: durable here (``recorded``) or not."""
 
     command_id: str
+    scope: str
     recorded: bool
     reason: str = ""
 

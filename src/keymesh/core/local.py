@@ -15,7 +15,7 @@ from keymesh.control.rows import RestrictionRow, Rows, get
 from keymesh.core import restrictions
 from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.core.records import LocalRecord, local_name
-from keymesh.core.state import LocalSuspension, NodeState, Out, note
+from keymesh.core.state import LocalKey, LocalSuspension, NodeState, Out, note
 from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import check_token
 from keymesh.model.machine import REGISTRY, Send
@@ -27,12 +27,12 @@ ACTIONS = frozenset({"suspend", "revoke"})
 
 @dataclass(frozen=True, slots=True)
 class LocalPending:
-    command_id: str
+    key: LocalKey
 
 
 @dataclass(frozen=True, slots=True)
 class ReleasePending:
-    command_ids: tuple[str, ...]
+    keys: tuple[LocalKey, ...]
 
 
 def is_recorded_by(position: tuple[int, int] | None, applied: Leaf) -> bool:
@@ -52,64 +52,70 @@ def is_shown_by(row: RestrictionRow | None, record: LocalRecord, position: tuple
 
 def restore(state: NodeState, record: LocalRecord) -> None:
     """Take up a local suspension of an earlier life."""
-    state.locals[record.command_id] = LocalSuspension(record, parse_scope(record.scope), recorded=True)
+    held = LocalSuspension(record, parse_scope(record.scope), recorded=True)
+    state.locals[held.key] = held
     state.restrictions_changed()
 
 
 def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) -> None:
     """Restrict here and now; the reply follows the record."""
-    held = state.locals.get(event.command_id)
-    if held is not None:
-        same = (held.record.scope, held.record.action) == (event.scope, event.action)
-        if held.recorded or not same:
-            out.append(ReplyLocal(event.command_id, same, "" if same else "conflict"))
-        else:
-            _persist(state, held, out)
-        return
     try:
         check_token("command_id", event.command_id)
         scope = parse_scope(event.scope)
         if event.action not in ACTIONS:
             raise Refused.bad_field("action", "suspend or revoke")
     except Refused as bad:
-        out.append(ReplyLocal(event.command_id, False, bad.code))
+        out.append(ReplyLocal(event.command_id, event.scope, False, bad.code))
+        return
+    held = state.locals.get((scope.namespace, event.command_id))
+    if held is not None:
+        _repeated(state, held, event, out)
         return
     record = LocalRecord(
         event.command_id, event.scope, event.action, event.actor, event.correlation_id, event.authority
     )
-    held = state.locals[event.command_id] = LocalSuspension(record, scope)
+    held = LocalSuspension(record, scope)
+    state.locals[held.key] = held
     state.restrictions_changed()
     restrictions.enforce(state, now, scope, (0, 0), event.correlation_id, out)
     _persist(state, held, out)
 
 
+def _repeated(state: NodeState, held: LocalSuspension, event: LocalRestrict, out: Out) -> None:
+    """The namespace has that command id already."""
+    same = (held.record.scope, held.record.action) == (event.scope, event.action)
+    if held.recorded or not same:
+        out.append(ReplyLocal(event.command_id, event.scope, same, "" if same else "conflict"))
+    else:
+        _persist(state, held, out)
+
+
 def _persist(state: NodeState, held: LocalSuspension, out: Out) -> None:
-    record = held.record
-    state.persist("local", LocalPending(record.command_id), ((local_name(record.command_id), record),), (), out)
+    state.persist("local", LocalPending(held.key), ((local_name(*held.key), held.record),), (), out)
 
 
 def on_persisted(state: NodeState, pending: LocalPending, out: Out) -> None:
-    held = state.locals.get(pending.command_id)
+    held = state.locals.get(pending.key)
     if held is None:
         return
     held.recorded = True
-    out.append(ReplyLocal(pending.command_id, True))
+    out.append(ReplyLocal(held.record.command_id, held.record.scope, True))
     note(out, "local-suspension", held.record.correlation_id, scope=held.record.scope)
     _forward(held, out)
 
 
 def on_failed(state: NodeState, pending: LocalPending, out: Out) -> None:
     """It stays in force in memory; the caller hears that it is not durable, and it is tried again."""
-    out.append(ReplyLocal(pending.command_id, False, "storage"))
-    held = state.locals.get(pending.command_id)
+    held = state.locals.get(pending.key)
     if held is not None:
+        out.append(ReplyLocal(held.record.command_id, held.record.scope, False, "storage"))
         _forward(held, out)
 
 
 def forward(state: NodeState, out: Out) -> None:
     """Tell the Registry again of what it has not yet placed in the log."""
-    for command_id in sorted(state.locals):
-        held = state.locals[command_id]
+    for key in sorted(state.locals):
+        held = state.locals[key]
         if held.position is None and not held.refused:
             _forward(held, out)
 
@@ -133,13 +139,13 @@ def _forward(held: LocalSuspension, out: Out) -> None:
 
 def on_recorded(state: NodeState, message: Recorded, out: Out) -> None:
     """The Registry placed it in the log, or refused it for good; refused, it stays a local suspension."""
-    held = state.locals.get(message.command_id)
+    held = state.locals.get((message.namespace, message.command_id))
     if held is None:
         return
     if message.refused:
         held.refused = True
         note(out, "local-suspension-refused", held.record.correlation_id, scope=held.record.scope, code=message.refused)
-    elif message.namespace == held.scope.namespace:
+    else:
         held.position = (message.epoch, message.seq)
         release(state, out)
 
@@ -150,8 +156,8 @@ def release(state: NodeState, out: Out) -> None:
     Where the applied rows do not show the entry it is not there: the suspension stays, and is forwarded again.
     """
     done = []
-    for command_id in sorted(state.locals):
-        held = state.locals[command_id]
+    for key in sorted(state.locals):
+        held = state.locals[key]
         holding = state.holding(held.scope.namespace)
         position = held.position
         if position is None or holding is None or holding.applied is None:
@@ -159,12 +165,12 @@ def release(state: NodeState, out: Out) -> None:
         if not is_recorded_by(position, holding.leaf):
             continue
         if is_shown_by(_row_of(holding.applied.rows, held.record.scope), held.record, position):
-            done.append(command_id)
+            done.append(key)
         else:
             held.position = None
             note(out, "local-suspension-not-shown", held.record.correlation_id, scope=held.record.scope)
     if done:
-        names = tuple(local_name(name) for name in done)
+        names = tuple(local_name(*key) for key in done)
         state.persist("local-release", ReleasePending(tuple(done)), (), names, out)
 
 
@@ -178,7 +184,7 @@ def _row_of(rows: Rows, scope: str) -> RestrictionRow | None:
 
 def on_released(state: NodeState, pending: ReleasePending, out: Out) -> list[str]:
     """Their records are gone, so they end.  The namespaces that may have opened by it."""
-    found = [held for name in pending.command_ids if (held := state.locals.pop(name, None)) is not None]
+    found = [held for key in pending.keys if (held := state.locals.pop(key, None)) is not None]
     state.restrictions_changed()
     for held in found:
         note(out, "local-suspension-recorded", held.record.correlation_id, scope=held.record.scope)

@@ -83,8 +83,9 @@ def state_name(namespace: str) -> str:
     return f"ns/{namespace}"
 
 
-def local_name(command_id: str) -> str:
-    return f"local/{command_id}"
+def local_name(namespace: str, command_id: str) -> str:
+    """A command id is one namespace's: another tenant may use the same."""
+    return f"local/{namespace}/{command_id}"
 
 
 def edge_lease_name(lease_id: str) -> str:

@@ -26,6 +26,8 @@ from keymesh.model.scope import Scope
 from keymesh.model.time import NEVER, Instant
 
 Puts = tuple[tuple[str, Any], ...]
+LocalKey = tuple[str, str]
+"""Of a local suspension: (namespace, command id)."""
 Out = list[Any]
 """Effects of the step in hand, in order; rules append to it."""
 
@@ -116,6 +118,10 @@ class LocalSuspension:
     position: tuple[int, int] | None = None
     refused: bool = False
 
+    @property
+    def key(self) -> LocalKey:
+        return self.scope.namespace, self.record.command_id
+
 
 @dataclass(frozen=True, slots=True)
 class Outstanding:
@@ -178,7 +184,7 @@ class NodeState:
     mesh: Holding = field(default_factory=lambda: Holding(MESH_NAMESPACE))
     mesh_view: MeshView = EMPTY_MESH
     tenants: dict[str, Holding] = field(default_factory=dict)
-    locals: dict[str, LocalSuspension] = field(default_factory=dict)
+    locals: dict[LocalKey, LocalSuspension] = field(default_factory=dict)
     covered: dict[tuple[str, str | None, int | None], frozenset[str]] = field(default_factory=dict)  # see context
     # this life
     booted: bool = False

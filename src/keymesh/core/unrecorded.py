@@ -27,7 +27,7 @@ def _key(pending: object) -> str | None:
         case refusals.EvidencePending():
             return f"evidence/{pending.namespace}"
         case local.LocalPending():
-            return f"local/{pending.command_id}"
+            return local_name(*pending.key)
         case _:
             return None
 
@@ -42,7 +42,7 @@ def _namespaces(state: NodeState, pending: object) -> tuple[str, ...]:
         case refusals.EvidencePending():
             return (pending.namespace,)
         case local.LocalPending():
-            held = state.locals.get(pending.command_id)
+            held = state.locals.get(pending.key)
             return () if held is None else (str(held.scope.namespace),)
         case _:
             return ()
@@ -118,6 +118,6 @@ def _puts(state: NodeState, pending: object) -> Iterable[tuple[str, Any]]:
         case refusals.EvidencePending():
             yield from pending.puts
         case local.LocalPending():
-            held = state.locals.get(pending.command_id)
+            held = state.locals.get(pending.key)
             if held is not None and not held.recorded:
-                yield local_name(pending.command_id), held.record
+                yield local_name(*pending.key), held.record

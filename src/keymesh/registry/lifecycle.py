@@ -193,14 +193,15 @@ def on_forward(state: RegistryState, now: Instant, sender: Address, word: Forwar
     session = state.sessions.get(sender)
     if session is None or not state.booted:
         return
+    namespace = ""
     try:
+        namespace = parse_scope(word.scope).namespace
         if word.action not in FORWARDED:
             raise Refused.bad_field("action", "suspend or revoke")
-        namespace = parse_scope(word.scope).namespace
         if not spaces.may_hold(spaces.space_of(state, namespace), session.region):
             raise Refused("unknown", "no such tenant", field="scope")
     except Refused as error:
-        refused = Recorded(command_id=word.command_id, namespace="", epoch=0, seq=0, refused=error.code)
+        refused = Recorded(command_id=word.command_id, namespace=namespace, epoch=0, seq=0, refused=error.code)
         out.append(Send(sender, refused))
         return
     if (namespace, word.command_id) in state.asked:

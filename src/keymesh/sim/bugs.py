@@ -16,6 +16,7 @@ import msgspec
 from keymesh.control import commit, evidence, reduce, reduce_keys, view, voter
 from keymesh.control.rows import RestrictionRow, get
 from keymesh.core import apply, edges, l1_lease, l1_proof, leases, local, restrictions, revoking
+from keymesh.core.records import local_name
 from keymesh.edge import rules as edge_rules
 from keymesh.model.machine import Persist, Send
 from keymesh.model.time import Instant
@@ -119,14 +120,14 @@ def _release_on_resume(state: Any, out: Any) -> None:
     """A resume of the same scope ends a local suspension, whatever was ordered first."""
     _release(state, out)
     done = []
-    for command_id, held in state.locals.items():
+    for key, held in state.locals.items():
         holding = state.holding(held.scope.namespace)
         rows = {} if holding is None or holding.applied is None else holding.applied.rows
         row = get(rows, f"restriction/{held.record.scope}", RestrictionRow)
         if row is not None and row.state == "none":
-            done.append(command_id)
+            done.append(key)
     if done:
-        names = tuple(f"local/{name}" for name in done)
+        names = tuple(local_name(*key) for key in done)
         state.persist("local-release", local.ReleasePending(tuple(done)), (), names, out)
 
 

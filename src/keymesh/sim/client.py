@@ -67,7 +67,7 @@ class Clients:
         self.officers = officers
         self.signers = signers
         self.asked: dict[tuple[str, str], Asked] = {}
-        self.locals: dict[str, Local] = {}
+        self.locals: dict[tuple[str, str], Local] = {}
         self.count = 0
         self._binding: dict[str, int] = {}
         self._makes: dict[str, Callable[..., None]] = {
@@ -221,8 +221,10 @@ class Clients:
     def _local(self, scope: str, region: str) -> None:
         """An administrator suspends at a region; asks again until it is promised."""
         self.count += 1
-        event = LocalRestrict(f"l{self.count}", scope, "suspend", "admin", f"k{self.count}", ())
-        local = self.locals[event.command_id] = Local(event, region)
+        namespace = parse_scope(scope).namespace
+        number = 1 + sum(of == namespace for of, _ in self.locals)  # ids of different tenants meet
+        event = LocalRestrict(f"l{number}", scope, "suspend", "admin", f"k{self.count}", ())
+        local = self.locals[namespace, event.command_id] = Local(event, region)
         self._try_local(local, None)
 
     def _try_local(self, local: Local, _: Any) -> None:
@@ -232,7 +234,7 @@ class Clients:
                 self.world.schedule(_RETRY_MS, self._try_local, local)
 
     def _local_done(self, m: Machine, e: ReplyLocal) -> None:
-        local = self.locals[e.command_id]
+        local = self.locals[parse_scope(e.scope).namespace, e.command_id]
         if e.recorded and local.recorded_at is None:
             local.recorded_at = self.world.t
             self.world.sometimes["local-restriction"] += 1

@@ -45,8 +45,7 @@ def test_remembered_is_in_force(steps: list[tuple[str, str]]) -> None:
                 case "local":
                     bench.feed(LocalRestrict(f"cmd-{n}", scope, "suspend", "ann", "corr"))
                 case "recorded":
-                    for name, suspension in list(bench.state.locals.items()):
-                        namespace = suspension.scope.namespace
+                    for namespace, name in list(bench.state.locals):
                         held = bench.mesh.states[namespace].head.entry
                         where = Recorded(command_id=name, namespace=namespace, epoch=held.epoch, seq=held.seq)
                         bench.receive(where)

@@ -10,6 +10,7 @@ from keymesh.control.entry import Leaf
 from keymesh.control.messages import ForwardRestriction, Recorded
 from keymesh.control.state import NamespaceState
 from keymesh.core import local
+from keymesh.core.context import covered_kinds
 from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.core.records import local_name
 from keymesh.model.ids import ZERO_DIGEST
@@ -17,9 +18,10 @@ from keymesh.model.machine import Address
 from keymesh.model.scope import parse_scope
 from keymesh.model.states import Mode
 from keymesh.model.time import Instant
-from tests.unit.core.bench import TENANT, TTL_MS, Bench, Edge
+from tests.unit.core.bench import SERVICE, TENANT, TTL_MS, Bench, Edge, furnished
 
 SCOPE = f"tenant:{TENANT}"
+KEY = (TENANT, "cmd")
 
 
 def restrict(bench: Bench, command_id: str = "cmd", scope: str = SCOPE, action: str = "suspend") -> None:
@@ -62,9 +64,9 @@ def test_in_force_before_it_is_durable_and_answered_after() -> None:
         ("Persist", "ForwardRestriction"),
     ]:
         assert names.index(earlier) < names.index(later)
-    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", True)]
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", SCOPE, True)]
     assert bench.may().reason == "restricted-local"
-    assert local_name("cmd") in bench.disk
+    assert local_name(TENANT, "cmd") in bench.disk
 
 
 @pytest.mark.parametrize("how", ["cut off", "closed", "sealed", "never applied"])
@@ -82,11 +84,11 @@ def test_in_any_mode(how: str) -> None:
         bench.advance(TTL_MS)
         assert bench.mode() is Mode.CLOSED
     restrict(bench)
-    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", True)]
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", SCOPE, True)]
     bench.reboot()
     bench.give_all()
     bench.renew()
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     assert not bench.may().allowed
     assert bench.memory == set()
 
@@ -111,10 +113,10 @@ def test_it_ends_when_its_entry_is_applied_durably() -> None:
     restrict(bench)
     own = entry_of(bench)
     recorded(bench, own)
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     bench.give(own)
     assert bench.state.locals == {}
-    assert local_name("cmd") not in bench.disk
+    assert local_name(TENANT, "cmd") not in bench.disk
     assert bench.may().reason == "restricted-tenant"
     bench.give(bench.mesh.restrict("resume", SCOPE))
     assert bench.may().allowed
@@ -125,7 +127,7 @@ def test_whichever_comes_first() -> None:
     restrict(bench)
     own = entry_of(bench)
     bench.give(own)
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     recorded(bench, own)
     assert bench.state.locals == {}
 
@@ -153,10 +155,10 @@ def test_applied_in_memory_only_does_not_end_it() -> None:
     bench.crash_at_persist = True
     bench.give(own)
     bench.crash_at_persist = False
-    assert local_name("cmd") in bench.disk
+    assert local_name(TENANT, "cmd") in bench.disk
     bench.reboot()
     bench.renew(leaves={**bench.leaves(), TENANT: bench.holding().leaf})
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     assert not bench.may().allowed
 
 
@@ -169,7 +171,7 @@ def test_a_crash_between_apply_and_release() -> None:
     recorded(bench, own)
     bench.crash_at_persist = False
     bench.reboot()
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     bench.beat()
     assert bench.sent(ForwardRestriction)[-1].command_id == "cmd"
     recorded(bench, own)
@@ -198,7 +200,7 @@ def test_records_of_others_and_of_other_namespaces_do_not_end_it() -> None:
     bench.receive(Recorded(**fields, namespace="mesh"))
     bench.receive(Recorded(**{**fields, "command_id": "other"}, namespace=TENANT))
     bench.receive(Recorded(**fields, namespace=TENANT), Address("node:us-west/n1"))
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
 
 
 @pytest.mark.parametrize("seq", [1, 2, 6])
@@ -215,7 +217,7 @@ def test_a_false_position_ends_nothing(seq: int) -> None:
     bench.take()
     bench.reboot()
     bench.renew()
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     assert not bench.may().allowed
     assert [f.command_id for f in bench.sent(ForwardRestriction)] == ["cmd"]
 
@@ -238,7 +240,7 @@ def test_a_revocation_ends_only_by_a_revocation() -> None:
     less = entry_of(bench)
     bench.give(less)
     recorded(bench, less)
-    assert "cmd" in bench.state.locals
+    assert KEY in bench.state.locals
     more = entry_of(bench, kind="revoke", command_id="other")
     bench.give(more)
     recorded(bench, more)
@@ -254,11 +256,37 @@ def test_the_same_command_again() -> None:
     restrict(bench, action="revoke")
     restrict(bench, scope=f"service:{TENANT}/pay")
     assert bench.effects(ReplyLocal) == [
-        ReplyLocal("cmd", True),
-        ReplyLocal("cmd", False, "conflict"),
-        ReplyLocal("cmd", False, "conflict"),
+        ReplyLocal("cmd", SCOPE, True),
+        ReplyLocal("cmd", SCOPE, False, "conflict"),
+        ReplyLocal("cmd", f"service:{TENANT}/pay", False, "conflict"),
     ]
     assert len(bench.state.locals) == 1
+
+
+def test_a_command_id_is_one_tenants() -> None:
+    """Another tenant's command of the same id, pending or recorded, neither hinders it nor ends it."""
+    mesh = furnished()
+    mesh.furnished("globex")
+    bench = Bench(mesh).up()
+    theirs = "tenant:globex"
+    restrict(bench)
+    restrict(bench, scope=theirs, action="revoke")
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", SCOPE, True), ReplyLocal("cmd", theirs, True)]
+    for _ in range(2):
+        assert [covered_kinds(bench.state, t, SERVICE, 1) for t in (TENANT, "globex")] == [{"local"}, {"local"}]
+        assert {local_name(TENANT, "cmd"), local_name("globex", "cmd")} <= set(bench.disk)
+        bench.reboot()
+        bench.give_all()
+        bench.renew()
+    own = entry_of(bench)
+    bench.give(own)
+    bench.receive(Recorded(command_id="cmd", namespace="globex", epoch=0, seq=0, refused="below-threshold"))
+    bench.take()
+    bench.advance(1_000)
+    assert {f.scope for f in bench.sent(ForwardRestriction)} == {SCOPE}
+    recorded(bench, own)
+    assert set(bench.state.locals) == {("globex", "cmd")}
+    assert local_name(TENANT, "cmd") not in bench.disk
 
 
 @pytest.mark.parametrize(
@@ -268,7 +296,7 @@ def test_the_same_command_again() -> None:
 def test_bad_input(command_id: str, scope: str, action: str) -> None:
     bench = Bench().up()
     restrict(bench, command_id, scope, action)
-    assert bench.effects(ReplyLocal) == [ReplyLocal(command_id, False, "bad-field")]
+    assert bench.effects(ReplyLocal) == [ReplyLocal(command_id, scope, False, "bad-field")]
     assert bench.state.locals == {}
     assert bench.may().allowed
 
@@ -276,13 +304,14 @@ def test_bad_input(command_id: str, scope: str, action: str) -> None:
 def test_one_that_cannot_be_recorded_is_in_force_is_said_so_and_closes() -> None:
     bench = Bench().up()
     bench.disk_works = False
-    restrict(bench, scope=f"service:{TENANT}/pay")
-    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", False, "storage")]
+    service = f"service:{TENANT}/pay"
+    restrict(bench, scope=service)
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", service, False, "storage")]
     assert bench.mode() is Mode.CLOSED
     assert bench.sent(ForwardRestriction)  # the log may still take it
     bench.disk_works = True
     bench.advance(1_500)
-    assert bench.effects(ReplyLocal)[-1] == ReplyLocal("cmd", True)
+    assert bench.effects(ReplyLocal)[-1] == ReplyLocal("cmd", service, True)
     assert bench.mode() is not Mode.CLOSED
     assert bench.may().reason == "restricted-local"
 
@@ -295,7 +324,7 @@ def test_many_that_cannot_be_recorded_are_all_recorded_in_the_end() -> None:
     bench.advance(5_000)
     bench.disk_works = True
     bench.advance(1_500)
-    assert all(local_name(f"cmd-{n}") in bench.disk for n in range(5))
+    assert all(local_name(TENANT, f"cmd-{n}") in bench.disk for n in range(5))
     assert not bench.state.unrecorded
     assert len(bench.state.persisting) <= 10
 

@@ -79,7 +79,7 @@ class Convergence:
         texts = [
             t for ns in (MESH_NAMESPACE, namespace) for t in self.ledger.restricted(ns, len(self.ledger.facts[ns]))
         ]
-        texts += [x.event.scope for x in self.mesh.clients.locals.values() if lens.holds_local(m, x.event.command_id)]
+        texts += [x.event.scope for x in self.mesh.clients.locals.values() if lens.holds_local(m, x.event)]
         return texts
 
     def _all_restricted(self, m: Machine, namespace: str) -> bool:
@@ -107,7 +107,7 @@ class Convergence:
     def _judge_local(self, local: object) -> None:
         event, region = local.event, local.region  # type: ignore[attr-defined]
         m = next(n for n in self._nodes() if n.proc.region == region)
-        if lens.holds_local(m, event.command_id) and self.ledger.may_hold(region, lens.scope_of(event.scope).namespace):
+        if lens.holds_local(m, event) and self.ledger.may_hold(region, lens.scope_of(event.scope).namespace):
             fact = self.ledger.by_command.get((lens.scope_of(event.scope).namespace, event.command_id))
             if fact is None and self._forwardable(event.scope):
                 self.world.fail("I10", f"local suspension {event.command_id} of {event.scope} never became an entry")

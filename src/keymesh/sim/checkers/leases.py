@@ -259,7 +259,7 @@ class Leases:
             if words[-1].kind != "resume" or words[-1].seq > seq or words[-1].committed_at is None:
                 out.append(scope)
         out += [lens.scope_of(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region
-                and lens.holds_local(m, x.event.command_id)]  # fmt: skip
+                and lens.holds_local(m, x.event)]  # fmt: skip
         return out
 
 

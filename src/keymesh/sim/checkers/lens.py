@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Any
 
 from keymesh.core import context
+from keymesh.core.events import LocalRestrict
 from keymesh.core.records import local_name, overlay_name, state_name
 from keymesh.model.ids import MESH_NAMESPACE, RegionId, ServiceName, TenantId
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
@@ -36,8 +37,8 @@ def durable_restrictions(m: Machine, namespace: str, ledger: Ledger) -> dict[str
     return out
 
 
-def holds_local(m: Machine, command_id: str) -> bool:
-    return local_name(command_id) in m.disk
+def holds_local(m: Machine, event: LocalRestrict) -> bool:
+    return local_name(scope_of(event.scope).namespace, event.command_id) in m.disk
 
 
 def tenant_of(scope: Scope, namespace: str) -> bool:

@@ -54,7 +54,8 @@ class Records:
             if key.startswith("ns/"):
                 self.world.fail("I4", f"{m.address} forgets {key}")
             elif key.startswith("local/"):
-                self._judge_local_gone(m, key[6:], effect)
+                namespace, _, command_id = key[6:].partition("/")
+                self._judge_local_gone(m, namespace, command_id, effect)
 
     def _judge_applied(self, m: Machine, namespace: str, value: Any) -> None:
         world, ledger = self.world, self.ledger
@@ -82,14 +83,12 @@ class Records:
             self.world.fail("I3", f"{m.address} lifts {scope} by {namespace}:{words[-1].seq}, which is not committed")
         self.world.sometimes["lifted"] += 1
 
-    def _judge_local_gone(self, m: Machine, command_id: str, effect: Persist) -> None:
+    def _judge_local_gone(self, m: Machine, namespace: str, command_id: str, effect: Persist) -> None:
         """A local suspension goes only once its entry, or a later one, is durable here (in this very write at the
         latest), or once the Registry found its scope revoked."""
-        local = self.mesh.clients.locals.get(command_id)
+        local = self.mesh.clients.locals.get((namespace, command_id))
         if local is None or local.recorded_at is None:
             return
-        scope = lens.scope_of(local.event.scope)
-        namespace = scope.namespace
         fact = self.ledger.by_command.get((namespace, command_id))
         held = lens.durable_seq(m, namespace)
         held = max([held, *(v.head.entry.seq for k, v in effect.puts if k == f"ns/{namespace}")])

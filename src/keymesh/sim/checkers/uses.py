@@ -155,7 +155,7 @@ class Uses:
         scopes += [
             (lens.scope_of(local.event.scope), f"local {local.event.scope}")
             for local in self.mesh.clients.locals.values()
-            if local.region == region and local.recorded_at is not None and lens.holds_local(m, local.event.command_id)
+            if local.region == region and local.recorded_at is not None and lens.holds_local(m, local.event)
         ]
         for scope, text in scopes:
             for version in grant.versions:
