@@ -66,7 +66,7 @@ class SignedEntry:
 
     __slots__ = ("entry", "envelope", "hash")
 
-    def __init__(self, *, entry: Entry, hash: Digest, envelope: Envelope) -> None:  # noqa: A002
+    def __init__(self, *, entry: Entry, hash: Digest, envelope: Envelope) -> None:
         self.entry: Final = entry
         self.hash: Final = hash
         self.envelope: Final = envelope
