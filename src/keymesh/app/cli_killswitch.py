@@ -97,17 +97,28 @@ def _signers(client: AdminClient, scope: Scope, approve: list[str]) -> tuple[Pat
 
 async def _commit(client: AdminClient, action: str, scope: Scope, args: argparse.Namespace) -> Any:
     """At the Registry; where it does not answer, as a local suspension at every region that does."""
-    body = msgspec.to_builtins(
-        ScopeArgs(scope=str(scope), reason=args.reason, abandon_children=getattr(args, "abandon_children", False))
-    )
     command_id = new_command_id()
     signers = _signers(client, scope, args.approve_key)
+    body = msgspec.to_builtins(
+        ScopeArgs(
+            scope=str(scope),
+            reason=args.reason,
+            abandon_children=getattr(args, "abandon_children", False),
+            upto_seq=await _suspended_at(client, scope) if action == "resume" and scope.needs_four_eyes else 0,
+        )
+    )
     try:
         return await client.command(scope.namespace, action, body, signers=signers, command_id=command_id)
     except Unavailable:
         if action == "resume":
             raise
         return await _locally(client, action, scope, body, command_id, signers)
+
+
+async def _suspended_at(client: AdminClient, scope: Scope) -> int:
+    """The entry that restricts ``scope`` now, which the officers' word names; 0 where nothing does."""
+    shown = await client.call("GET", f"/v1/restrictions/{scope.namespace}")
+    return next((r["seq"] for r in shown["restrictions"] if r["scope"] == str(scope)), 0)
 
 
 async def _locally(

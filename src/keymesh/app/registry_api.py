@@ -20,6 +20,7 @@ from keymesh.adapters.sql_projection import Read
 from keymesh.app.openapi import openapi_of
 from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_service, show_tenant
 from keymesh.control.rows import PolicyRow
+from keymesh.control.transition import restrictions_in
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
@@ -76,6 +77,7 @@ class RegistryApi:
             ("POST", "/v1/commands/batch", self._batch),
             ("GET", "/v1/commands/{namespace}/{command_id}", self._command_status),
             ("GET", "/v1/certificates/{command_id}", self._certificate),
+            ("GET", "/v1/restrictions/{namespace}", self._restrictions),
             ("GET", "/v1/tenants", self._tenants),
             ("GET", "/v1/tenants/{tenant}", self._tenant),
             ("GET", "/v1/tenants/{tenant}/services", self._services),
@@ -232,6 +234,15 @@ class RegistryApi:
                 "elapsed_ms": record.certified_at - record.committed_at,
             }
         return json_response(shown)
+
+    async def _restrictions(self, request: Request) -> Response:
+        """What is restricted in a namespace, each scope with the seq that a resume of a wide one must name."""
+        namespace = request.params["namespace"]
+        self._see(request, namespace)
+        space = self._process.shell.state.spaces.get(namespace)
+        found = {} if space is None else restrictions_in(space.rows)
+        shown = [{"scope": scope, "state": row.state, "seq": row.seq} for scope, row in found.items()]
+        return self._answer({"restrictions": shown})
 
     # --- reads -------------------------------------------------------------------------------------------------------
 

@@ -123,11 +123,16 @@ class Rewrapped(Args):
 
 
 class ScopeArgs(Args):
-    """``abandon_children``: revoke a key version though other keys are wrapped under it."""
+    """``abandon_children``: revoke a key version though other keys are wrapped under it.
+
+    ``upto_seq``: of a resume, the seq of the restriction that it ends; of a region or the mesh it must be named, so
+    that the officers' word for one resume ends no later suspension.
+    """
 
     scope: str
     reason: str = ""
     abandon_children: bool = False
+    upto_seq: int = 0
 
 
 class Effect(Enum):

@@ -61,10 +61,13 @@ def _compromise(draft: Draft, name: str, abandon_children: bool) -> None:
 
 
 def resume(draft: Draft, args: ScopeArgs) -> None:
-    """Ends a suspension.  The row stays, so that who held the suspension can ask for the proof."""
-    _, old = _scope(draft, args)
+    """Ends a suspension: of a region or the mesh the very one that it names, of others the one in force unless it
+    names another.  The row stays, so that who held the suspension can ask for the proof."""
+    scope, old = _scope(draft, args)
     if old is not None and old.state == "revoked":
         raise Refused("revoked", f"{args.scope} is revoked: nothing ends that", field="scope")
     if old is None or old.state != "suspended":
         raise Refused("not-suspended", f"{args.scope} is not suspended", field="scope")
+    if (scope.needs_four_eyes or args.upto_seq) and args.upto_seq != old.seq:
+        raise Refused("stale-approval", f"{args.scope} is suspended by entry {old.seq} now", field="upto_seq")
     _put_restriction(draft, args, "none")

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Final, TypeVar
 
 from keymesh.control import checks
-from keymesh.control.kinds import Args, Genesis, RegionJoin, SwitchL1, TenantCreate
+from keymesh.control.kinds import Args, Genesis, RegionJoin, ScopeArgs, SwitchL1, TenantCreate
 from keymesh.control.rows import (
     BindingRow,
     KeyRow,
@@ -341,11 +341,21 @@ def _check_lifts(
 
 
 def _lifted(scope: str, before: RestrictionRow, after: RestrictionRow | None, proofs: Proofs) -> bool:
-    """There is the very resume that the row names, later than the suspension, and a majority of voters saw it."""
+    """There is the very resume that the row names, later than the suspension, meant for it, and a majority of voters
+    saw it."""
     return after is not None and any(
         item.signed.entry.seq == after.seq > before.seq
         and item.signed.entry.command_id == after.command_id
+        and is_meant_for(_args(item, ScopeArgs), before.seq, item.signed.entry.seq)
         and proofs.committed(item)
         for item in proofs.of(RESUME)
         if item.signed.entry.body.args.get("scope") == scope
     )
+
+
+def is_meant_for(args: ScopeArgs, suspended_at: int, seq: int) -> bool:
+    """Whether the resume in entry ``seq`` ends the suspension by entry ``suspended_at``.
+
+    Of a wide scope its officers signed up to which entry: their word, used again, ends no suspension after that one.
+    """
+    return not parse_scope(args.scope).needs_four_eyes or suspended_at <= args.upto_seq < seq

@@ -16,7 +16,7 @@ from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.machine import REGISTRY, node_address
-from keymesh.model.scope import ScopeKind, parse_scope
+from keymesh.model.scope import parse_scope
 from keymesh.registry.events import Command, CommandDone
 from keymesh.sim.clocks import WALL_EPOCH_MS
 from keymesh.sim.draw import mix, stream_of
@@ -168,8 +168,11 @@ class Clients:
 
     def _scope_command(self, item: Item, scope: str) -> None:
         parsed = parse_scope(scope)
-        wide = parsed.kind in (ScopeKind.REGION, ScopeKind.MESH)
+        wide = parsed.needs_four_eyes
         args = {"scope": scope, "reason": "", "abandon_children": True}
+        if wide and item.what == "resume":  # the officers sign for the suspension that they see
+            head = self.world.ledger.head(parsed.namespace)
+            args["upto_seq"] = 0 if head is None else head.restrictions.get(scope, ("", 0))[1]
         self.ask(item.what, parsed.namespace, args, by=self.officers if wide else ())
 
     def _want_key(self, item: Item | None, tenant: str, key: str) -> None:

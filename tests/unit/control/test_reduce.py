@@ -89,6 +89,28 @@ def test_the_restriction_matrix(before: str, action: str, text: str) -> None:
     assert row == RestrictionRow(state=expected, seq=head.seq, command_id=head.command_id)
 
 
+@pytest.mark.parametrize("text", ["region:us-west", "mesh"])
+def test_a_wide_resume_names_the_very_suspension_that_it_ends(text: str) -> None:
+    mesh = Mesh()
+    first = mesh.restrict("suspend", text).head.entry.seq
+    second = mesh.restrict("suspend", text).head.entry.seq
+    for wrong in ({}, {"upto_seq": 0}, {"upto_seq": first}, {"upto_seq": second + 1}, {"upto_seq": -second}):
+        assert refused(mesh, "mesh", "resume", scope(text) | wrong) == "stale-approval"
+    assert refused(mesh, "mesh", "resume", scope(text) | {"upto_seq": str(second)}) == "bad-field"
+    row = get(mesh.restrict("resume", text).rows, f"restriction/{text}", RestrictionRow)
+    assert row is not None
+    assert row.state == "none"
+
+
+def test_a_tenant_s_resume_need_name_nothing_but_is_held_to_what_it_names() -> None:
+    mesh = Mesh()
+    mesh.furnished()
+    seq = mesh.restrict("suspend", "tenant:acme").head.entry.seq
+    assert refused(mesh, "acme", "resume", scope("tenant:acme") | {"upto_seq": seq - 1}) == "stale-approval"
+    mesh.plan("acme", "resume", scope("tenant:acme") | {"upto_seq": seq})
+    mesh.plan("acme", "resume", scope("tenant:acme"))
+
+
 KEY_MATRIX = {
     "pre-active": {"active", "suspended", "deactivated", "compromised", "destroyed"},
     "active": {"suspended", "deactivated", "compromised"},

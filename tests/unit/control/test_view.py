@@ -10,7 +10,7 @@ import pytest
 from tests.unit.control.world import Mesh, digest, resigned, row_keys, row_of
 
 from keymesh.control import build, view
-from keymesh.control.entry import ENTRY_PAYLOAD_TYPE, SignedEntry, parse_entry
+from keymesh.control.entry import ENTRY_PAYLOAD_TYPE, Body, Entry, SignedEntry, parse_entry
 from keymesh.control.messages import Countersignature
 from keymesh.control.rows import (
     KeyRow,
@@ -26,7 +26,8 @@ from keymesh.control.rows import (
     encode,
     get,
 )
-from keymesh.control.state import NamespaceState, with_commit
+from keymesh.control.signing import to_plain
+from keymesh.control.state import NamespaceState, support_after, with_commit
 from keymesh.control.view import Accepted, Fork, NeedsMesh, Offered, RefusedTask, Stale
 from keymesh.crypto.dsse import Envelope
 from keymesh.ledger.maptree import root_of
@@ -525,3 +526,59 @@ def test_mesh_wide_restrictions(mesh: Mesh) -> None:
     resumed = mesh.restrict("resume", "mesh", committed=False)
     assert code(mesh.offer(suspended, resumed)) == "unproven-lift"
     assert accepted(mesh.offer(suspended, mesh.commit(resumed))).lifts == ("mesh",)
+
+
+# --- the officers' word, used once -----------------------------------------------------------------------------------
+
+
+def appended(mesh: Mesh, base: NamespaceState, entry: Entry, **row: Any) -> NamespaceState:
+    """``base`` with the command of ``entry`` once more, as a Registry that checks nothing appends it; committed."""
+    scope, seq = entry.body.args["scope"], base.head.entry.seq + 1
+    state = {"suspend": "suspended", "resume": "none"}[entry.kind]
+    given = RestrictionRow(**{"state": state, "seq": seq, "command_id": entry.command_id, **row})
+    rows = {**base.rows, f"restriction/{scope}": encode(given)}
+    again = msgspec.structs.replace(entry, seq=seq, prev=base.head.hash, mesh_seq=seq - 1, state=root_of(rows))
+    head = build.sign_entry(again, mesh.registry)
+    return mesh.commit(NamespaceState(head=head, rows=rows, support=support_after(base.support, head)))
+
+
+@pytest.mark.parametrize("scope", ["region:us-east", "mesh"])
+def test_an_officers_resume_ends_no_later_suspension(mesh: Mesh, scope: str) -> None:
+    first = mesh.restrict("suspend", scope)
+    resumed = mesh.restrict("resume", scope)
+    assert accepted(mesh.offer(first, resumed)).lifts == (scope,)
+    second = mesh.restrict("suspend", scope)
+    replayed = appended(mesh, second, resumed.head.entry)
+    assert code(mesh.offer(second, replayed)) == "unproven-lift"
+    honest = mesh.restrict("resume", scope)
+    assert accepted(mesh.offer(second, honest)).lifts == (scope,)
+
+
+@pytest.mark.parametrize("scope", ["region:us-east", "mesh"])
+def test_a_holder_that_missed_a_suspension_takes_the_resume_of_a_later_one(mesh: Mesh, scope: str) -> None:
+    first = mesh.restrict("suspend", scope)
+    mesh.restrict("suspend", scope)
+    assert accepted(mesh.offer(first, mesh.restrict("resume", scope))).lifts == (scope,)
+
+
+@pytest.mark.parametrize("upto", [None, 0, 1, 3, 4, 2**40])
+def test_a_wide_resume_that_names_no_suspension_or_one_to_come_lifts_nothing(mesh: Mesh, upto: int | None) -> None:
+    """Officers who were shown a wrong number: their word is no blank cheque."""
+    held = mesh.restrict("suspend", "mesh")
+    assert held.head.entry.seq == 2
+    args = {"scope": "mesh"} if upto is None else {"scope": "mesh", "upto_seq": upto}
+    word = mesh.authority("mesh", "resume", args, "r")
+    entry = msgspec.structs.replace(
+        held.head.entry, kind="resume", command_id="r", body=Body(args=args, authority=tuple(map(to_plain, word)))
+    )
+    assert code(mesh.offer(held, appended(mesh, held, entry))) == "unproven-lift"
+
+
+def test_the_number_in_a_wide_resume_is_signed(mesh: Mesh) -> None:
+    mesh.restrict("suspend", "mesh")
+    resumed = mesh.restrict("resume", "mesh")
+    second = mesh.restrict("suspend", "mesh")
+    entry = resumed.head.entry
+    args = {**entry.body.args, "upto_seq": second.head.entry.seq}
+    forged = msgspec.structs.replace(entry, body=msgspec.structs.replace(entry.body, args=args))
+    assert isinstance(mesh.offer(second, appended(mesh, second, forged)), RefusedTask)

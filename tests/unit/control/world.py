@@ -17,6 +17,7 @@ from keymesh.control.rows import (
     NodeRow,
     PolicyRow,
     RegionRow,
+    RestrictionRow,
     RootRow,
     Row,
     Rows,
@@ -240,12 +241,13 @@ class Mesh:
         return self.key_version(tenant, "l3/pay", 1, digest(f"{tenant}/l2/1")[:32])
 
     def restrict(self, kind: str, scope: str, *, committed: bool = True) -> NamespaceState:
-        return self.do(
-            parse_scope(scope).namespace,
-            kind,
-            {"scope": scope, "reason": "", "abandon_children": False},
-            committed=committed,
-        )
+        """A resume of a region or the mesh names the suspension in force, as its officers would."""
+        namespace = parse_scope(scope).namespace
+        args: dict[str, Any] = {"scope": scope, "reason": "", "abandon_children": False}
+        row = get(self.states[namespace].rows, f"restriction/{scope}", RestrictionRow)
+        if kind == "resume" and parse_scope(scope).needs_four_eyes and row is not None:
+            args["upto_seq"] = row.seq
+        return self.do(namespace, kind, args, committed=committed)
 
     def offer(
         self,

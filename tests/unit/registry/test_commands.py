@@ -356,3 +356,19 @@ def test_mesh_entries_go_alone_and_tenants_rest_on_them() -> None:
         groups.append([(s.entry.namespace, s.entry.mesh_seq) for s in bench.appends[0].entries])
         bench.do_append()
     assert groups == [[("acme", 1)], [("acme", 1)], [("mesh", 1)], [("acme", 2)]]
+
+
+def test_the_officers_word_for_one_resume_ends_no_later_suspension() -> None:
+    """Signed for the first suspension, it comes when the mesh is suspended anew: under its own id and another."""
+    bench = with_tenant()
+    officers = OFFICERS[:2]
+    bench.ok(bench.scope_command("suspend", "mesh", "s1", by=officers))
+    early, used = (bench.scope_command("resume", "mesh", command_id, by=officers) for command_id in ("r0", "r1"))
+    bench.ok(used)
+    bench.ok(bench.scope_command("suspend", "mesh", "s2", by=officers))
+    assert error_of(bench, early).code == "stale-approval"
+    assert error_of(bench, bench.scope_command("resume", "mesh", "r2")).code == "below-threshold"
+    assert bench.ok(used).duplicate
+    assert kinds(bench, "mesh")[-1] == "suspend"
+    bench.ok(bench.scope_command("resume", "mesh", "r3", by=officers))
+    assert kinds(bench, "mesh")[-1] == "resume"
