@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.control import commit, evidence, reduce, reduce_keys, view, voter
+from keymesh.control.messages import CountersignatureMessage
 from keymesh.control.rows import RestrictionRow, get
 from keymesh.core import apply, edges, l1_lease, l1_proof, leases, local, restrictions, revoking
 from keymesh.core.records import local_name
@@ -189,8 +190,8 @@ def _sign_unrecorded(state: Any, sender: Any, asked: Any) -> list[Any]:
     for effect in found:
         if type(effect) is Persist:
             state.waiting.pop(effect.token, None)
-            sealed = state.config.suite.seal(voter.vote_for(asked, state.config.region))
-            return [Send(sender, voter.CountersignatureMessage(countersignature=sealed))]
+            sealed = state.config.suite.seal(commit.vote_for(asked, state.config.region))
+            return [Send(sender, CountersignatureMessage(countersignature=sealed))]
     return found
 
 
@@ -210,33 +211,37 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("lease-from-receipt", ((leases, "credit_all", _credit_from_receipt),)),
     Bug("poll-age-ignored", ((leases, "lease_start", lambda sent_at, poll_age_ms: sent_at),)),
     Bug("tenant-ttl-ignored", ((leases, "lease_end", lambda start, ttl_ms, policy_ttl_ms: Instant(start + ttl_ms)),)),
-    Bug("renewed-without-apply", ((leases, "has_applied", _yes),)),
+    Bug("renewed-without-apply", ((leases, "has_applied", _yes),), seeds=(1,)),
     Bug("replayed-answer", ((leases, "answers", _any_answer),)),
-    Bug("clock-back-ignored", ((leases, "void_all", _void_nothing),)),
-    Bug("l1-denied-ignored", ((l1_lease, "deny", _nothing),)),
-    Bug("l1-lease-too-long", ((l1_proof, "l1_end", lambda started_at, ttl_ms: Instant(started_at + 2 * ttl_ms)),)),
+    Bug("clock-back-ignored", ((leases, "void_all", _void_nothing),), seeds=(1,)),
+    Bug("l1-denied-ignored", ((l1_lease, "deny", _nothing),), seeds=(1,)),
+    Bug(
+        "l1-lease-too-long",
+        ((l1_proof, "l1_end", lambda started_at, ttl_ms: Instant(started_at + 2 * ttl_ms)),),
+        seeds=(3,),
+    ),
     Bug("edge-lease-uncapped", ((edges, "edge_ttl", _uncapped),)),
     Bug(
         "edge-lease-from-receipt",
         ((edge_rules, "lease_deadline", lambda sent, received, ttl: Instant(received + ttl)),),
     ),
     Bug("edge-keeps-revoked-lease", ((edge_rules, "names_lease", _no),)),
-    Bug("edge-leases-forgotten", ((edges, "restore", _forget),)),
-    Bug("one-ack-settles-all", ((revoking, "on_edge_ack", _settle_all),)),
-    Bug("older-entry-applied", ((view, "_order", _apply_older),)),
+    Bug("edge-leases-forgotten", ((edges, "restore", _forget),), seeds=(11,)),
+    Bug("one-ack-settles-all", ((revoking, "on_edge_ack", _settle_all),), seeds=(19,)),
+    Bug("older-entry-applied", ((view, "_order", _apply_older),), seeds=(2,)),
     Bug("gap-blocks-lane-0", ((view, "_order", _wait_for_gap),)),
     Bug("ack-before-record", ((apply, "_take", _ack_first),)),
     Bug("ack-by-another-entry", ((restrictions, "restriction_acks", _ack_by_head),)),
     Bug("local-overtaken", ((local, "release", _release_on_resume),)),
     Bug("restriction-not-enforced", ((restrictions, "enforce", _nothing),)),
     Bug("duplicate-revoke-swallowed", ((dispatch, "offer_urgent", _swallow_repeated),)),
-    Bug("lower-lane-first", ((dispatch, "gate_opens_at", lambda queue: Instant(0)),)),
+    Bug("lower-lane-first", ((dispatch, "gate_opens_at", lambda queue: Instant(0)),), seeds=(3,)),
     Bug("certificate-of-the-connected", ((certificate, "holders_evidence", _only_connected),)),
     Bug("bound-without-slack", ((evidence, "bound_end", _no_slack),)),
     Bug("bound-too-short", ((evidence, "bound_end", _no_wait),)),
     Bug("commit-by-one-voter", ((commit, "majority", lambda n: 1),)),
     Bug("commit-without-voters", ((commits, "enough", _yes),)),
     Bug("voter-with-amnesia", ((voter, "_asked", _sign_unrecorded),)),
-    Bug("mint-without-compare", ((reduce._HANDLERS, "key.create", _create_again),)),
+    Bug("mint-without-compare", ((reduce._HANDLERS, "key.create", _create_again),), seeds=(1,)),
     Bug("residency-leak", ((spaces, "may_hold", _yes),)),
 )

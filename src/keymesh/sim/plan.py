@@ -44,11 +44,13 @@ class Planner:
         self.scopes = _scopes(options)
 
     def plan(self) -> tuple[Item, ...]:
-        for _ in range(self.o.faults):
+        for _ in range(self.o.faults // 2):
             if self.rng.randrange(100) < self.o.directed:
                 self.rng.choice(_DIRECTED)(self)
             else:
                 self._random_fault(self._when())
+        while sum(i.what not in COMMANDS for i in self.items) < self.o.faults:
+            self._random_fault(self._when())
         while sum(i.what in COMMANDS for i in self.items) < self.o.commands:
             self._random_command(self._when())
         self._revoke_late()
