@@ -146,6 +146,8 @@ def run_kill(args: argparse.Namespace) -> int:
     scope = parse_scope(args.scope)
 
     async def work(client: AdminClient) -> Any:
+        if scope.region is not None and scope.region not in client.plan.regions:
+            raise Refused.bad_field("scope", f"the regions are {', '.join(client.plan.regions)}")
         done = (
             await _commit(client, args.action, scope, args)
             if args.command_id is None

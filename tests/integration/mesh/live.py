@@ -199,6 +199,7 @@ class LiveMesh:
                 self.release(name)
         await until(self._healed, "links healing")
         await self.settled()
+        await self._lift()
 
     async def _healed(self) -> bool:
         try:
@@ -206,6 +207,13 @@ class LiveMesh:
         except OSError:
             return False
         return True
+
+    async def _lift(self) -> None:
+        """End what a test that failed half-way has left suspended of the standing tenants."""
+        for tenant, region in HOME.items():
+            for scope in (await self.status(region))["tenants"][tenant]["restricted"]:
+                with contextlib.suppress(Refused):
+                    await self.resume(scope.removesuffix(" (local)"), tenant)
 
     async def settled(self) -> None:
         """Every process ready, every region in step, the two standing tenants synced where they may be."""

@@ -177,7 +177,6 @@ async def test_the_same_command_again_is_the_same_and_another_body_is_409(operat
 
 
 async def test_fifty_at_once_with_one_idempotency_key_are_one_command(mesh: LiveMesh, operator: Outsider) -> None:
-    future = asyncio.create_task(operator("GET", f"/v1/tenants?at_least={2**40}"))  # waits a while for that index
     key = {"Idempotency-Key": f"many-{time.time_ns()}"}
     body = {"namespace": US, "kind": "suspend", "args": {"scope": f"service:{US}/{MAIL}"}}
     answers = await asyncio.gather(*(operator("POST", "/v1/commands", body, headers=key) for _ in range(50)))
@@ -185,7 +184,6 @@ async def test_fifty_at_once_with_one_idempotency_key_are_one_command(mesh: Live
     assert len({said["seq"] for _, said in answers}) == 1
     assert mesh.log_entries(US)[key["Idempotency-Key"]] == [answers[0][1]["seq"]]
     await mesh.resume(f"service:{US}/{MAIL}", US)
-    assert (await future)[0] == 503
 
 
 def deep() -> bytes:

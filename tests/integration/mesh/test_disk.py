@@ -16,26 +16,23 @@ from keymesh.model.errors import Refused, Unavailable
 
 
 @contextlib.contextmanager
-def full(mesh: LiveMesh, directory: Path, process: str) -> Iterator[str]:
-    """The file system of ``directory`` full where it is a small one of its own; else no file of ``process`` grows."""
-    if directory.is_mount():
-        filler = directory / "filler"
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            for size in (1 << 16, 1 << 10, 1):
-                with contextlib.suppress(OSError):
-                    for _ in range(SMALL_DISK_BYTES // size):
-                        file.write(bytes(size))
-        try:
-            yield "file system"
-        finally:
-            filler.unlink()
-    else:
-        with no_file_grows(mesh.pid(process)):
-            yield "file size limit"
+def full(directory: Path) -> Iterator[None]:
+    """No byte left on the file system of ``directory``, a small one of its own."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            with contextlib.suppress(OSError):
+                for _ in range(SMALL_DISK_BYTES // size):
+                    file.write(bytes(size))
+    try:
+        yield
+    finally:
+        filler.unlink()
 
 
 @contextlib.contextmanager
-def no_file_grows(pid: int) -> Iterator[None]:
+def unwritable(pid: int) -> Iterator[None]:
+    """Every write of that process to a file fails, also into room that a file has already."""
     before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, before[1]))
     try:
@@ -53,7 +50,7 @@ async def test_a_core_with_a_full_disk_obeys_restrictions_and_gives_nothing(mesh
     scope = f"service:{US}/{MAIL}"
     restarts = mesh.child("core-us-west")["restarts"]
     async with using(here, away, away_files) as uses:
-        with full(mesh, mesh.layout.core("us-west"), "core-us-west"):
+        with unwritable(mesh.pid("core-us-west")):
             done = await mesh.command(US, "suspend", {"scope": scope})
 
             async def refused() -> bool:
@@ -89,12 +86,49 @@ async def test_a_core_with_a_full_disk_obeys_restrictions_and_gives_nothing(mesh
     assert mesh.child("core-us-west")["restarts"] == restarts  # it recovered without one
 
 
+async def test_a_core_on_a_full_file_system_records_or_closes(mesh: LiveMesh) -> None:
+    """What fits into room that is there already may be kept; either way the suspension acts and nothing is lost."""
+    here, away = await mesh.doors(US, MAIL)
+    blob, key = await away.mint()
+    directory = mesh.layout.core("us-west")
+    fault = full(directory) if directory.is_mount() else unwritable(mesh.pid("core-us-west"))
+    scope = f"service:{US}/{MAIL}"
+    async with using(here, away) as uses:
+        with fault:
+            kept = []
+            for n in range(3):
+                done = await mesh.command(US, "suspend", {"scope": scope})
+
+                async def refused() -> bool:
+                    return await away.refusal(blob) != "" and await here.refusal(blob) != ""
+
+                await until(refused, "the suspension acting", within_s=3)
+                try:
+                    body = {"scope": scope, "action": "suspend"}
+                    await mesh.client.call("POST", "/v1/restrict", body, target="us-west", command_id=f"full-{n}")
+                    kept.append(f"full-{n}")
+                except (Unavailable, Refused):
+                    assert (await mesh.modes("us-west"))[US] in ("closed", "synced", "autonomous")
+        found = await mesh.certificate(done["command_id"])
+        assert all(use.last_served * 1000 <= found["t"] for use in uses)
+        for command_id in kept:
+            await mesh.committed(US, command_id)
+        await mesh.settled()
+        await mesh.resume(scope, US)
+
+        async def again() -> bool:
+            return not await here.refusal(blob) and not await away.refusal(blob)
+
+        await until(again, "serving again")
+    assert await here.open(blob) == key
+
+
 async def test_a_registry_with_a_full_disk_acknowledges_nothing_and_regions_still_obey(mesh: LiveMesh) -> None:
     here, away = await mesh.doors(US, MAIL)
     blob, key = await here.mint()
     scope = f"service:{US}/{MAIL}"
     before = mesh.log_entries(US)
-    with no_file_grows(mesh.pid("registry")):
+    with unwritable(mesh.pid("registry")):
         try:
             await mesh.client.call(
                 "POST",
