@@ -38,9 +38,12 @@ SHARES_MAX: Final = 16
 
 
 class RestrictBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``args``: the command's arguments, whole, as whoever signed ``authority`` signed them; {} for the scope alone."""
+
     scope: str
     action: str
     authority: tuple[dict[str, Any], ...] = ()
+    args: dict[str, Any] = {}
 
 
 class EnrolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -129,6 +132,8 @@ class CoreApi:
         scope = parse_scope(body.scope)
         if body.action not in ("suspend", "revoke"):
             raise Refused.bad_field("action", "suspend or revoke")
+        if body.args.get("scope", body.scope) != body.scope:
+            raise Refused.bad_field("args", "must name the same scope")
         if scope.needs_four_eyes:
             raise Refused("needs-registry", f"{scope} needs the Registry, where two officers are verified")
         if request.idempotency_key is None:
@@ -144,6 +149,7 @@ class CoreApi:
                 actor=actor,
                 correlation_id=request.correlation_id,
                 authority=body.authority,
+                options={name: value for name, value in body.args.items() if name != "scope"},
             )
         )
         try:

@@ -182,7 +182,10 @@ class SubmitRewrap(Message):
 
 
 class ForwardRestriction(Message):
-    """Node to Registry: a local suspension that wants to become an entry.  Repeated until ``Recorded``."""
+    """Node to Registry: a local suspension that wants to become an entry.  Repeated until ``Recorded``.
+
+    ``options``: its arguments beside the scope, as whoever signed ``authority`` signed them.
+    """
 
     command_id: str
     scope: str
@@ -190,6 +193,7 @@ class ForwardRestriction(Message):
     actor: str
     correlation_id: str
     authority: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = {}
 
 
 class Recorded(Message):

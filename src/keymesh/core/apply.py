@@ -139,7 +139,7 @@ def on_applied(state: NodeState, now: Instant, pending: ApplyPending, out: Out) 
         )
         restrictions.acknowledge(state, now, holding.namespace, out, correlation_id=pending.correlation_id)
         follow(state, now, holding, out)
-    local.release(state, out)
+    local.release(state, now, out)
 
 
 def install(state: NodeState, now: Instant, holding: Holding, new: NamespaceState) -> None:

@@ -5,7 +5,7 @@ Keys are named, never carried: the shell keeps the bytes in locked pages.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
@@ -208,7 +208,10 @@ class SnapshotTaken:
 
 @dataclass(frozen=True, slots=True)
 class LocalRestrict:
-    """An administrator's restriction, issued here; ``actor`` was authenticated and admitted."""
+    """An administrator's restriction, issued here; ``actor`` was authenticated and admitted.
+
+    ``options``: its arguments beside the scope, as whoever signed ``authority`` signed them.
+    """
 
     command_id: str
     scope: str
@@ -216,3 +219,4 @@ class LocalRestrict:
     actor: str
     correlation_id: str
     authority: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)

@@ -111,7 +111,7 @@ def beat(state: NodeState, now: Instant, out: Out) -> None:
     local.forward(state, out)
     minter.resubmit(state, out)
     regional.reconcile(state, now, out)
-    local.release(state, out)
+    local.release(state, now, out)
     edges.flush_gone(state, out)
 
 

@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from keymesh.control import checks, trust
 from keymesh.control.entry import Leaf
+from keymesh.control.kinds import KINDS, ScopeArgs
 from keymesh.control.messages import ForwardRestriction, Recorded
-from keymesh.control.rows import RestrictionRow, Rows, get
+from keymesh.control.rows import RestrictionRow, Rows, SignersRow, get
 from keymesh.core import restrictions
 from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.core.records import LocalRecord, local_name
 from keymesh.core.state import LocalKey, LocalSuspension, NodeState, Out, note
+from keymesh.model import strict_json
 from keymesh.model.errors import KeymeshError, Refused
-from keymesh.model.ids import check_token
+from keymesh.model.ids import KeyId, check_token
+from keymesh.model.limits import SIGNATURES_MAX
 from keymesh.model.machine import REGISTRY, Send
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
@@ -40,14 +44,52 @@ def is_recorded_by(position: tuple[int, int] | None, applied: Leaf) -> bool:
     return position is not None and applied.order >= position
 
 
-def is_shown_by(row: RestrictionRow | None, record: LocalRecord, position: tuple[int, int]) -> bool:
+def is_shown_by(row: RestrictionRow | None, record: LocalRecord, position: tuple[int, int], *, final: bool) -> bool:
     """Whether the scope's row, applied at or after ``position``, is what the entry there, or a later one, left.
 
-    A revocation covers everything; nothing less covers a revocation.
+    A revocation covers everything; nothing less covers a ``final`` one.
     """
-    if row is None or row.state == "revoked" or record.action == "revoke":
+    if row is None or row.state == "revoked" or final:
         return row is not None and row.state == "revoked"
     return row.seq > position[1] or (row.seq == position[1] and row.command_id == record.command_id)
+
+
+def is_final(state: NodeState, now: Instant, held: LocalSuspension) -> bool:
+    """Whether it is a revocation that those who may sign one have signed; any other becomes a suspension.
+
+    The Registry judges alike: on a node's word alone it records nothing that cannot be undone.
+    """
+    record, config = held.record, state.config
+    holding = state.holding(held.scope.namespace)
+    if record.action != "revoke" or holding is None or holding.applied is None:
+        return record.action == "revoke"
+    rows = holding.applied.rows
+    try:
+        if held.scope.needs_four_eyes:
+            quorum = trust.quorum_for(KINDS["revoke"], record.args, mesh_rows=rows, tenant_signers=None)
+        else:
+            signers = get(rows, "signers", SignersRow)
+            quorum = (
+                None
+                if signers is None
+                else trust.Quorum({KeyId(k): v for k, v in signers.keys.items()}, signers.threshold)
+            )
+        if quorum is None:
+            return False
+        trust.verify_authority(
+            mesh=config.mesh,
+            namespace=held.scope.namespace,
+            command_id=record.command_id,
+            kind=record.action,
+            args=record.args,
+            authority=record.authority,
+            quorum=quorum,
+            suite=config.suite,
+            now=now,
+        )
+    except KeymeshError:
+        return False
+    return True
 
 
 def restore(state: NodeState, record: LocalRecord) -> None:
@@ -64,6 +106,9 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
         scope = parse_scope(event.scope)
         if event.action not in ACTIONS:
             raise Refused.bad_field("action", "suspend or revoke")
+        checks.reason(strict_json.convert({**event.options, "scope": event.scope}, ScopeArgs).reason)
+        if len(event.authority) > SIGNATURES_MAX:
+            raise Refused.bad_field("authority", f"at most {SIGNATURES_MAX} envelopes")
     except Refused as bad:
         out.append(ReplyLocal(event.command_id, event.scope, False, bad.code))
         return
@@ -72,7 +117,13 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
         _repeated(state, held, event, out)
         return
     record = LocalRecord(
-        event.command_id, event.scope, event.action, event.actor, event.correlation_id, event.authority
+        event.command_id,
+        event.scope,
+        event.action,
+        event.actor,
+        event.correlation_id,
+        event.authority,
+        event.options,
     )
     held = LocalSuspension(record, scope)
     state.locals[held.key] = held
@@ -83,7 +134,8 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
 
 def _repeated(state: NodeState, held: LocalSuspension, event: LocalRestrict, out: Out) -> None:
     """The namespace has that command id already."""
-    same = (held.record.scope, held.record.action) == (event.scope, event.action)
+    record = held.record
+    same = (record.scope, record.action, record.options) == (event.scope, event.action, event.options)
     if held.recorded or not same:
         out.append(ReplyLocal(event.command_id, event.scope, same, "" if same else "conflict"))
     else:
@@ -132,12 +184,13 @@ def _forward(held: LocalSuspension, out: Out) -> None:
                 actor=record.actor,
                 correlation_id=record.correlation_id,
                 authority=record.authority,
+                options=record.options,
             ),
         )
     )
 
 
-def on_recorded(state: NodeState, message: Recorded, out: Out) -> None:
+def on_recorded(state: NodeState, now: Instant, message: Recorded, out: Out) -> None:
     """The Registry placed it in the log, or refused it for good; refused, it stays a local suspension."""
     held = state.locals.get((message.namespace, message.command_id))
     if held is None:
@@ -147,10 +200,10 @@ def on_recorded(state: NodeState, message: Recorded, out: Out) -> None:
         note(out, "local-suspension-refused", held.record.correlation_id, scope=held.record.scope, code=message.refused)
     else:
         held.position = (message.epoch, message.seq)
-        release(state, out)
+        release(state, now, out)
 
 
-def release(state: NodeState, out: Out) -> None:
+def release(state: NodeState, now: Instant, out: Out) -> None:
     """Remove local suspensions whose entry, or a later one of its namespace, is applied durably.
 
     Where the applied rows do not show the entry it is not there: the suspension stays, and is forwarded again.
@@ -164,7 +217,8 @@ def release(state: NodeState, out: Out) -> None:
             continue
         if not is_recorded_by(position, holding.leaf):
             continue
-        if is_shown_by(_row_of(holding.applied.rows, held.record.scope), held.record, position):
+        row = _row_of(holding.applied.rows, held.record.scope)
+        if is_shown_by(row, held.record, position, final=is_final(state, now, held)):
             done.append(key)
         else:
             held.position = None

@@ -211,7 +211,7 @@ def _on_answer(state: NodeState, now: Instant, event: Received, out: Out) -> Non
 
 def _on_recorded(state: NodeState, now: Instant, event: Received, out: Out) -> None:
     if event.sender == REGISTRY:
-        local.on_recorded(state, event.message, out)
+        local.on_recorded(state, now, event.message, out)
 
 
 def _on_reprobe(state: NodeState, now: Instant, event: Received, out: Out) -> None:

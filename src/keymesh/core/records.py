@@ -6,7 +6,7 @@ recorded (DESIGN section 3); Edge leases are, before they are granted, for E of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from keymesh.control.entry import SignedEntry
@@ -26,6 +26,12 @@ class LocalRecord:
     actor: str
     correlation_id: str
     authority: tuple[dict[str, Any], ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def args(self) -> dict[str, Any]:
+        """The command's arguments, whole."""
+        return {**self.options, "scope": self.scope}
 
 
 @dataclass(frozen=True, slots=True)

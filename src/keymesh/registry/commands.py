@@ -63,8 +63,11 @@ def check_not_expired(authority: tuple[dict[str, Any], ...], now: Instant) -> No
 
 
 def same_command(entry: Entry, command: Command, *, forwarded: bool = False) -> bool:
-    """Whether a command asks for what the entry under its id did.  A forwarded restriction knows its scope only."""
-    if forwarded and entry.kind == command.kind:
+    """Whether a command asks for what the entry under its id did.
+
+    Of a forwarded restriction the entry must restrict its scope, and for good where the command does.
+    """
+    if forwarded and entry.kind in (command.kind, "revoke"):
         return entry.body.args.get("scope") == command.args.get("scope")
     return entry.kind == command.kind and strict_json.dumps(entry.body.args) == strict_json.dumps(command.args)
 

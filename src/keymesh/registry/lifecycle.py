@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from keymesh.control import trust
 from keymesh.control.entry import SignedEntry
 from keymesh.control.messages import ForwardRestriction, Recorded, SubmitRewrap, SubmitVersion
 from keymesh.control.rows import L2_NAME, KeyRow, get, key_row_name
-from keymesh.model.errors import Refused
+from keymesh.model.errors import KeymeshError, Refused
+from keymesh.model.ids import KeyId
 from keymesh.model.machine import Address, Note, Persist, Send
 from keymesh.model.scope import parse_scope
 from keymesh.model.states import KeyState
@@ -206,17 +208,56 @@ def on_forward(state: RegistryState, now: Instant, sender: Address, word: Forwar
         return
     if (namespace, word.command_id) in state.asked:
         return
+    command = forwarded_command(state, now, namespace, word)
+    if command.kind != word.action and (namespace, word.command_id) not in state.done:
+        fields = (("node", str(sender)), ("scope", word.scope))
+        out.append(Note("forwarded-revoke-suspends", word.correlation_id, fields))
     state.asked.add((namespace, word.command_id))
-    command = Command(
+    commands.submit(state, now, command, out, reply_to=sender)
+
+
+def forwarded_command(state: RegistryState, now: Instant, namespace: str, word: ForwardRestriction) -> Command:
+    """What a forwarded restriction may become: on a node's word alone nothing that cannot be undone.
+
+    A revocation within a tenant is one where the tenant's signers signed that very command and it has not expired;
+    else it suspends, and somebody has to complete it.  Wide scopes need the officers' word in any case.
+    """
+    args = {**word.options, "scope": word.scope}
+    kind, authority = word.action, word.authority
+    if not parse_scope(word.scope).needs_four_eyes and not _is_signed(state, now, namespace, word, args):
+        kind, authority = "suspend", ()  # an approval that counts for nothing must not hinder it either
+    return Command(
         command_id=word.command_id,
         namespace=namespace,
-        kind=word.action,
-        args={"scope": word.scope},
+        kind=kind,
+        args=args,
         actor=word.actor,
         correlation_id=word.correlation_id,
-        authority=word.authority,
+        authority=authority,
     )
-    commands.submit(state, now, command, out, reply_to=sender)
+
+
+def _is_signed(
+    state: RegistryState, now: Instant, namespace: str, word: ForwardRestriction, args: dict[str, Any]
+) -> bool:
+    signers = spaces.space_of(state, namespace).signers
+    if signers is None or not word.authority:
+        return False
+    try:
+        trust.verify_authority(
+            mesh=state.config.mesh,
+            namespace=namespace,
+            command_id=word.command_id,
+            kind=word.action,
+            args=args,
+            authority=word.authority,
+            quorum=trust.Quorum({KeyId(k): v for k, v in signers.keys.items()}, signers.threshold),
+            suite=state.config.suite,
+            now=now,
+        )
+    except KeymeshError:
+        return False
+    return True
 
 
 def next_due(state: RegistryState) -> Instant | None:

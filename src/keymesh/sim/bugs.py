@@ -117,9 +117,9 @@ def _wait_for_gap(held: Any, state: Any, *, force: bool) -> Any:
     return view.Stale() if gap and not force else found
 
 
-def _release_on_resume(state: Any, out: Any) -> None:
+def _release_on_resume(state: Any, now: Any, out: Any) -> None:
     """A resume of the same scope ends a local suspension, whatever was ordered first."""
-    _release(state, out)
+    _release(state, now, out)
     done = []
     for key, held in state.locals.items():
         holding = state.holding(held.scope.namespace)

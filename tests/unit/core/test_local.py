@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from keymesh.control import trust
 from keymesh.control.entry import Leaf
 from keymesh.control.messages import ForwardRestriction, Recorded
+from keymesh.control.signing import to_plain
 from keymesh.control.state import NamespaceState
 from keymesh.core import local
 from keymesh.core.context import covered_kinds
@@ -18,16 +20,37 @@ from keymesh.model.machine import Address
 from keymesh.model.scope import parse_scope
 from keymesh.model.states import Mode
 from keymesh.model.time import Instant
+from tests.unit.control.world import FAR
 from tests.unit.core.bench import SERVICE, TENANT, TTL_MS, Bench, Edge, furnished
 
 SCOPE = f"tenant:{TENANT}"
 KEY = (TENANT, "cmd")
 
 
-def restrict(bench: Bench, command_id: str = "cmd", scope: str = SCOPE, action: str = "suspend") -> None:
+OPTIONS = {"reason": "stolen", "abandon_children": True}
+
+
+def restrict(bench: Bench, command_id: str = "cmd", scope: str = SCOPE, action: str = "suspend", **more: Any) -> None:
     bench.feed(
-        LocalRestrict(command_id=command_id, scope=scope, action=action, actor="ann", correlation_id=f"c-{command_id}")
+        LocalRestrict(
+            command_id=command_id, scope=scope, action=action, actor="ann", correlation_id=f"c-{command_id}", **more
+        )
     )
+
+
+def signed_revoke(bench: Bench, by: str, not_after: int = FAR, scope: str = SCOPE, **changed: Any) -> dict[str, Any]:
+    """``authority`` and ``options`` of a revocation that ``by`` (of the mesh's keys) signed."""
+    key = getattr(bench.mesh, by)
+    fields = {
+        "mesh": bench.mesh.name,
+        "namespace": parse_scope(scope).namespace,
+        "command_id": "cmd",
+        "kind": "revoke",
+        "args": {"scope": scope, **OPTIONS},
+        **changed,
+    }
+    word = trust.make_authority(**fields, not_after=not_after, signers=key[:2] if isinstance(key, list) else [key])
+    return {"authority": (to_plain(word),), "options": OPTIONS}
 
 
 def entry_of(bench: Bench, scope: str = SCOPE, kind: str = "suspend", command_id: str = "cmd") -> NamespaceState:
@@ -234,16 +257,42 @@ def test_another_suspension_is_not_its_entry() -> None:
     assert bench.may().reason == "restricted-local"
 
 
-def test_a_revocation_ends_only_by_a_revocation() -> None:
+@pytest.mark.parametrize(("by", "scope"), [("signer", SCOPE), ("officers", "mesh")])
+def test_a_signed_revocation_ends_only_by_a_revocation(by: str, scope: str) -> None:
     bench = Bench().up()
-    restrict(bench, action="revoke")
+    restrict(bench, scope=scope, action="revoke", **signed_revoke(bench, by, scope=scope))
+    assert bench.sent(ForwardRestriction)[-1].options == OPTIONS
+    bench.reboot()  # what was signed is kept
+    bench.renew()
+    bench.give(entry_of(bench, scope))
+    recorded(bench, bench.mesh.states[parse_scope(scope).namespace])
+    assert bench.state.locals
+    more = entry_of(bench, scope, kind="revoke", command_id="other")
+    bench.give(more)
+    recorded(bench, more)
+    assert bench.state.locals == {}
+    assert covered_kinds(bench.state, TENANT, SERVICE, 1) == {scope.partition(":")[0]}
+
+
+@pytest.mark.parametrize(
+    ("by", "changed"),
+    [
+        ("", {}),
+        ("registry", {}),
+        ("officers", {}),
+        ("signer", {"not_after": 1}),
+        ("signer", {"kind": "suspend"}),
+        ("signer", {"command_id": "other"}),
+        ("signer", {"args": {"scope": SCOPE}}),
+    ],
+)
+def test_a_revocation_that_its_signers_did_not_sign_ends_by_its_suspension(by: str, changed: dict[str, Any]) -> None:
+    """The Registry records no more than that of it."""
+    bench = Bench().up()
+    restrict(bench, action="revoke", **(signed_revoke(bench, by, **changed) if by else {}))
     less = entry_of(bench)
     bench.give(less)
     recorded(bench, less)
-    assert KEY in bench.state.locals
-    more = entry_of(bench, kind="revoke", command_id="other")
-    bench.give(more)
-    recorded(bench, more)
     assert bench.state.locals == {}
     assert bench.may().reason == "restricted-tenant"
 
@@ -254,9 +303,11 @@ def test_the_same_command_again() -> None:
     bench.take()
     restrict(bench)
     restrict(bench, action="revoke")
+    restrict(bench, options=OPTIONS)
     restrict(bench, scope=f"service:{TENANT}/pay")
     assert bench.effects(ReplyLocal) == [
         ReplyLocal("cmd", SCOPE, True),
+        ReplyLocal("cmd", SCOPE, False, "conflict"),
         ReplyLocal("cmd", SCOPE, False, "conflict"),
         ReplyLocal("cmd", f"service:{TENANT}/pay", False, "conflict"),
     ]
@@ -298,6 +349,22 @@ def test_bad_input(command_id: str, scope: str, action: str) -> None:
     restrict(bench, command_id, scope, action)
     assert bench.effects(ReplyLocal) == [ReplyLocal(command_id, scope, False, "bad-field")]
     assert bench.state.locals == {}
+    assert bench.may().allowed
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"options": {"reason": "x" * 10_000}},
+        {"options": {"rows": {}}},
+        {"options": {"reason": 1}},
+        {"authority": ({},) * 17},
+    ],
+)
+def test_what_no_log_would_take(more: dict[str, Any]) -> None:
+    bench = Bench().up()
+    restrict(bench, **more)
+    assert bench.effects(ReplyLocal) == [ReplyLocal("cmd", SCOPE, False, "bad-field")]
     assert bench.may().allowed
 
 

@@ -307,6 +307,79 @@ def test_wide_scopes_and_malformed_words_are_refused_for_good() -> None:
     assert said.refused == ""
 
 
+OPTIONS = {"reason": "stolen", "abandon_children": True}
+
+
+def approved(bench: Bench, by: str, **changed: Any) -> dict[str, Any]:
+    """``authority`` and ``options`` of a revocation of acme that ``by`` signed."""
+    fields: dict[str, Any] = {"namespace": "acme", "command_id": "f1", "by": (by,), **changed}
+    args = {"scope": "tenant:acme", **OPTIONS}
+    return {"authority": bench.command("revoke", fields.pop("args", args), **fields).authority, "options": OPTIONS}
+
+
+def test_a_forwarded_revocation_that_the_signers_signed_revokes() -> None:
+    bench = with_tenant()
+    for _ in range(2):
+        (said,) = forward(bench, "us-west", action="revoke", **approved(bench, "signer-acme"))
+        assert (said.seq, said.refused) == (3, "")
+    entry = bench.state.spaces["acme"].entries[-1].entry
+    assert (entry.kind, entry.body.args) == ("revoke", {"scope": "tenant:acme", **OPTIONS})
+    assert len(entry.body.authority) == 1
+    bench.advance(1_000)  # whatever expired since, its entry is there
+    (said,) = forward(bench, "us-west", action="revoke")
+    assert (said.seq, said.refused) == (3, "")
+
+
+@pytest.mark.parametrize(
+    ("by", "changed"),
+    [
+        ("", {}),
+        ("registry", {}),
+        ("signer-globex", {}),
+        ("officer-1", {}),
+        ("signer-acme", {"not_after": 1}),
+        ("signer-acme", {"command_id": "f2"}),
+        ("signer-acme", {"args": {"scope": "tenant:acme"}}),
+        ("signer-acme", {"args": {"scope": "service:acme/pay", **OPTIONS}}),
+    ],
+)
+def test_on_a_nodes_word_alone_a_revocation_suspends(by: str, changed: dict[str, Any]) -> None:
+    """It is reversible, and people are told."""
+    bench = with_tenant()
+    word = approved(bench, by, **changed) if by else {}
+    for _ in range(3):
+        (said,) = forward(bench, "us-west", action="revoke", **word)
+        assert (said.seq, said.refused) == (3, "")
+    entry = bench.state.spaces["acme"].entries[-1].entry
+    assert (entry.kind, entry.body.authority) == ("suspend", ())
+    assert bench.note_names().count("forwarded-revoke-suspends") == 1
+    bench.ok(bench.scope_command("resume", "tenant:acme", "r1"))
+
+
+def test_an_approval_that_counts_for_nothing_hinders_no_suspension() -> None:
+    bench = with_tenant()
+    for n, authority in enumerate(
+        [({},), ({"payload": "?"},) * 20, approved(bench, "signer-acme", not_after=1)["authority"]]
+    ):
+        (said,) = forward(bench, "us-west", command_id=f"f{n}", authority=authority)
+        assert said.refused == ""
+
+
+def test_a_signed_revocation_under_the_id_of_a_suspension_is_refused() -> None:
+    bench = with_tenant()
+    bench.ok(bench.scope_command("suspend", "tenant:acme", "f1"))
+    (said,) = forward(bench, "us-west", action="revoke", **approved(bench, "signer-acme"))
+    assert said.refused == "conflict"
+
+
+def test_options_never_change_the_scope() -> None:
+    bench = with_tenant()
+    bench.tenant("globex")
+    forward(bench, "us-west", options={"scope": "tenant:globex"})
+    assert bench.state.spaces["acme"].entries[-1].entry.body.args["scope"] == "tenant:acme"
+    assert forward(bench, "us-west", command_id="f9", options={"rows": {}})[0].refused == "bad-field"
+
+
 def test_a_node_hears_nothing_while_the_outcome_is_open() -> None:
     bench = with_tenant()
     bench.auto_append = False
