@@ -18,9 +18,8 @@ from keymesh.access.identity import AdminIdentity
 from keymesh.adapters.http_messages import Handler, Request, Response, Route, Stream, json_response
 from keymesh.adapters.sql_projection import Read
 from keymesh.app.openapi import openapi_of
-from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_service, show_tenant
+from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_scopes, show_service, show_tenant
 from keymesh.control.rows import PolicyRow
-from keymesh.control.transition import restrictions_in
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
@@ -240,9 +239,7 @@ class RegistryApi:
         namespace = request.params["namespace"]
         self._see(request, namespace)
         space = self._process.shell.state.spaces.get(namespace)
-        found = {} if space is None else restrictions_in(space.rows)
-        shown = [{"scope": scope, "state": row.state, "seq": row.seq} for scope, row in found.items()]
-        return self._answer({"restrictions": shown})
+        return self._answer({"restrictions": [] if space is None else show_scopes(space.rows)})
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -342,10 +339,8 @@ class RegistryApi:
             for n, leaf in offered.items()
             if n in reported and reported[n].order == leaf.order and reported[n].state != leaf.state
         )
-        reachable = (
-            any(heartbeats.is_reachable(s, now, state.settings.heartbeat_ms) for s in sessions)
-            if (state.settings is not None)
-            else False
+        reachable = state.settings is not None and any(
+            heartbeats.is_reachable(s, now, state.settings.heartbeat_ms) for s in sessions
         )
         restriction = self._mesh().rows.get(f"restriction/region:{name}")
         return {

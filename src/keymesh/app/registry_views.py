@@ -13,10 +13,12 @@ from keymesh.control.rows import (
     KeyRow,
     PolicyRow,
     RestrictionRow,
+    Rows,
     ServiceRow,
     WrappingRow,
     split_key_row,
 )
+from keymesh.control.transition import restrictions_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,11 @@ def restriction_state(raw: bytes) -> str:
     """``active``, ``suspended`` or ``revoked``."""
     row = msgspec.json.decode(raw, type=RestrictionRow)
     return "active" if row.state == "none" else row.state
+
+
+def show_scopes(rows: Rows) -> list[dict[str, Any]]:
+    """Every restriction in force by ``rows``, with the entry that it came by."""
+    return [{"scope": scope, "state": row.state, "seq": row.seq} for scope, row in restrictions_in(rows).items()]
 
 
 def _scope_state(space: TenantRows, *scopes: str) -> str:
