@@ -52,11 +52,16 @@ class Reach(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Who may: any of ``roles``, or a machine of one of ``machines``."""
+    """Who may: any of ``roles``, or a machine of one of ``machines``; on the mesh ``mesh_roles``, where given."""
 
     reach: Reach
     roles: frozenset[Role] = frozenset()
     machines: tuple[type, ...] = ()
+    mesh_roles: frozenset[Role] | None = None
+
+    def roles_on(self, tenant: TenantId | None) -> frozenset[Role]:
+        """The roles that permit it on ``tenant`` (None: on the mesh)."""
+        return self.roles if tenant is not None or self.mesh_roles is None else self.mesh_roles
 
 
 _TENANT: Final = frozenset({Role.TENANT_ADMIN})
@@ -76,7 +81,7 @@ RULES: Final[dict[Action, Rule]] = {
     Action.KEY_WANT_REWRAP: Rule(Reach.TENANT, _KEYS),
     Action.SUSPEND: Rule(Reach.EITHER, _KILL),
     Action.REVOKE: Rule(Reach.EITHER, _KILL),
-    Action.RESUME: Rule(Reach.EITHER, _KILL),
+    Action.RESUME: Rule(Reach.EITHER, _TENANT, mesh_roles=_OPERATOR),  # anybody's no stands until its owner's yes
     Action.MESH_READ: Rule(Reach.MESH, frozenset({Role.AUDITOR, Role.OPERATOR, Role.RECOVERY_OFFICER})),
     Action.TENANT_READ: Rule(Reach.TENANT, _SEE),
     Action.TENANT_EXPORT: Rule(Reach.TENANT, _TENANT),
@@ -146,7 +151,7 @@ def admit(
     if isinstance(identity, rule.machines):
         return ALLOWED
     held = roles_of(identity, tenant=tenant, policy=policy, assigned=assigned or {})
-    if held & rule.roles:
+    if held & rule.roles_on(tenant):
         return ALLOWED
     return ABSENT if tenant is not None and not held else _denied("no role permits it")
 

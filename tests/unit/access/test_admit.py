@@ -56,7 +56,7 @@ TENANT_MATRIX: dict[Action, tuple[Identity, ...]] = {
     Action.KEY_WANT_REWRAP: (ADMIN, CLIENT),
     Action.SUSPEND: (ADMIN, OPERATOR),
     Action.REVOKE: (ADMIN, OPERATOR),
-    Action.RESUME: (ADMIN, OPERATOR),
+    Action.RESUME: (ADMIN,),
     Action.TENANT_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT),
     Action.TENANT_EXPORT: (ADMIN,),
     Action.LOG_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT),
@@ -142,6 +142,17 @@ def test_commands_have_actions_or_nobody_may_submit_them() -> None:
     assert {k for k in KINDS if action_of(k) is None} == internal
     assert on_tenant(action_of("key.create"), ADMIN).code == "denied"
     assert action_of("sudo") is None
+
+
+def test_an_operator_suspends_a_tenant_and_cannot_undo_it() -> None:
+    """Only who the tenant's own policy lists lifts its suspensions; the mesh's are the operator's."""
+    assert on_tenant(Action.SUSPEND, OPERATOR).allowed
+    assert on_tenant(Action.RESUME, OPERATOR).code == "denied"
+    assert on_tenant(Action.RESUME, ADMIN).allowed
+    assert not admit(None, Action.RESUME, identity=ADMIN, assigned=ASSIGNED).allowed
+    assert admit(None, Action.RESUME, identity=OPERATOR, assigned=ASSIGNED).allowed
+    listed = replace_policy(regions=("us-east",), admins=("ann", "olga"))
+    assert on_tenant(Action.RESUME, OPERATOR, policy=listed).allowed
 
 
 def test_require_speaks_in_refusals() -> None:
