@@ -1,0 +1,60 @@
+"""Mailboxes: in order, bounded, and nothing lost by a poll that gives up."""
+
+from __future__ import annotations
+
+import asyncio
+
+from keymesh.app.channels import MAILBOX_MAX, Mailbox, Mailboxes
+
+
+async def test_oldest_first_and_no_more_than_asked_for() -> None:
+    box = Mailbox()
+    for n in range(5):
+        box.put(n)
+    assert await box.take(timeout_s=1, max_items=2) == [0, 1]
+    assert await box.take(timeout_s=1) == [2, 3, 4]
+    assert await box.take(timeout_s=0.005) == []
+
+
+async def test_a_waiting_poll_is_woken_by_the_first_message() -> None:
+    box = Mailbox()
+    waiting = asyncio.create_task(box.take(timeout_s=5))
+    await asyncio.sleep(0)
+    box.put("a")
+    box.put("b")
+    assert await waiting == ["a", "b"]
+
+
+async def test_of_two_waiting_polls_one_gets_it_and_the_other_nothing() -> None:
+    box = Mailbox()
+    polls = [asyncio.create_task(box.take(timeout_s=0.2)) for _ in range(2)]
+    await asyncio.sleep(0)
+    box.put("a")
+    assert sorted(await asyncio.gather(*polls)) == [[], ["a"]]
+
+
+async def test_a_poll_that_is_given_up_takes_nothing_along() -> None:
+    box = Mailbox()
+    poll = asyncio.create_task(box.take(timeout_s=5))
+    await asyncio.sleep(0)
+    poll.cancel()
+    await asyncio.gather(poll, return_exceptions=True)
+    box.put("a")
+    assert await box.take(timeout_s=1) == ["a"]
+
+
+async def test_a_full_mailbox_drops_its_oldest() -> None:
+    box = Mailbox()
+    for n in range(MAILBOX_MAX + 3):
+        box.put(n)
+    taken = await box.take(timeout_s=1, max_items=2 * MAILBOX_MAX)
+    assert (len(taken), taken[0], taken[-1]) == (MAILBOX_MAX, 3, MAILBOX_MAX + 2)
+
+
+async def test_each_peer_and_channel_has_its_own() -> None:
+    boxes = Mailboxes()
+    boxes.of("a", "lane0").put(1)
+    assert boxes.of("a", "lane0") is boxes.of("a", "lane0")
+    for peer, channel in (("a", "lane1"), ("b", "lane0")):
+        assert await boxes.of(peer, channel).take(timeout_s=0.001) == []
+    assert await boxes.of("a", "lane0").take(timeout_s=1) == [1]
