@@ -236,9 +236,8 @@ class RegistryApi:
 
     async def _restrictions(self, request: Request) -> Response:
         """What is restricted in a namespace, each scope with the seq that a resume of a wide one must name."""
-        namespace = request.params["namespace"]
-        self._see(request, namespace)
-        space = self._process.shell.state.spaces.get(namespace)
+        self._see(request, request.params["namespace"])
+        space = self._process.shell.state.spaces.get(request.params["namespace"])
         return self._answer({"restrictions": [] if space is None else show_scopes(space.rows)})
 
     # --- reads -------------------------------------------------------------------------------------------------------
