@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -12,11 +13,12 @@ import sys
 import time
 from typing import Any, Final
 
+import msgspec
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
 from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, finish, make_plan, parse_regions
 from keymesh.app.cli_common import add_common, duration_ms, emit, facts, show_ms, stderr, stdout, table
-from keymesh.app.layout import Layout, MeshPlan, TimingPlan, load_plan, resolve_dir
+from keymesh.app.layout import Layout, MeshPlan, TimingPlan, load_plan, resolve_dir, save_plan
 from keymesh.app.supervisor import take_lock
 from keymesh.model.errors import ExitCode, Refused, Unavailable
 from keymesh.model.limits import (
@@ -30,6 +32,8 @@ from keymesh.model.limits import (
 
 UP_TIMEOUT_S = 90.0
 DOWN_TIMEOUT_S = 20.0
+_LOG_LINES: Final = 50
+_ADVICE: Final = {"memory-lock": "; or, for a mesh without real data, --allow-unlocked-memory"}
 DEFAULT_TIMING: Final = TimingPlan(
     ttl_ms=GOVERNANCE_TTL_DEFAULT_MS,
     heartbeat_ms=2_000,
@@ -50,7 +54,9 @@ def register(commands: Any) -> None:
     up.add_argument("--regions", metavar="R,...", help="name or name=domain; the first holds the Registry")
     up.add_argument("--links", action="store_true", help="relay cross-region links so that they can be cut")
     up.add_argument(
-        "--allow-unlocked-memory", action="store_true", help="run even where key memory cannot be locked (mlock)"
+        "--allow-unlocked-memory",
+        action="store_true",
+        help="run even where key memory cannot be locked (mlock); this mesh remembers it",
     )
     timing = up.add_argument_group("timing", "of a mesh that is made now; one that exists keeps its own")
     for flag, default_ms, what in (
@@ -142,7 +148,10 @@ def start_mesh(
             plan = load_plan(layout)
             if regions is not None and set(regions) != set(plan.regions):
                 raise Refused.bad_field("regions", f"this mesh has {', '.join(plan.regions)}; use another --dir")
-            _warn_of_what_stays(plan, timing, links=links, allow_unlocked_memory=allow_unlocked_memory)
+            _warn_of_what_stays(plan, timing, links=links)
+            if allow_unlocked_memory and not plan.allow_unlocked_memory:  # says how to start, not what the mesh is
+                plan = msgspec.structs.replace(plan, allow_unlocked_memory=True)
+                save_plan(layout, plan)
         _check_ports(plan)
     began = time.monotonic()
     with (layout.logs / "supervisor.log").open("ab") as output:
@@ -166,13 +175,9 @@ def start_mesh(
     }
 
 
-def _warn_of_what_stays(plan: MeshPlan, timing: TimingPlan, *, links: bool, allow_unlocked_memory: bool) -> None:
+def _warn_of_what_stays(plan: MeshPlan, timing: TimingPlan, *, links: bool) -> None:
     """Flags that count only when a mesh is made, where they ask for something else now."""
-    asked = {
-        "links": (links, plan.links is not None),
-        "allow-unlocked-memory": (allow_unlocked_memory, plan.allow_unlocked_memory),
-    }
-    idle = [f"--{flag}" for flag, (wanted, has) in asked.items() if wanted and not has]
+    idle = ["--links"] if links and plan.links is None else []
     if timing not in (plan.timing, DEFAULT_TIMING):
         idle.append("that timing")
     if idle:
@@ -216,11 +221,23 @@ def _await_ready(layout: Layout, process: subprocess.Popen[bytes]) -> dict[str, 
                 return dict(children)
             failing = [n for n, c in children.items() if c["restarts"] >= 3 and not c["ready"]]
             if failing:
-                ask_supervisor(layout, {"do": "stop"})
-                raise Unavailable("start", f"{failing[0]} does not start; see {layout.logs / (failing[0] + '.log')}")
+                stop_mesh(layout)
+                raise Unavailable("start", f"{failing[0]} does not start: {_last_words(layout, failing[0])}")
             time.sleep(0.05)
-    ask_supervisor(layout, {"do": "stop"})
+    stop_mesh(layout)
     raise Unavailable("start", f"not ready within {UP_TIMEOUT_S:.0f} s; see {layout.logs}")
+
+
+def _last_words(layout: Layout, role: str) -> str:
+    """Why ``role`` ended, by the last line of its log that says so; else where to look."""
+    path = layout.logs / f"{role}.log"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for line in reversed(path.read_text(errors="replace").splitlines()[-_LOG_LINES:]):
+            said = json.loads(line)
+            if said["level"] == "critical":
+                fields = said["fields"]
+                return f"{fields['reason']} [{fields['code']}]" + _ADVICE.get(fields["code"], "")
+    return f"see {path}"
 
 
 def ask_supervisor(layout: Layout, request: dict[str, Any]) -> dict[str, Any] | None:

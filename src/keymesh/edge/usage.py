@@ -1,6 +1,6 @@
 """Usage reports (DESIGN section 8): counts in batches, one in flight, repeated under one id until it is recorded.
 
-Counts that a dead Edge had not reported are lost; the certificate's count of released keys says so.
+Counts that a dead Edge had not reported are lost: what the Cores' receipts say is a lower bound.
 """
 
 from __future__ import annotations
