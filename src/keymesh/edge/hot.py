@@ -126,7 +126,12 @@ class HotPath:
             blob = key.head + nonce + key.seal(nonce, l4, aad)
             boot = self._boot()
             wall = self._wall()
-            if self._lease is lease and boot < lease.boot_end and wall < lease.wall_end:
+            if (
+                self._lease is lease
+                and boot < lease.boot_end
+                and wall < lease.wall_end
+                and wall - boot >= lease.lead_floor
+            ):
                 return CreatedKey(blob, l4 if plaintext else None)
         raise self._refusal(self._lease)
 
@@ -154,7 +159,12 @@ class HotPath:
             l4 = key.open_(blob[_HEAD_BYTES:_SEALED_AT], blob[_SEALED_AT:], aad)
             boot = self._boot()
             wall = self._wall()
-            if self._lease is lease and boot < lease.boot_end and wall < lease.wall_end:
+            if (
+                self._lease is lease
+                and boot < lease.boot_end
+                and wall < lease.wall_end
+                and wall - boot >= lease.lead_floor
+            ):
                 return l4
         raise self._refusal(self._lease)
 

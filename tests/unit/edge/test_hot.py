@@ -152,7 +152,7 @@ def test_a_lease_that_ends_during_the_work_releases_nothing(clocks: Clocks) -> N
     many = [hot.create_key().blob for _ in range(3)]
 
     def expire(clock: str) -> Any:
-        """Clocks that say live at the first look and dead at the second."""
+        """Clocks that say live at the first look and dead, or gone back, at the second."""
         readings = [0]
         real_boot, real_wall = clocks.boot, clocks.wall
 
@@ -161,11 +161,12 @@ def test_a_lease_that_ends_during_the_work_releases_nothing(clocks: Clocks) -> N
             return real_boot + (10**12 if clock == "boot" and readings[0] > 1 else 0)
 
         def wall() -> int:
-            return real_wall + (10**12 if clock == "wall" and readings[0] > 1 else 0)
+            late = {"wall": 10**12, "back": -2 * 10**9}.get(clock, 0)
+            return real_wall + (late if readings[0] > 1 else 0)
 
         return boot, wall
 
-    for clock in ("boot", "wall"):
+    for clock in ("boot", "wall", "back"):
         for use in each(
             lambda: hot.create_key(None, True),
             lambda: hot.decrypt_key(blob),
@@ -174,8 +175,9 @@ def test_a_lease_that_ends_during_the_work_releases_nothing(clocks: Clocks) -> N
         ):
             hot.publish(hot_lease(clocks, "v1", "v2"))
             hot._boot, hot._wall = expire(clock)
-            with pytest.raises(Unavailable):
+            with pytest.raises(Unavailable) as caught:
                 use()
+            assert caught.value.code == ("clock" if clock == "back" else "expired")
 
 
 def test_a_wall_clock_that_went_back_more_than_a_second_kills_the_lease(clocks: Clocks) -> None:
