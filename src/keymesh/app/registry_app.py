@@ -61,6 +61,7 @@ from keymesh.registry.records import RECORD_TYPES
 log = logging.getLogger("keymesh.registry")
 
 POLL_S = 20.0
+BOOT_CHECK_S, BOOT_CHECKS_MAX = 0.01, 6_000
 CHANNELS = ("lane0", "lane1", "lane2", "control")
 
 
@@ -272,11 +273,18 @@ class RegistryProcess:
         )
         keeper = asyncio.create_task(self._keep_read_model())
         keeper.add_done_callback(self._finished)
-        while not self.shell.state.booted:
-            await asyncio.sleep(0.01)
+        await self._booted()
         say_ready()
         await wait_for_stop()
         await self._stop(server, renewal, keeper)
+
+    async def _booted(self) -> None:
+        """Until the machine has read and verified the whole log."""
+        for _ in range(BOOT_CHECKS_MAX):
+            if self.shell.state.booted or self.shell.state.halted:
+                return
+            await asyncio.sleep(BOOT_CHECK_S)
+        raise Unavailable("boot", "the control log could not be read in time")
 
     async def _stop(self, server: HttpServer, *background: asyncio.Task[None]) -> None:
         for task in background:

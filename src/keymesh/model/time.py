@@ -1,7 +1,8 @@
 """Instants, the Clock and Entropy ports, and the elapsed-time rule of DESIGN section 3.
 
 An ``Instant`` is milliseconds, anchored at the wall clock when the process started and moved on by at least
-max(CLOCK_BOOTTIME, wall clock); it never goes back, nor stands still, within a process.  A deadline's own instant is expired.
+max(CLOCK_BOOTTIME, wall clock); it never goes back, nor stands still, within a process.  A deadline's own instant is
+expired.
 """
 
 from __future__ import annotations
