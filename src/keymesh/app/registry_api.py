@@ -177,6 +177,13 @@ class RegistryApi:
             policy = None if space is None else space.policy
             self._require(request, Action.CERTIFICATE_READ, namespace, policy)
 
+    def _may_see(self, request: Request, namespace: str) -> bool:
+        try:
+            self._see(request, namespace)
+        except Refused:
+            return False
+        return True
+
     def _require_mesh(self, request: Request) -> None:
         require(admit(None, Action.MESH_READ, identity=request.identity, assigned=self._process.assigned))
 
@@ -196,15 +203,22 @@ class RegistryApi:
         )
 
     async def _certificate(self, request: Request) -> Response:
-        """The kill-switch record of a command; ``?wait_ms=N`` waits for its certificate."""
+        """The kill-switch record of a command; ``?wait_ms=N`` waits for its certificate.
+
+        ``?namespace=T`` says whose command, where tenants have used the same id.
+        """
         command_id = check_token("command_id", request.params["command_id"])
         wait_ms = _number(request, "wait_ms", default=0, most=WAIT_MAX_MS)
         deadline = time.monotonic() + wait_ms / 1000
         while True:
-            kill = next((k for key, k in self._process.shell.state.kills.items() if key[1] == command_id), None)
-            if kill is None:
-                raise Refused("not-found", "no such restriction", field="command_id")
-            self._see(request, kill.record.namespace)
+            state = self._process.shell.state
+            found = killswitch.find(
+                state,
+                command_id,
+                namespace=request.query.get("namespace"),
+                may_see=lambda namespace: self._may_see(request, namespace),
+            )
+            kill = state.kills[found]
             left = deadline - time.monotonic()
             if kill.record.status not in (killswitch.REVOKING, killswitch.PENDING) or left <= 0:
                 break

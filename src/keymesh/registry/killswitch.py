@@ -8,6 +8,7 @@ Source: DESIGN section 5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -15,6 +16,7 @@ import msgspec
 from keymesh.control import evidence
 from keymesh.control.entry import SignedEntry
 from keymesh.control.messages import Ack, Sealed
+from keymesh.model.errors import Refused
 from keymesh.model.machine import Note, Persist
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
@@ -37,6 +39,25 @@ def record_of(state: RegistryState, namespace: str, command_id: str) -> KillReco
     """What people are shown of a kill-switch command."""
     kill = state.kills.get((namespace, command_id))
     return None if kill is None else kill.record
+
+
+def find(
+    state: RegistryState, command_id: str, *, namespace: str | None, may_see: Callable[[str], bool]
+) -> tuple[str, str]:
+    """Which kill switch somebody means by a command id, of ``namespace`` where they name one.
+
+    What they may not see is as absent as what does not exist.  Raises Refused ``not-found``, or ``ambiguous`` where
+    several that they may see have that id.
+    """
+    named = state.spaces if namespace is None else (namespace,)
+    keys = [key for key in ((name, command_id) for name in named) if key in state.kills and may_see(key[0])]
+    if len(keys) > 1:
+        raise Refused(
+            "ambiguous", "several tenants have a restriction of that id: name the namespace", field="namespace"
+        )
+    if not keys:
+        raise Refused("not-found", "no such restriction", field="command_id")
+    return keys[0]
 
 
 def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry, out: list[Any]) -> None:

@@ -68,6 +68,33 @@ def certified(kind: str = "suspend") -> Certificate:
     return made
 
 
+def refusal_of(bench: Bench, command_id: str, **query: Any) -> tuple[str, str, str | None]:
+    with pytest.raises(Refused) as caught:
+        killswitch.find(bench.state, command_id, **query)
+    return caught.value.code, caught.value.message, caught.value.field
+
+
+def test_a_kill_switch_is_found_among_those_that_one_may_see() -> None:
+    """Two tenants used one id: each finds its own, whoever came first, and nobody learns of the other's."""
+    bench = suspended()
+    bench.tenant("globex")
+    bench.ok(bench.scope_command("suspend", "tenant:globex", "s1"))
+    bench.ok(bench.scope_command("suspend", "tenant:globex", "s2"))
+
+    def ask(*seen: str, namespace: str | None = None) -> dict[str, Any]:
+        return {"namespace": namespace, "may_see": lambda name: name in seen}
+
+    for own in ("acme", "globex"):
+        for named in (None, own):
+            assert killswitch.find(bench.state, "s1", **ask(own, namespace=named)) == (own, "s1")
+            assert killswitch.find(bench.state, "s1", **ask("acme", "globex", namespace=own)) == (own, "s1")
+    assert refusal_of(bench, "s1", **ask("acme", "globex"))[0] == "ambiguous"
+    absent = refusal_of(bench, "s9", **ask("acme"))
+    assert absent[0] == "not-found"
+    for foreign in (ask("acme"), ask("acme", namespace="globex"), ask("acme", namespace="nobody/../x")):
+        assert refusal_of(bench, "s2", **foreign) == absent
+
+
 # --- arithmetic -----------------------------------------------------------------------------------------------------
 
 
