@@ -8,6 +8,7 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.integration.mesh.conftest import SMALL_DISK_BYTES
 from tests.integration.mesh.live import FILES, HOME, MAIL, OTHER, TIMING, US, LiveMesh, until, using
@@ -96,6 +97,7 @@ async def test_a_core_on_a_full_file_system_records_or_closes(mesh: LiveMesh) ->
     async with using(here, away) as uses:
         with fault:
             kept = []
+            done: dict[str, Any] = {}
             for n in range(3):
                 done = await mesh.command(US, "suspend", {"scope": scope})
 
