@@ -1,7 +1,8 @@
 """The one JSON reader and writer for anything signed or received: strict, bounded, one form.
 
 Reader: UTF-8 without BOM, no duplicate keys, no floats, no NaN, integers within 64 bits, bounded size and depth,
-nothing after the value.  Writer: sorted keys, no spaces, UTF-8 (the RFC 8785 form, for the value types we allow).
+nothing after the value.  Writer: keys sorted by code point, no spaces, UTF-8: the RFC 8785 form for the value types
+that we allow, but for keys beyond the Basic Multilingual Plane, which RFC 8785 sorts by UTF-16 unit.
 """
 
 from __future__ import annotations
