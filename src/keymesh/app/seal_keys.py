@@ -16,6 +16,7 @@ from keymesh.app.l1_url import known_kms, parse_l1
 from keymesh.app.layout import Layout, load_plan
 from keymesh.crypto.blob import L4_BLOB_BYTES, L4_BYTES, blob_kid, open_l4
 from keymesh.crypto.chain import CHAIN_MAX_BYTES, Chain, chain_from_json, open_path, path_to
+from keymesh.crypto.kid import kid_hex
 from keymesh.crypto.pages import KeyPages
 from keymesh.crypto.xaes import XaesKey
 from keymesh.model import strict_json
@@ -80,8 +81,26 @@ class MeshKeys:
     def unwrap(self, tenant: str, service: str, blob: bytes, context: Mapping[str, str]) -> bytes:
         """See ``KeySource``."""
         body = {"blob": to_base64(blob), "context": dict(context)}
-        opened = self._runner.run(self._first(tenant, service, "decrypt-key", body))
+        opened = self._runner.run(self._opened(tenant, service, blob, body))
         return from_base64("plaintext", opened["plaintext"], max_bytes=L4_BYTES)
+
+    async def _opened(self, tenant: str, service: str, blob: bytes, body: dict[str, Any]) -> Any:
+        """An Edge without that key version cannot tell why; the Registry can, where it was restricted."""
+        try:
+            return await self._first(tenant, service, "decrypt-key", body)
+        except Unavailable as unknown:
+            if unknown.code == "unknown-key":
+                await self._refuse_if_restricted(tenant, service, kid_hex(blob_kid(blob)))
+            raise
+
+    async def _refuse_if_restricted(self, tenant: str, service: str, kid: str) -> None:
+        try:
+            keys = (await self._client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
+        except (Unavailable, Refused):
+            return
+        for key in keys:
+            if key["kid"] == kid and key["state"] in ("suspended", "revoked", "compromised"):
+                raise Refused("restricted", f"key:{tenant}/{service}@{key['version']} is {key['state']}")
 
     # --- which Edge ----------------------------------------------------------------------------------------------
 
