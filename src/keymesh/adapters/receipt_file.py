@@ -131,7 +131,13 @@ class FileReceiptLog:
         try:
             self._write(lines)
         except OSError as failed:
-            self._give_up()
+            self._take_back()
+            raise Unavailable("receipt-log", "the receipt could not be written") from failed
+        try:
+            os.fsync(self._fd)
+        except OSError as failed:  # what the disk has is unknown now
+            self._take_back()
+            self._broken = True
             raise Unavailable("receipt-log", "the receipt could not be recorded") from failed
         self._chain, self._size = chain, self._size + len(lines)
 
@@ -139,15 +145,13 @@ class FileReceiptLog:
         view = memoryview(lines)
         while view:
             view = view[os.write(self._fd, view) :]
-        os.fsync(self._fd)
 
-    def _give_up(self) -> None:
-        """Take back what was written of the failed append; where even that fails the next open cuts it off."""
-        self._broken = True
+    def _take_back(self) -> None:
+        """Cut off what was written of the failed append; where even that fails the next open does."""
         try:
             os.ftruncate(self._fd, self._size)
         except OSError:
-            return
+            self._broken = True
 
     def records(self) -> Iterator[Record]:
         """All records, from the first."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.mesh.conftest import SMALL_DISK_BYTES
-from tests.integration.mesh.live import FILES, HOME, MAIL, OTHER, TIMING, US, LiveMesh, until, using
+from tests.integration.mesh.live import FILES, HOME, MAIL, OTHER, TIMING, US, VAULT, LiveMesh, until, using
 
 from keymesh.model.errors import Refused, Unavailable
 
@@ -46,11 +46,12 @@ def unwritable(pid: int) -> Iterator[None]:
 async def test_a_core_with_a_full_disk_obeys_restrictions_and_gives_nothing(mesh: LiveMesh) -> None:
     """us-west cannot write: the suspension acts there at once, the rest of the tenant closes, no lease is given."""
     here, away = await mesh.doors(US, MAIL)
+    vault = await mesh.door("us-west", US, VAULT)
     _, away_files = await mesh.doors(US, FILES)
     blob, key = await away.mint()
     scope = f"service:{US}/{MAIL}"
     restarts = mesh.child("core-us-west")["restarts"]
-    async with using(here, away, away_files) as uses:
+    async with using(here, away, away_files, vault) as uses:
         with unwritable(mesh.pid("core-us-west")):
             done = await mesh.command(US, "suspend", {"scope": scope})
 
@@ -105,13 +106,14 @@ async def test_a_core_on_a_full_file_system_records_or_closes(mesh: LiveMesh) ->
                     return await away.refusal(blob) != "" and await here.refusal(blob) != ""
 
                 await until(refused, "the suspension acting", within_s=3)
+                last = done["command_id"]
                 try:
                     body = {"scope": scope, "action": "suspend"}
                     await mesh.client.call("POST", "/v1/restrict", body, target="us-west", command_id=f"full-{n}")
                     kept.append(f"full-{n}")
                 except (Unavailable, Refused):
                     assert (await mesh.modes("us-west"))[US] in ("closed", "synced", "autonomous")
-        found = await mesh.certificate(done["command_id"])
+        found = await mesh.certificate(last)
         assert all(use.last_served * 1000 <= found["t"] for use in uses)
         for command_id in kept:
             await mesh.committed(US, command_id)

@@ -70,7 +70,7 @@ async def test_an_edge_stopped_beyond_its_lease_never_serves_what_was_suspended_
             except KeymeshError:
                 continue
             raise AssertionError("served under a suspension after its lease was over")
-        assert time.time() * 1000 >= found["t"]
+        assert time.time() * 1000 >= found["t"] - 100
 
         async def serves() -> bool:
             return not await files.refusal()

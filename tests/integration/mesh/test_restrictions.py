@@ -39,20 +39,9 @@ async def test_revocation_is_final(mesh: LiveMesh, tmp_path: Path) -> None:
         mesh.kill(name)
     await mesh.settled()
     assert await here.refusal(blob) != ""
-    again = await mesh.client.call("POST", "/v1/commands", repeat(done["command"], scope), command_id=done_id(done))
-    assert again["duplicate"] and again["seq"] == done["command"]["seq"]
     keys = (await mesh.client.call("GET", f"/v1/tenants/{EU}/keys"))["keys"]
     assert {k["state"] for k in keys if k["key"] == f"l3/{service}"} == {"revoked"}
     assert (await mesh.cli("key", "rotate", scope, code=1))["error"]["code"] == "revoked"
-
-
-def done_id(done: Any) -> str:
-    return str(done["command"]["command_id"])
-
-
-def repeat(command: Any, scope: str) -> dict[str, Any]:
-    args = {"scope": scope, "reason": "", "abandon_children": False}
-    return {"namespace": command["namespace"], "kind": "revoke", "args": args, "authority": []}
 
 
 async def test_one_key_version_and_one_service_leave_the_others_working(mesh: LiveMesh) -> None:

@@ -205,6 +205,36 @@ def test_a_full_disk_is_unavailable_and_leaves_whole_records(tmp_path: Path) -> 
     assert verify_receipt_file(path, origin="eu-west", keys=KEYS)[0] == int(count)
 
 
+def test_when_there_is_room_again_the_log_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "receipts.jsonl"
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from tests.unit.adapters.test_receipt_file import open_log, receipt\n"
+        "from keymesh.model.errors import Unavailable\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]\n"
+        "log = open_log(Path(sys.argv[1]))\n"
+        "log.append(receipt(1))\n"
+        "for limit in (0, Path(sys.argv[1]).stat().st_size + 100):\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))\n"
+        "    try: log.append(receipt(2))\n"
+        "    except Unavailable: print(log.seq)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))\n"
+        "log.append(receipt(2))\n"
+        "print(log.seq)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout.split()) == (0, ["1", "1", "2"]), done.stderr
+    assert verify_receipt_file(path, origin="eu-west", keys=KEYS)[0] == 2
+
+
 def test_an_endless_line_is_not_read_into_memory(path: Path) -> None:
     path.write_bytes(b"x" * (receipt_file.LINE_MAX_BYTES + 10) + b"\n")
     with pytest.raises(Integrity):
