@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from keymesh.adapters.sqlite_keystore import SqliteKeyStore
+from keymesh.app.core_api import keep_blob
 from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
 from keymesh.model.errors import Integrity, Unavailable
 from keymesh.model.ids import Digest, Kid
@@ -189,9 +190,23 @@ def test_blobs_are_each_tenants_own(store: KeyStore) -> None:
     assert (store.get_blob("acme", digest), store.get_blob("other", digest)) == (b"one", b"two")
     store.put_blob("acme", digest, b"mended")
     assert store.get_blob("acme", digest) == b"mended"
+    assert (store.count_blobs("acme"), store.count_blobs("other"), store.count_blobs("acm")) == (1, 1, 0)
     store.drop_blob("acme", digest)
     store.drop_blob("acme", digest)
+    assert store.count_blobs("acme") == 0
     assert (store.get_blob("acme", digest), store.get_blob("other", digest)) == (None, b"two")
+
+
+def test_other_regions_may_leave_a_bounded_number(store: KeyStore) -> None:
+    for n in range(3):
+        keep_blob(store, "acme", f"{n:064x}", b"x", most=3)
+    keep_blob(store, "acme", f"{1:064x}", b"mended", most=3)
+    assert store.get_blob("acme", f"{1:064x}") == b"mended"
+    with pytest.raises(Unavailable) as caught:
+        keep_blob(store, "acme", f"{9:064x}", b"x", most=3)
+    assert caught.value.code == "too-many-blobs"
+    keep_blob(store, "other", f"{9:064x}", b"x", most=3)
+    assert store.count_blobs("acme") == 3
 
 
 # --- life ------------------------------------------------------------------------------------------------------------

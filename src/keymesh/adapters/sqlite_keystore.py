@@ -156,6 +156,10 @@ class SqliteKeyStore:
             row = db.execute("SELECT blob FROM blobs WHERE tenant = ? AND digest = ?", (tenant, digest)).fetchone()
         return None if row is None else bytes(row[0])
 
+    def count_blobs(self, tenant: str) -> int:
+        with self._guard() as db:
+            return int(db.execute("SELECT count(*) FROM blobs WHERE tenant = ?", (tenant,)).fetchone()[0])
+
     def drop_blob(self, tenant: str, digest: str) -> None:
         with self._guard() as db:
             db.execute("DELETE FROM blobs WHERE tenant = ? AND digest = ?", (tenant, digest))

@@ -7,10 +7,13 @@ sent it sends it again.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
+from itertools import islice
 from typing import Any
 
 MAILBOX_MAX = 4096
+MAILBOXES_MAX = 65_536
+_LOOK_AT = 64
 
 
 class Mailbox:
@@ -19,6 +22,7 @@ class Mailbox:
     def __init__(self) -> None:
         self._items: deque[Any] = deque(maxlen=MAILBOX_MAX)
         self._filled = asyncio.Event()
+        self._waiting = 0
 
     def put(self, item: Any) -> None:
         self._items.append(item)
@@ -28,16 +32,50 @@ class Mailbox:
         """What is there, oldest first; waits up to ``timeout_s`` for the first one."""
         if not self._items:
             self._filled.clear()
+            self._waiting += 1
             try:
                 await asyncio.wait_for(self._filled.wait(), timeout_s)
             except TimeoutError:
                 return []
+            finally:
+                self._waiting -= 1
         return [self._items.popleft() for _ in range(min(max_items, len(self._items)))]
+
+    def is_empty(self) -> bool:
+        return not self._items
+
+    def is_awaited(self) -> bool:
+        """Whether a poll waits at it."""
+        return self._waiting > 0
 
 
 class Mailboxes:
-    def __init__(self) -> None:
-        self._boxes: dict[tuple[str, str], Mailbox] = {}
+    """At most ``MAILBOXES_MAX``, beside those at which a poll waits.
+
+    Of those that have gone longest without use an empty one gives way, else the oldest at which nobody waits: it is
+    of a peer that is gone, and what is in it is sent again should the peer come back.
+    """
+
+    def __init__(self, *, most: int = MAILBOXES_MAX) -> None:
+        self._boxes: OrderedDict[tuple[str, str], Mailbox] = OrderedDict()
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._boxes)
 
     def of(self, peer: str, channel: str) -> Mailbox:
-        return self._boxes.setdefault((peer, channel), Mailbox())
+        """That peer's mailbox; good for one put or take, for it may give way between two."""
+        key = (peer, channel)
+        box = self._boxes.get(key)
+        if box is None:
+            while len(self._boxes) >= self._most and self._drop_one():
+                pass
+            box = self._boxes[key] = Mailbox()
+        self._boxes.move_to_end(key)
+        return box
+
+    def _drop_one(self) -> bool:
+        idle = [key for key in islice(self._boxes, _LOOK_AT) if not self._boxes[key].is_awaited()]
+        if idle:
+            del self._boxes[next((key for key in idle if self._boxes[key].is_empty()), idle[0])]
+        return bool(idle)

@@ -21,6 +21,8 @@ from keymesh.app.layout import ASSIGNED
 from keymesh.control.rows import L2_NAME
 from keymesh.core import context
 from keymesh.core.events import LocalRestrict
+from keymesh.core.keystore import KeyStore
+from keymesh.core.local import LOCALS_PER_NAMESPACE_MAX, TOO_MANY
 from keymesh.crypto import wrap
 from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
 from keymesh.model.errors import Refused, Unavailable
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
 BLOB_TYPE: Final = "application/octet-stream"
 LOCAL_WAIT_S: Final = 5.0
+BLOBS_PER_TENANT_MAX: Final = 100_000
+BLOBS_FULL_RETRY_MS: Final = 60_000
 SHARES_MAX: Final = 16
 
 
@@ -121,7 +125,7 @@ class CoreApi:
         tenant, digest = self._blob_name(request)
         if wrap.digest(request.body) != digest:
             raise Refused.bad_field("digest", "is not the body's")
-        self._core.store.put_blob(tenant, digest, request.body)
+        keep_blob(self._core.store, tenant, digest, request.body)
         return Response(status=204)
 
     # --- restrictions ------------------------------------------------------------------------------------------------
@@ -158,6 +162,10 @@ class CoreApi:
             raise Unavailable("no-answer", "not recorded in time; repeat with the same id") from late
         finally:
             self._core.replies.pop(key, None)
+        if reply.reason == TOO_MANY:
+            raise Unavailable(
+                TOO_MANY, f"{LOCALS_PER_NAMESPACE_MAX} wait for the Registry; suspend the tenant as a whole"
+            )
         if not reply.recorded:
             raise Unavailable("not-recorded", reply.reason or "in force, but not durable here")
         return json_response({"command_id": request.idempotency_key, "region": self._core.region, "in_force": True})
@@ -310,6 +318,15 @@ class CoreApi:
         if state.mesh.lease is None or not self._core.shell.now() < state.mesh.lease.until:
             reasons.append("no governance lease")
         return reasons
+
+
+def keep_blob(store: KeyStore, tenant: str, digest: str, blob: bytes, *, most: int = BLOBS_PER_TENANT_MAX) -> None:
+    """Keep another region's blob.  Raises Unavailable where this tenant has ``most`` already."""
+    if store.get_blob(tenant, digest) is None and store.count_blobs(tenant) >= most:
+        raise Unavailable(
+            "too-many-blobs", f"at most {most} blobs of one tenant are kept", retry_after_ms=BLOBS_FULL_RETRY_MS
+        )
+    store.put_blob(tenant, digest, blob)
 
 
 def spki_of_csr(csr_pem: str) -> bytes:

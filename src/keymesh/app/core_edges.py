@@ -132,9 +132,9 @@ class EdgeDoor:
         return Stream(self._lines(str(edge_address_of(identity))))
 
     async def _lines(self, address: str) -> AsyncIterator[bytes]:
-        mailbox = self._core.mailboxes.of(address, "stream")
         yield b""
         while True:
+            mailbox = self._core.mailboxes.of(address, "stream")
             messages = await mailbox.take(timeout_s=wire.STREAM_ALIVE_MS / 1000 / 2)
             for message in messages:
                 yield MESSAGES.encode(message)

@@ -142,14 +142,19 @@ def _refusal(state: NodeState, now: Instant, sender: Address, request: LeaseRequ
         return "restricted"  # in any mode, so that the Edge drops what it holds
     if not context.may_lease(state, now, request.tenant, request.service).allowed:
         return "closed"
-    held = sum(1 for lease in state.edge_leases.values() if lease.edge == sender)
-    if held >= LEASES_PER_EDGE_MAX or _ttl(state, now, request) <= 0:
+    if leases_of(state, sender) >= LEASES_PER_EDGE_MAX or _ttl(state, now, request) <= 0:
         return "closed"
     service = _service(holding, request.service)
     if service is not None and service.custody == Custody.LEASED.value:
         if not leased_versions(state, request.tenant, request.service):
             return "restricted" if _all_restricted(state, holding, request.service) else "not-loaded"
     return None
+
+
+def leases_of(state: NodeState, edge: Address) -> int:
+    """How many leases that Edge has, or will have once they are recorded."""
+    held = sum(1 for lease in state.edge_leases.values() if lease.edge == edge)
+    return held + sum(1 for p in state.persisting.values() if isinstance(p, GrantPending) and p.record.edge == edge)
 
 
 def _service(holding: Holding, service: str) -> ServiceRow | None:

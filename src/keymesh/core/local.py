@@ -23,10 +23,12 @@ from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import KeyId, check_token
 from keymesh.model.limits import SIGNATURES_MAX
 from keymesh.model.machine import REGISTRY, Send
-from keymesh.model.scope import parse_scope
+from keymesh.model.scope import Scope, ScopeKind, parse_scope
 from keymesh.model.time import Instant
 
 ACTIONS = frozenset({"suspend", "revoke"})
+LOCALS_PER_NAMESPACE_MAX = 1_024
+TOO_MANY = "too-many"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,16 @@ def is_final(state: NodeState, now: Instant, held: LocalSuspension) -> bool:
     return True
 
 
+def has_room(state: NodeState, scope: Scope) -> bool:
+    """Whether one more may be kept.  Each namespace has its own room, so that no tenant fills another's.
+
+    A suspension of the whole namespace is taken past the limit, where there is none yet: the switch always works.
+    """
+    held = [text for (name, _), one in state.locals.items() if name == scope.namespace for text in (one.record.scope,)]
+    whole = scope.kind in (ScopeKind.TENANT, ScopeKind.MESH) and str(scope) not in held
+    return whole or len(held) < LOCALS_PER_NAMESPACE_MAX
+
+
 def restore(state: NodeState, record: LocalRecord) -> None:
     """Take up a local suspension of an earlier life."""
     held = LocalSuspension(record, parse_scope(record.scope), recorded=True)
@@ -115,6 +127,9 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
     held = state.locals.get((scope.namespace, event.command_id))
     if held is not None:
         _repeated(state, held, event, out)
+        return
+    if not has_room(state, scope):
+        out.append(ReplyLocal(event.command_id, event.scope, False, TOO_MANY))
         return
     record = LocalRecord(
         event.command_id,

@@ -58,3 +58,37 @@ async def test_each_peer_and_channel_has_its_own() -> None:
     for peer, channel in (("a", "lane1"), ("b", "lane0")):
         assert await boxes.of(peer, channel).take(timeout_s=0.001) == []
     assert await boxes.of("a", "lane0").take(timeout_s=1) == [1]
+
+
+async def test_the_longest_unused_empty_one_gives_way() -> None:
+    boxes = Mailboxes(most=3)
+    boxes.of("a", "lane0").put(1)
+    idle = boxes.of("b", "lane0")
+    boxes.of("c", "lane0")
+    boxes.of("d", "lane0")
+    assert len(boxes) == 3
+    assert boxes.of("b", "lane0") is not idle
+    assert await boxes.of("a", "lane0").take(timeout_s=1) == [1]
+
+
+async def test_of_full_ones_the_longest_unused_gives_way() -> None:
+    boxes = Mailboxes(most=2)
+    for peer in "abc":
+        boxes.of(peer, "lane0").put(peer)
+    assert len(boxes) == 2
+    assert await boxes.of("c", "lane0").take(timeout_s=1) == ["c"]
+    assert await boxes.of("b", "lane0").take(timeout_s=1) == ["b"]
+    assert await boxes.of("a", "lane0").take(timeout_s=0.001) == []
+
+
+async def test_one_at_which_a_poll_waits_stays() -> None:
+    boxes = Mailboxes(most=1)
+    poll = asyncio.create_task(boxes.of("a", "stream").take(timeout_s=5))
+    await asyncio.sleep(0)
+    for n in range(10):
+        boxes.of(f"p{n}", "stream").put(n)
+    assert len(boxes) == 2
+    boxes.of("a", "stream").put("told")
+    assert await poll == ["told"]
+    boxes.of("b", "stream")
+    assert len(boxes) == 1

@@ -201,6 +201,16 @@ def test_one_edge_holds_a_bounded_number_of_leases() -> None:
     bench.lease(Edge("other"))
 
 
+def test_leases_that_are_still_being_recorded_count() -> None:
+    bench, edge = Bench().up(), Edge()
+    bench.crash_at_persist = True  # the disk has not answered yet
+    for _ in range(edges.LEASES_PER_EDGE_MAX):
+        bench.receive(edge.request(), edge.address)
+    bench.crash_at_persist = False
+    assert bench.refusal(edge) == "closed"
+    bench.lease(Edge("other"))
+
+
 def test_records_of_leases_that_are_over_are_forgotten() -> None:
     bench = Bench(short_service()).up()
     grant = bench.lease(Edge())

@@ -368,6 +368,33 @@ def test_what_no_log_would_take(more: dict[str, Any]) -> None:
     assert bench.may().allowed
 
 
+def test_one_tenants_local_suspensions_are_bounded_and_no_other_tenants_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "LOCALS_PER_NAMESPACE_MAX", 5)
+    mesh = furnished()
+    mesh.furnished("globex")
+    bench = Bench(mesh).up()
+    for n in range(5):
+        restrict(bench, f"cmd-{n}", f"key:{TENANT}/pay@{n + 7}")
+    bench.take()
+    restrict(bench, "more", f"key:{TENANT}/pay@1")
+    restrict(bench, "again", f"key:{TENANT}/pay@7")
+    assert {(r.recorded, r.reason) for r in bench.effects(ReplyLocal)} == {(False, "too-many")}
+    assert len(bench.state.locals) == 5
+    assert bench.may().allowed
+    bench.take()
+    restrict(bench, "cmd-3", f"key:{TENANT}/pay@10")  # one that it has
+    restrict(bench, "whole", SCOPE)  # the switch for everything always works
+    restrict(bench, "whole", SCOPE)
+    restrict(bench, "theirs", "tenant:globex")
+    assert all(r.recorded for r in bench.effects(ReplyLocal))
+    assert bench.may().reason == "restricted-local"
+    bench.take()
+    restrict(bench, "whole-2", SCOPE)
+    assert bench.effects(ReplyLocal) == [ReplyLocal("whole-2", SCOPE, False, "too-many")]
+    bench.reboot()
+    assert len(bench.state.locals) == 7
+
+
 def test_one_that_cannot_be_recorded_is_in_force_is_said_so_and_closes() -> None:
     bench = Bench().up()
     bench.disk_works = False
