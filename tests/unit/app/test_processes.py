@@ -515,6 +515,7 @@ async def test_each_route_is_for_its_own_kind_of_peer() -> None:
             "/v1/tenants/{tenant}/chain": {OPERATOR, STRANGER},
             "/v1/status": {OPERATOR},
             "/v1/applied": {OPERATOR},
+            "/v1/seal": {OPERATOR},
             "/v1/unseal": {OPERATOR},
             edge_wire.RENEW_PATH: {EDGE, EDGE.replace("us-east", "us-west")},
         }
