@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, Identity, RegistryIdentity
 from keymesh.adapters import key_files, pki
+from keymesh.adapters.seals import create_shamir_seal
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.app.customer_kms_files import prepare as prepare_kms
 from keymesh.app.layout import Layout, MeshPlan, RegionPlan, TimingPlan, save_plan
@@ -30,6 +31,7 @@ from keymesh.control.kinds import Genesis
 from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer, key_id
+from keymesh.crypto.pages import KeyPages
 from keymesh.edge.client import EdgeTrust
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
@@ -128,8 +130,29 @@ def make_plan(
     )
 
 
-def bootstrap(layout: Layout, plan: MeshPlan) -> SignedEntry:
+def parse_shares(text: str) -> tuple[int, int]:
+    """``2/3`` to (threshold, shares)."""
+    threshold, slash, count = text.partition("/")
+    if not slash or not threshold.isdigit() or not count.isdigit() or not 2 <= int(threshold) <= int(count) <= 16:
+        raise Refused.bad_field("shares", "M/N with 2 <= M <= N <= 16, as in 2/3")
+    return int(threshold), int(count)
+
+
+def _seal_by_shares(layout: Layout, region: str, shares: tuple[int, int], *, allow_unlocked: bool) -> None:
+    """A MasterKey that nobody keeps, and its shares, one file each, for as many people."""
+    directory = layout.shares(region)
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pages = KeyPages(allow_unlocked=allow_unlocked)
+    master, texts = create_shamir_seal(layout.core(region), pages, threshold=shares[0], n_shares=shares[1])
+    master.wipe()
+    for n, text in enumerate(texts, start=1):
+        key_files.write_file(directory / f"share-{n}.txt", text.encode() + b"\n")
+
+
+def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None = None) -> SignedEntry:
     """Make keys, certificates and directories for ``plan``; returns the genesis entry, for ``finish``.
+
+    ``shares``: seal every region by that many shares instead of by a key file; it then starts sealed.
 
     The plan is written last, so a directory without one was never finished and is made again from scratch.
     """
@@ -175,6 +198,8 @@ def bootstrap(layout: Layout, plan: MeshPlan) -> SignedEntry:
         key_files.write_authority(directory / "region-ca.pem", authority)
         identity = CoreIdentity(mesh=mesh, region=RegionId(region), node=NodeId(region_plan.node))
         issue(authority, directory / "tls.pem", identity, now=now)
+        if shares is not None:
+            _seal_by_shares(layout, region, shares, allow_unlocked=plan.allow_unlocked_memory)
         nodes[f"{region}/{region_plan.node}"] = NodeRow(signing_key=_new_key(directory / "signing.pem").public_hex)
         rows[region] = RegionRow(
             domain=region_plan.domain,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -70,6 +71,56 @@ def register(commands: Any) -> None:
     ivk.add_argument("--no-wait", action="store_true", help="return once committed, before it is done")
     add_common(ivk)
     ivk.set_defaults(run=run_rotate_ivk)
+    _register_sealing(regions)
+
+
+def _register_sealing(regions: Any) -> None:
+    unseal = regions.add_parser(
+        "unseal",
+        help="give a region that was sealed by shares its MasterKey back",
+        epilog="example: keymesh region unseal eu-west --share a.txt --share b.txt",
+    )
+    unseal.add_argument("region", metavar="R")
+    unseal.add_argument("--share", action="append", required=True, metavar="FILE", help="once for each share")
+    add_common(unseal)
+    unseal.set_defaults(run=run_unseal)
+    seal = regions.add_parser(
+        "seal",
+        help="drop every key of a region from memory; a file seal opens again only with its process",
+        epilog="example: keymesh region seal eu-west",
+    )
+    seal.add_argument("region", metavar="R")
+    add_common(seal)
+    seal.set_defaults(run=run_seal)
+
+
+def run_unseal(args: argparse.Namespace) -> int:
+    """Hand the shares to that region's Core."""
+    region = check_region(args.region)
+    shares = [Path(file).read_text(encoding="ascii").strip() for file in args.share]
+
+    async def work(client: AdminClient) -> Any:
+        if region not in client.plan.regions:
+            raise Refused("not-found", "no such region", field="region")
+        return await client.call("POST", "/v1/unseal", {"shares": shares}, target=region)
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"region {region}", {"sealed": shown["sealed"]}))
+    return 0
+
+
+def run_seal(args: argparse.Namespace) -> int:
+    """Have that region's Core forget its keys."""
+    region = check_region(args.region)
+
+    async def work(client: AdminClient) -> Any:
+        if region not in client.plan.regions:
+            raise Refused("not-found", "no such region", field="region")
+        return await client.call("POST", "/v1/seal", {}, target=region)
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: facts(f"region {region}", {"sealed": shown["sealed"]}))
+    return 0
 
 
 def _key_name(scope: Scope) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
-from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, finish, make_plan, parse_regions
+from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, finish, make_plan, parse_regions, parse_shares
 from keymesh.app.cli_common import add_common, duration_ms, emit, facts, show_ms, stderr, stdout, table
 from keymesh.app.layout import Layout, MeshPlan, TimingPlan, load_plan, resolve_dir, save_plan
 from keymesh.app.supervisor import take_lock
@@ -52,6 +52,9 @@ def register(commands: Any) -> None:
         epilog="example: keymesh up --regions us-east,us-west,eu-central,eu-west --ttl 1h",
     )
     up.add_argument("--regions", metavar="R,...", help="name or name=domain; the first holds the Registry")
+    up.add_argument(
+        "--shares", metavar="M/N", help="seal the regions of a mesh made now by N shares, any M of which open one"
+    )
     up.add_argument("--links", action="store_true", help="relay cross-region links so that they can be cut")
     up.add_argument(
         "--allow-unlocked-memory",
@@ -124,13 +127,20 @@ def run_up(args: argparse.Namespace) -> int:
         timing=timing_of(args),
         links=args.links,
         allow_unlocked_memory=args.allow_unlocked_memory,
+        shares=parse_shares(args.shares) if args.shares else None,
     )
     emit(args, shown, lambda: _show_up(layout, shown))
     return 0
 
 
 def start_mesh(
-    layout: Layout, *, regions: dict[str, str] | None, timing: TimingPlan, links: bool, allow_unlocked_memory: bool
+    layout: Layout,
+    *,
+    regions: dict[str, str] | None,
+    timing: TimingPlan,
+    links: bool,
+    allow_unlocked_memory: bool,
+    shares: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Make the mesh where there is none, start it, wait until every process serves.
 
@@ -143,7 +153,7 @@ def start_mesh(
             wanted = regions or parse_regions(",".join(DEFAULT_REGIONS))
             plan = make_plan(wanted, timing, links=links, allow_unlocked_memory=allow_unlocked_memory)
             with stderr.status("making keys, certificates and the genesis entry"):
-                finish(layout, plan, bootstrap(layout, plan))
+                finish(layout, plan, bootstrap(layout, plan, shares=shares))
         else:
             plan = load_plan(layout)
             if regions is not None and set(regions) != set(plan.regions):

@@ -99,6 +99,7 @@ class CoreApi:
             Route(method="GET", path="/v1/status", handler=self._status, allow=is_operator),
             Route(method="GET", path="/v1/applied", handler=self._applied, allow=is_operator),
             Route(method="POST", path="/v1/unseal", handler=self._unseal, allow=is_operator),
+            Route(method="POST", path="/v1/seal", handler=self._seal, allow=is_operator),
         ]
 
     # --- blobs -----------------------------------------------------------------------------------------------------
@@ -299,7 +300,13 @@ class CoreApi:
         rows = [row for row in self._core.applied if row["at_ns"] >= int(since)]
         return json_response({"applied": rows})
 
+    async def _seal(self, request: Request) -> Response:
+        """Wipe every key, the MasterKey included; nothing is served until it is unsealed."""
+        self._core.seal()
+        return json_response({"region": self._core.region, "sealed": True})
+
     async def _unseal(self, request: Request) -> Response:
+        """The MasterKey from enough shares."""
         body = request.json(SharesBody)
         if not 0 < len(body.shares) <= SHARES_MAX:
             raise Refused.bad_field("shares", f"1 to {SHARES_MAX}")

@@ -50,6 +50,7 @@ from keymesh.core.events import (
     ReplyLocal,
     RewrapKey,
     RotateIvk,
+    Sealed,
     TakeSnapshot,
     Unsealed,
     WipeMinted,
@@ -306,6 +307,11 @@ class CoreProcess:
             self.unseal(seals.open_file_seal(self.directory, self.region, record, self.pages))
         else:
             log.warning("sealed: waiting for shares", extra={"fields": {"threshold": record.threshold}})
+
+    def seal(self) -> None:
+        """Forget every key; the machine revokes what Edges hold by letting their leases end."""
+        self.keyring.seal()
+        self.shell.feed(Sealed())
 
     def unseal(self, master: SecretBytes) -> None:
         """Take the MasterKey into memory, make the first IVK where there is none, tell the machine."""

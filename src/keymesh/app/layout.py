@@ -97,6 +97,9 @@ class Layout:
     def keys(self) -> Path:
         return self.root / "keys"
 
+    def shares(self, region: str) -> Path:
+        return self.keys / "shares" / region
+
     @property
     def pki(self) -> Path:
         return self.root / "pki"

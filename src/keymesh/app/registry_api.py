@@ -18,6 +18,7 @@ from keymesh.access.identity import AdminIdentity
 from keymesh.adapters.http_messages import Handler, Request, Response, Route, Stream, json_response
 from keymesh.adapters.sql_projection import Read
 from keymesh.app.openapi import openapi_of
+from keymesh.app.registry_bodies import BatchBody, BatchItem, CommandBody
 from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_scopes, show_service, show_tenant
 from keymesh.control.rows import PolicyRow
 from keymesh.model import strict_json
@@ -34,29 +35,6 @@ if TYPE_CHECKING:
 
 WAIT_MAX_MS: Final = 30_000
 ROWS_MAX: Final = 100_000
-
-
-class CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``args`` by ``kind``; ``authority``: DSSE envelopes over the command, where the kind asks for them."""
-
-    namespace: str
-    kind: str
-    args: dict[str, Any]
-    authority: tuple[dict[str, Any], ...] = ()
-
-
-class BatchItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    command_id: str
-    namespace: str
-    kind: str
-    args: dict[str, Any]
-    authority: tuple[dict[str, Any], ...] = ()
-
-
-class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """At most 32 commands; each stands for itself."""
-
-    commands: tuple[BatchItem, ...]
 
 
 class RegistryApi:
