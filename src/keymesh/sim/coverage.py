@@ -40,12 +40,14 @@ _KEYS: Final = (
     ("active", "compromised"),
 )
 _LEASES: Final = (
-    ("none", "granted"),
     ("granted", "granted"),
     ("granted", "revoked"),
     ("granted", "expired"),
-    ("granted", "restricted"),
+    ("revoked", "restricted"),
     ("revoked", "granted"),
+    ("restricted", "restricted"),
+    ("restricted", "granted"),
+    ("closed", "granted"),
     ("expired", "granted"),
 )
 _KILLS: Final = (("none", "pending"), ("pending", "revoking"), ("revoking", "certified"), ("revoking", "lifted"))

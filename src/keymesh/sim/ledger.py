@@ -62,6 +62,7 @@ class Ledger:
         self.open: dict[str, Restriction] = {}  # scope text -> the stretch that is on
         self.kids: dict[tuple[str, str, int], str] = {}
         self.restrictions: dict[str, list[Fact]] = {}  # namespace -> its suspensions and revocations
+        self.words: dict[str, Fact] = {}  # scope -> the newest suspend, revoke or resume of it
         self.on_restricted: list[Callable[[Restriction], None]] = []
 
     def head(self, namespace: str) -> Fact | None:
@@ -106,6 +107,8 @@ class Ledger:
         if e.kind in RESTRICTING:
             self.restrictions.setdefault(e.namespace, []).append(fact)
         self.by_command[e.namespace, e.command_id] = fact
+        if commits:
+            self.words[args["scope"]] = fact
         if commits and not waits:
             self._committed(fact, t)
         return fact

@@ -97,10 +97,10 @@ def options_of(seed: int) -> Options:
     """The options of ``seed``.  About half of the fault classes are on, and a different half for each seed."""
     rng = random.Random(seed * 2 + 1)
     classes = frozenset(c for c in FAULT_CLASSES if rng.random() < 0.6) | {"crash" if seed % 2 else "cut"}
-    heartbeat = rng.choice((8_000, 10_000, 10_000, 10_000))
-    ttl = rng.choice((3, 4, 6, 9)) * heartbeat
+    heartbeat = rng.choice((8_000, 12_000, 15_000, 20_000))
+    ttl = rng.choice((3, 4, 5, 8)) * heartbeat
     ttl = max(30_000, min(120_000, ttl))
-    l1_probe = rng.choice((15_000, 20_000, 30_000))
+    l1_probe = rng.choice((20_000, 30_000, 45_000))
     tenants = tuple(_tenant(rng, spec, ttl) for spec in _pick_tenants(rng))
 
     def rate(name: str, top: int) -> int:

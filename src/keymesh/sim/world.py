@@ -250,20 +250,14 @@ class World:
         self.steps += 1
         numbers = self._type_numbers
         number = numbers.get(kind) or numbers.setdefault(kind, len(numbers) + 1)
-        trace = self.trace * 1_000_003 ^ (t << 16 | machine.number << 8 | number)
+        trace = self.trace * 1_000_003 ^ (t << 20 | machine.number << 12 | number << 6 | len(effects))
         if self.explain is not None and kind is not Tick:
             self._explain(machine, event, effects)
+        handlers = self.handlers
         for effect in effects:
-            kind_of_effect = type(effect)
-            number = numbers.get(kind_of_effect) or numbers.setdefault(kind_of_effect, len(numbers) + 1)
-            trace = trace * 31 + number
-            if proc.fuse >= 0:
-                if proc.fuse == 0:
-                    self.sometimes["crash-between-effects"] += 1
-                    self.crash(proc)
-                    break
-                proc.fuse -= 1
-            if self.handlers[kind_of_effect](machine, effect) is False or proc.life != life:
+            if proc.fuse >= 0 and self._burns(proc):
+                break
+            if handlers[type(effect)](machine, effect) is False or proc.life != life:
                 break
         self.trace = (trace ^ self.trace >> 7) & _MASK
         if proc.life == life:
@@ -271,6 +265,15 @@ class World:
             if hooks is not None:
                 for hook in hooks:
                     hook(machine, event)
+
+    def _burns(self, proc: Process) -> bool:
+        """One effect nearer to the end of the fuse; whether the process died there."""
+        if proc.fuse == 0:
+            self.sometimes["crash-between-effects"] += 1
+            self.crash(proc)
+            return True
+        proc.fuse -= 1
+        return False
 
     def _send(self, machine: Machine, effect: Send) -> None:
         message = effect.message

@@ -249,14 +249,10 @@ class Leases:
 
     def _restricted_scopes(self, m: Machine) -> list[Any]:
         """Everything that anyone, anywhere, may have restricted: the node may know of it before it is durable."""
-        texts = {f.args["scope"] for facts in self.ledger.restrictions.values() for f in facts[-40:]}
         out = []
-        for text in texts:
+        for text, word in self.ledger.words.items():
             scope = lens.scope_of(text)
-            facts = self.ledger.facts[scope.namespace]
-            words = [f for f in facts if f.args.get("scope") == text]
-            seq = lens.durable_seq(m, scope.namespace)
-            if words[-1].kind != "resume" or words[-1].seq > seq or words[-1].committed_at is None:
+            if word.kind != "resume" or word.committed_at is None or word.seq > lens.durable_seq(m, scope.namespace):
                 out.append(scope)
         out += [lens.scope_of(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region
                 and lens.holds_local(m, x.event)]  # fmt: skip
