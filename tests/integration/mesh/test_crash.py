@@ -76,6 +76,11 @@ async def check_nothing_lost(mesh: LiveMesh, seen: Acknowledged) -> None:
 
 async def check_every_blob_opens(uses: list[Use]) -> None:
     """What any door gave out opens at every door of that tenant, to the same key."""
+
+    async def every_door() -> bool:
+        return not [use for use in uses if await use.door.refusal()]
+
+    await until(every_door, "every door serving")
     for use in uses:
         assert not use.wrong
         assert {word.split()[0] for word in use.errors} <= {"Unavailable"}, use.errors

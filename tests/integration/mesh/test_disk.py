@@ -93,6 +93,7 @@ async def test_a_core_on_a_full_file_system_records_or_closes(mesh: LiveMesh) ->
     here, away = await mesh.doors(US, MAIL)
     blob, key = await away.mint()
     directory = mesh.layout.core("us-west")
+    kept, last = list[str](), ""
     fault = full(directory) if directory.is_mount() else unwritable(mesh.pid("core-us-west"))
     scope = f"service:{US}/{MAIL}"
     async with using(here, away) as uses:
