@@ -11,6 +11,9 @@ from collections import OrderedDict, deque
 from itertools import islice
 from typing import Any
 
+from keymesh.model import strict_json
+from keymesh.model.errors import Refused
+
 MAILBOX_MAX = 4096
 MAILBOXES_MAX = 65_536
 _LOOK_AT = 64
@@ -79,3 +82,11 @@ class Mailboxes:
         if idle:
             del self._boxes[next((key for key in idle if self._boxes[key].is_empty()), idle[0])]
         return bool(idle)
+
+
+def split_messages(body: bytes, *, max_bytes: int) -> list[Any]:
+    """The array of messages that a channel answered with.  Raises Refused for anything else."""
+    plain = strict_json.loads(body, max_bytes=max_bytes) if body else []
+    if not isinstance(plain, list):
+        raise Refused.bad_field("channel", "an array of messages")
+    return plain

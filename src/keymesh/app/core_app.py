@@ -27,7 +27,7 @@ from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.system import SystemEntropy
 from keymesh.adapters.tls import Credentials, MeshTls
 from keymesh.app.blob_peers import BlobPeers
-from keymesh.app.channels import Mailboxes
+from keymesh.app.channels import Mailboxes, split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_edges import EdgeDoor
 from keymesh.app.core_keys import CoreKeys
@@ -60,7 +60,6 @@ from keymesh.core.records import RECORD_TYPES
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import KeyPages, SecretBytes, harden_process
-from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, KeyId, MeshName
 from keymesh.model.machine import REGISTRY, Received
@@ -235,7 +234,7 @@ class CoreProcess:
                 backoff = min(BACKOFF_MAX_S, backoff * 2)
 
     def _receive_all(self, body: bytes) -> None:
-        for plain in split_messages(body):
+        for plain in split_messages(body, max_bytes=ANSWER_MAX_BYTES):
             try:
                 message = MESSAGES.from_plain(plain)
             except KeymeshError as bad:
@@ -370,14 +369,6 @@ class CoreProcess:
             await client.close()
         self.records.close()
         self.voter_records.close()
-
-
-def split_messages(body: bytes) -> list[Any]:
-    """The array of messages that a channel answered with.  Raises Refused for anything else."""
-    plain = strict_json.loads(body, max_bytes=ANSWER_MAX_BYTES) if body else []
-    if not isinstance(plain, list):
-        raise Refused.bad_field("channel", "an array of messages")
-    return plain
 
 
 def main(argv: list[str] | None = None) -> int:
