@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict, deque
 from itertools import islice
-from typing import Any
+from typing import Any, Final
 
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
@@ -17,6 +17,8 @@ from keymesh.model.errors import Refused
 MAILBOX_MAX = 4096
 MAILBOXES_MAX = 65_536
 _LOOK_AT = 64
+
+ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 class Mailbox:
@@ -84,7 +86,7 @@ class Mailboxes:
         return bool(idle)
 
 
-def split_messages(body: bytes, *, max_bytes: int) -> list[Any]:
+def split_messages(body: bytes, *, max_bytes: int = ANSWER_MAX_BYTES) -> list[Any]:
     """The array of messages that a channel answered with.  Raises Refused for anything else."""
     plain = strict_json.loads(body, max_bytes=max_bytes) if body else []
     if not isinstance(plain, list):

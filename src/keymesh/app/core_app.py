@@ -27,7 +27,7 @@ from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.system import SystemEntropy
 from keymesh.adapters.tls import Credentials, MeshTls
 from keymesh.app.blob_peers import BlobPeers
-from keymesh.app.channels import Mailboxes, split_messages
+from keymesh.app.channels import ANSWER_MAX_BYTES, Mailboxes, split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_edges import EdgeDoor
 from keymesh.app.core_keys import CoreKeys
@@ -71,7 +71,6 @@ log = logging.getLogger("keymesh.core")
 
 CHANNELS: Final = ("lane0", "lane1", "lane2", "control")
 POLL_TIMEOUT_S: Final = 30.0
-ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
 IN_FLIGHT_MAX: Final = 256
 IVK_UPKEEP_S: Final = 60.0
@@ -234,7 +233,7 @@ class CoreProcess:
                 backoff = min(BACKOFF_MAX_S, backoff * 2)
 
     def _receive_all(self, body: bytes) -> None:
-        for plain in split_messages(body, max_bytes=ANSWER_MAX_BYTES):
+        for plain in split_messages(body):
             try:
                 message = MESSAGES.from_plain(plain)
             except KeymeshError as bad:

@@ -20,8 +20,9 @@ from keymesh.adapters import pki, seals
 from keymesh.adapters.http_messages import JSON, OCTETS, Request, Response, Router
 from keymesh.adapters.tls import Peer
 from keymesh.app.bootstrap import load_signer
+from keymesh.app.channels import split_messages
 from keymesh.app.core_api import CoreApi
-from keymesh.app.core_app import CoreProcess, split_messages
+from keymesh.app.core_app import CoreProcess
 from keymesh.app.layout import Layout, MeshPlan
 from keymesh.app.metrics import CoreCollector, RegistryCollector
 from keymesh.app.openapi import openapi_of
