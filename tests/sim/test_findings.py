@@ -1,0 +1,96 @@
+"""What the simulator found, each as small as it gets."""
+
+from __future__ import annotations
+
+from keymesh.core import edges
+from keymesh.core.machine import new_node
+from keymesh.core.machine import step as core_step
+from keymesh.core.records import EdgeLeaseRecord
+from keymesh.core.state import NodeConfig
+from keymesh.model.ids import MeshName
+from keymesh.model.machine import Booted, BootMark, ClockWentAhead, PersistFailed, Wake
+from keymesh.model.scope import parse_scope
+from keymesh.model.time import Instant
+from keymesh.registry import certificate
+from keymesh.registry.machine import new_registry
+from keymesh.registry.machine import step as registry_step
+from keymesh.registry.records import EvidenceRecord, KillRecord
+from keymesh.registry.state import RegistryConfig
+from keymesh.sim.suite import FakeSuite
+
+NODE = "node:eu-west/n1"
+
+
+def _node() -> NodeConfig:
+    suite = FakeSuite("node")
+    return NodeConfig(
+        mesh="m", region="eu-west", node="n1", suite=suite, root_keys=FakeSuite("root").keys, root_threshold=1
+    )
+
+
+def _booted() -> Booted:
+    return Booted({}, BootMark("k", 0), b"\1" * 32)
+
+
+def test_a_node_whose_write_failed_asks_for_its_wake_again() -> None:
+    """The failed step's later effects are dropped; a machine that counts on its dropped Wake never beats again."""
+    node = new_node(_node())
+    assert any(type(e) is Wake for e in core_step(node, Instant(0), _booted()))
+    assert any(type(e) is Wake for e in core_step(node, Instant(0), PersistFailed("whatever")))
+
+
+def test_a_registry_whose_write_failed_asks_for_its_wake_again() -> None:
+    suite = FakeSuite("registry")
+    registry = new_registry(RegistryConfig(MeshName("m"), suite, FakeSuite("root").keys, 1))
+    assert any(type(e) is Wake for e in registry_step(registry, Instant(0), _booted()))
+    assert any(type(e) is Wake for e in registry_step(registry, Instant(0), PersistFailed("whatever")))
+
+
+def test_an_edge_lease_outlives_a_jump_of_its_cores_clock() -> None:
+    """The Core's wall clock gains 13 s; the Edge's has not: E must not shrink by it."""
+    node = new_node(_node())
+    core_step(node, Instant(0), _booted())
+    node.edge_leases["l"] = EdgeLeaseRecord(
+        lease_id="l", tenant="t", service="s", edge="e", signing_key="00" * 32, versions=(1,), ttl_ms=20_000,
+        end=Instant(20_020), boot_id="k", boottime_end_ms=20_020,
+    )  # fmt: skip
+    core_step(node, Instant(13_000), ClockWentAhead(13_000))
+    open_leases = edges.open_leases(node, parse_scope("tenant:t"), Instant(13_000))
+    assert edges.leases_end_in_ms(open_leases, Instant(13_000)) == 20_020
+    core_step(node, Instant(21_000), PersistFailed("anything"))
+    assert "l" in node.edge_leases
+
+
+def test_an_edges_slower_clock_is_allowed_for_over_its_whole_lease() -> None:
+    assert edges.held_for(60_000) == 60_060
+
+
+def _record() -> KillRecord:
+    return KillRecord(
+        command_id="c", correlation_id="k", namespace="t", seq=2, entry_hash="0" * 64, scope="tenant:t",
+        action="suspend", committed_at=1_000, ttl_ms=60_000, holders=(NODE,),
+    )  # fmt: skip
+
+
+def _word(received_at: int, ends_in: int, leases: int) -> dict[str, EvidenceRecord]:
+    word = EvidenceRecord(
+        command_id="c", namespace="t", node=NODE, ack=None, received_at=received_at,
+        edge_leases_end_in_ms=ends_in, open_edge_leases=leases,
+    )  # fmt: skip
+    return {NODE: word}
+
+
+def test_a_certificate_waits_out_a_jump_of_the_registrys_clock() -> None:
+    due = certificate.due_at(_record(), {}, booted_at=0, hold_ms=0)
+    assert due == 1_000 + 60_060 + 2_000
+    assert certificate.due_at(_record(), {}, booted_at=0, hold_ms=7_000) == due + 7_000
+
+
+def test_what_an_earlier_life_waited_for_is_waited_for_anew() -> None:
+    """Instants of an earlier life are wall time, which may have been set since."""
+    assert certificate.due_at(_record(), {}, booted_at=50_000, hold_ms=0) == 50_000 + 62_060
+    assert certificate.due_at(_record(), _word(2_000, 9_000, 1), booted_at=50_000, hold_ms=0) == 50_000 + 9_009
+
+
+def test_a_word_that_nothing_is_open_needs_no_waiting_in_any_life() -> None:
+    assert certificate.due_at(_record(), _word(2_000, 0, 0), booted_at=50_000, hold_ms=0) == 2_000
