@@ -30,7 +30,7 @@ from keymesh.model.machine import (
     Tick,
     Wake,
 )
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 
 log = logging.getLogger("keymesh.shell")
 
@@ -58,7 +58,7 @@ class Shell:
         self._handlers = effects
         self._watch = Stopwatch()
         self._ahead_ms = 0
-        self._wakes: dict[Instant, asyncio.TimerHandle] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self.notes: Counter[str] = Counter()
         self.stopped = False
         self.on_note: Callable[[Note], None] | None = None
@@ -121,12 +121,15 @@ class Shell:
         return True
 
     def _wake(self, at: Instant, now: Instant) -> None:
-        if at not in self._wakes:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at < NEVER:
             delay_s = max(0, at - now) / 1000 + 0.001
-            self._wakes[at] = asyncio.get_running_loop().call_later(delay_s, self._tick, at)
+            self._timer = asyncio.get_running_loop().call_later(delay_s, self._tick)
 
-    def _tick(self, at: Instant) -> None:
-        self._wakes.pop(at, None)
+    def _tick(self) -> None:
+        self._timer = None
         self.feed(Tick())
 
     def _note(self, note: Note) -> None:
@@ -138,6 +141,6 @@ class Shell:
 
     def stop(self) -> None:
         self.stopped = True
-        for handle in self._wakes.values():
-            handle.cancel()
-        self._wakes.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

@@ -30,7 +30,7 @@ from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, LeaseSnapsho
 from keymesh.model.errors import KeymeshError
 from keymesh.model.machine import Address, Booted, BootMark, ClockWentBack, Note, Received, Send, Tick, Wake
 from keymesh.model.states import Custody
-from keymesh.model.time import WALL_BACK_LIMIT_MS, Instant, Timekeeper
+from keymesh.model.time import NEVER, WALL_BACK_LIMIT_MS, Instant, Timekeeper
 from keymesh.orbital.edge_messages import LeaseRequest, Revocation
 
 log = logging.getLogger("keymesh.edge")
@@ -83,7 +83,7 @@ class EdgeShell:
         self._arrived: GrantedKeys | None = None
         self._lease: LeaseSnapshot | None = None
         self._published = asyncio.Event()
-        self._wakes: dict[Instant, asyncio.TimerHandle] = {}
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.stopped = False
@@ -120,9 +120,9 @@ class EdgeShell:
         """Hold nothing and do nothing from now on."""
         self.stopped = True
         self.hot.publish(no_lease(reason))
-        for handle in self._wakes.values():
-            handle.cancel()
-        self._wakes.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._arrived is not None:
             self._arrived.wipe()
             self._arrived = None
@@ -195,11 +195,14 @@ class EdgeShell:
         )
 
     def _wake(self, at: Instant, now: Instant) -> None:
-        if at not in self._wakes and self._loop is not None:
-            self._wakes[at] = self._loop.call_later(max(0, at - now) / 1_000 + 0.001, self._tick, at)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._loop is not None and at < NEVER:
+            self._timer = self._loop.call_later(max(0, at - now) / 1_000 + 0.001, self._tick)
 
-    def _tick(self, at: Instant) -> None:
-        self._wakes.pop(at, None)
+    def _tick(self) -> None:
+        self._timer = None
         self.feed(Tick())
 
     def _note(self, note: Note) -> None:

@@ -11,8 +11,8 @@ from keymesh.edge import rules
 from keymesh.edge.snapshot import KeyWanted, LeaseSnapshot, Publish, SendFailed
 from keymesh.edge.state import EdgeState, Pending, draw, jitter
 from keymesh.model.errors import KeymeshError
-from keymesh.model.machine import Address, Note, Send, Wake
-from keymesh.model.time import Instant
+from keymesh.model.machine import Address, Note, Send
+from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, LeaseRequest
 
 
@@ -32,7 +32,7 @@ def request(state: EdgeState, now: Instant) -> list[Any]:
         signing_key=config.signing_key,
         policy_version=0 if state.policy is None else state.policy.version,
     )
-    return [Send(to, message), Wake(Instant(now + state.patience_ms))]
+    return [Send(to, message)]
 
 
 def drop(state: EdgeState, reason: str) -> list[Any]:
@@ -57,23 +57,24 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
         except KeymeshError as bad:
             fault = bad.code
     if fault is not None:
-        return [_note("edge.grant-refused", fault), *_failed(state, now)]
+        _failed(state, now)
+        return [_note("edge.grant-refused", fault)]
     state.policy = grant.policy
     ttl_ms = rules.lease_ttl(grant)
     deadline = rules.lease_deadline(pending.sent_at, now, ttl_ms)
     lease = LeaseSnapshot(grant.lease_id, grant.nonce, sender, grant.versions, deadline, grant.policy)
     if not rules.is_usable(lease, now):
-        return [_note("edge.grant-refused", "expired"), *_failed(state, now)]
+        _failed(state, now)
+        return [_note("edge.grant-refused", "expired")]
     state.lease = lease
     state.failures = 0
     state.patience_ms = rules.patience_ms(state.config.request_timeout_ms, ttl_ms)
     _settle_wanted(state, lease)
-    refresh_at = Instant(pending.sent_at + rules.refresh_after_ms(ttl_ms, jitter(state, grant.lease_id, 1_000)))
+    after_ms = rules.refresh_after_ms(ttl_ms, jitter(state, grant.lease_id, 1_000))
+    state.next_request_at = Instant(max(now, pending.sent_at + after_ms))
     return [
         Publish(lease, "granted"),
         Note("edge.leased", "", (("lease", lease.lease_id), ("ttl_ms", ttl_ms), ("versions", len(lease.versions)))),
-        _ask_at(state, Instant(max(now, refresh_at))),
-        Wake(deadline),
     ]
 
 
@@ -96,14 +97,16 @@ def on_refused(state: EdgeState, now: Instant, sender: Address, refused: LeaseRe
         effects += drop(state, refused.code)
     state.failures += 1
     wait = rules.refused_wait_ms(refused.retry_after_ms, state.failures)
-    return [*effects, _ask_at(state, Instant(now + wait + jitter(state, refused.nonce, wait // 4)))]
+    state.next_request_at = Instant(now + wait + jitter(state, refused.nonce, wait // 4))
+    return effects
 
 
 def on_send_failed(state: EdgeState, now: Instant, event: SendFailed) -> list[Any]:
     if state.pending is None or state.pending.nonce != event.nonce:
         return []
     state.pending = None
-    return _failed(state, now)
+    _failed(state, now)
+    return []
 
 
 def on_key_wanted(state: EdgeState, now: Instant, event: KeyWanted) -> list[Any]:
@@ -131,23 +134,28 @@ def tick(state: EdgeState, now: Instant) -> list[Any]:
         effects += drop(state, "expired")
     if state.pending is not None and now >= state.pending.sent_at + state.patience_ms:
         state.pending = None
-        effects += _failed(state, now)
+        _failed(state, now)
     if state.next_request_at is not None and now >= state.next_request_at:
         effects += request(state, now)
     return effects
 
 
-def _failed(state: EdgeState, now: Instant) -> list[Any]:
+def next_due(state: EdgeState) -> Instant:
+    """When ``tick`` has something to do."""
+    due = NEVER if state.lease is None else state.lease.deadline
+    if state.pending is not None:
+        due = min(due, Instant(state.pending.sent_at + state.patience_ms))
+    if state.next_request_at is not None:
+        due = min(due, state.next_request_at)
+    return due
+
+
+def _failed(state: EdgeState, now: Instant) -> None:
     """The next Core in line, after a while; a live lease is left alone."""
     state.failures += 1
     state.core_index = (state.core_index + 1) % len(state.config.cores)
     wait = rules.backoff_ms(state.failures, jitter(state, f"retry/{state.draws}", 1_000))
-    return [_ask_at(state, Instant(now + wait))]
-
-
-def _ask_at(state: EdgeState, at: Instant) -> Wake:
-    state.next_request_at = at
-    return Wake(at)
+    state.next_request_at = Instant(now + wait)
 
 
 def _note(name: str, why: str) -> Note:

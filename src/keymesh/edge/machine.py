@@ -12,8 +12,8 @@ from typing import Any, Final
 from keymesh.edge import leasing, revoking, usage
 from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
 from keymesh.edge.state import EdgeState, new_edge
-from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick
-from keymesh.model.time import Instant
+from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick, Wake
+from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, Revocation, UsageRecorded
 from keymesh.orbital.messages import Hello
 
@@ -22,7 +22,12 @@ __all__ = ["EdgeConfig", "EdgeState", "new_edge", "step"]
 
 def step(state: EdgeState, now: Instant, event: Any) -> list[Any]:
     """What follows from ``event``, in order.  An event of a type that is not listed is our bug and raises KeyError."""
-    return _EVENTS[type(event)](state, now, event)
+    effects = _EVENTS[type(event)](state, now, event)
+    due = leasing.next_due(state)
+    if due != state.woken_at:
+        state.woken_at = due
+        effects.append(Wake(due))
+    return effects
 
 
 def _booted(state: EdgeState, now: Instant, event: Booted) -> list[Any]:
@@ -31,6 +36,7 @@ def _booted(state: EdgeState, now: Instant, event: Booted) -> list[Any]:
 
 
 def _tick(state: EdgeState, now: Instant, event: Tick) -> list[Any]:
+    state.woken_at = NEVER
     return leasing.tick(state, now)
 
 

@@ -9,7 +9,7 @@ from typing import Final
 from keymesh.control.rows import ServiceRow
 from keymesh.edge.snapshot import EdgeConfig, LeaseSnapshot
 from keymesh.model.machine import Address, edge_address
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import UsageReport
 
 ACKED_MAX: Final = 4_096
@@ -54,6 +54,7 @@ class EdgeState:
     wanted_gap_ms: int = 0
     acked: dict[tuple[str, str], None] = field(default_factory=dict)  # (revocation, lease) lately acknowledged
     usage: Usage = field(default_factory=Usage)
+    woken_at: Instant = NEVER  # the tick that is asked for
 
 
 def new_edge(config: EdgeConfig) -> EdgeState:

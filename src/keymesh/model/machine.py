@@ -102,7 +102,7 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Wake:
-    """Ask for a ``Tick`` at ``at`` or soon after; several may be outstanding."""
+    """Ask for a ``Tick`` at ``at`` or soon after, in place of the one that was asked for before; NEVER asks for none."""
 
     at: Instant
 

@@ -84,9 +84,9 @@ def persist_last(state: RegistryState, out: Effects) -> None:
 
 
 def wake(state: RegistryState, now: Instant, out: Effects) -> None:
-    """Ask for a tick at the next deadline, unless an earlier one is on its way."""
+    """Ask for a tick at the next deadline, where that is another one than was asked for."""
     at = next_due(state)
-    if at < NEVER and (state.wake_at is None or at < state.wake_at or state.wake_at <= now):
+    if at != state.wake_at:
         state.wake_at = Instant(max(at, now + 1))
         out.append(Wake(state.wake_at))
 
@@ -133,8 +133,7 @@ def _booted(state: RegistryState, now: Instant, event: Booted, out: Effects) -> 
 
 
 def _tick(state: RegistryState, now: Instant, event: Tick, out: Effects) -> None:
-    if state.wake_at is not None and state.wake_at <= now:
-        state.wake_at = None
+    state.wake_at = NEVER
     reads.tick(state, now, out)
     commits.tick(state, now, out)
     heartbeats.answer_ready(state, now, out)
@@ -170,7 +169,7 @@ def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effect
 
 
 def _persist_failed(state: RegistryState, now: Instant, event: PersistFailed, out: Effects) -> None:
-    state.wake_at = None  # the failed step's later effects are dropped, its Wake among them
+    state.wake_at = NEVER  # the failed step's later effects are dropped, its Wake among them
     for token in state.transactions.pop(event.token, ()):
         match state.persisting.pop(token, None):
             case CommitRecord() as proof:

@@ -233,7 +233,7 @@ class RegistryState:
     asked: set[tuple[str, str]] = field(default_factory=set)  # internal commands under way
     persisting: dict[str, Any] = field(default_factory=dict)  # token -> record that something waits for
     transactions: dict[str, tuple[str, ...]] = field(default_factory=dict)  # one for each step that records anything
-    wake_at: Instant | None = None
+    wake_at: Instant = NEVER  # the tick that is asked for
 
     def token(self, what: str) -> str:
         """A name for a request that no other life of the Registry uses."""

@@ -15,7 +15,7 @@ Step = Callable[[Any, Instant, Any], list[Any]]
 class Machine:
     """One protocol machine.  ``disk`` survives crashes; ``state`` does not; ``build`` makes the state of a new life."""
 
-    __slots__ = ("address", "build", "disk", "kind", "number", "proc", "published", "state", "step", "wakes")
+    __slots__ = ("address", "build", "disk", "kind", "number", "proc", "published", "state", "step", "wake_at")
 
     def __init__(
         self, number: int, kind: str, address: Address, proc: Process, build: Callable[[], Any], step: Step
@@ -28,7 +28,7 @@ class Machine:
         self.step = step
         self.state: Any = None
         self.disk: dict[str, Any] = {}
-        self.wakes: set[int] = set()
+        self.wake_at: Instant | None = None  # of the one tick that is asked for
         self.published: Any = None  # an Edge's lease snapshot, as its hot path sees it
 
 

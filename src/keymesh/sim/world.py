@@ -25,7 +25,7 @@ from keymesh.model.machine import (
     Tick,
     Wake,
 )
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 from keymesh.sim.clocks import HostClock, ProcessClock
 from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.ledger import Ledger
@@ -148,7 +148,7 @@ class World:
         life = proc.life
         for machine in proc.machines:
             machine.state = machine.build()
-            machine.wakes = set()
+            machine.wake_at = None
             machine.published = None
             number = mix(self.options.seed, stream_of(machine.kind, machine.address), life)
             entropy = number.to_bytes(8, "big") * 4
@@ -323,22 +323,20 @@ class World:
         return None
 
     def _wake(self, machine: Machine, effect: Wake) -> None:
-        at = effect.at
-        if at not in machine.wakes:
-            machine.wakes.add(at)
+        at = machine.wake_at = effect.at
+        if at < NEVER:
             self.at(machine.proc.clock.true_time(at), self._tick, (machine, machine.proc.life), at)
 
     def _tick(self, life: Any, at: Any) -> None:
         machine, number = life
         proc = machine.proc
-        if proc.life != number or at not in machine.wakes:
+        if machine.wake_at != at or proc.life != number:
             return
         now = self.t + self.t * proc.ppm // 1_000_000 + proc.clock.base
         if now < at:
             self.at(proc.clock.true_time(at), self._tick, life, at)
             return
-        due = [w for w in machine.wakes if w <= now]
-        machine.wakes.difference_update(due)
+        machine.wake_at = None
         if proc.paused:
             proc.inbox.append((machine, Tick()))
         else:

@@ -31,7 +31,7 @@ from keymesh.model.machine import (
     Tick,
     Wake,
 )
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.wire import MESSAGES
 
 PEER = Address("registry")
@@ -217,17 +217,22 @@ async def test_boot_gives_back_what_earlier_lives_recorded(tmp_path: Path) -> No
     third.close()
 
 
-async def test_wakes_come_due_once_each_and_equal_ones_are_one(world: World) -> None:
+async def test_the_last_wake_counts_and_comes_due_once(world: World) -> None:
     now = world.shell.now()
-    soon, late = Instant(now + 20), Instant(now + 3_600_000)
-    world.machine.answers = {Booted: [Wake(soon), Wake(soon), Wake(late), Wake(soon)]}
+    first, soon, late = Instant(now + 1), Instant(now + 20), Instant(now + 3_600_000)
+    world.machine.answers = {Booted: [Wake(first), Wake(late), Wake(soon)]}
     world.shell.boot()
-    assert len(world.shell._wakes) == 2
     await asyncio.sleep(0.2)
     ticks = [(at, event) for at, event in world.machine.seen if isinstance(event, Tick)]
     assert len(ticks) == 1
     assert ticks[0][0] >= soon
-    assert list(world.shell._wakes) == [late]
+
+
+async def test_a_wake_is_taken_back_by_one_at_never(world: World) -> None:
+    world.machine.answers = {Booted: [Wake(Instant(world.shell.now() + 10)), Wake(NEVER)]}
+    world.shell.boot()
+    await asyncio.sleep(0.1)
+    assert Tick not in {type(event) for event in world.machine.events}
 
 
 async def test_a_wake_in_the_past_comes_at_once_and_may_be_asked_for_again(world: World) -> None:

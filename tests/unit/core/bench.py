@@ -140,7 +140,7 @@ class Bench:
                         self.disk.pop(name, None)
                     self.feed(Persisted(effect.token))
                 case Wake():
-                    self.wakes.append(effect.at)
+                    self.wakes = [effect.at]
                 case DropKeys():
                     self._drop(effect)
                 case LoadKeys() if self.loads:

@@ -190,7 +190,7 @@ class Bench:
                 case CertificateReady():
                     self.certificates.append(effect)
                 case Wake():
-                    self.wakes.append(effect.at)
+                    self.wakes = [effect.at]
                 case AppendLog():
                     self.appends.append(effect)
                 case ReadLog():
