@@ -18,7 +18,7 @@ import pytest
 from keymesh.app import bench_killswitch as bench
 from keymesh.app.bench_killswitch_figures import LIMIT_MS, LOWER_LIMIT, BenchPlan
 from keymesh.app.layout import Layout
-from keymesh.app.supervisor import take_lock
+from keymesh.app.supervisor_client import take_lock
 from keymesh.model.errors import ExitCode, Refused
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]

@@ -23,8 +23,8 @@ from tests.integration.mesh.live import keymesh
 
 from keymesh.app import cli
 from keymesh.app.bootstrap import bootstrap, make_plan, parse_regions
-from keymesh.app.cli_mesh import ask_supervisor, stop_mesh
 from keymesh.app.layout import Layout, TimingPlan, load_plan
+from keymesh.app.supervisor_client import ask_supervisor, stop_mesh
 
 FLAGS = ("--heartbeat", "500ms", "--ttl", "6s", "--edge-ttl", "2s", "--allow-unlocked-memory")
 TIMING = TimingPlan(

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from keymesh.app.cli_sim import add_sim_arguments, run_sim
+from keymesh.app.args_show import add_sim_arguments
+from keymesh.app.cli_sim import run_sim
 from keymesh.model.errors import Refused
 from keymesh.sim.bugs import BUGS
 

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +17,7 @@ from typing import Any, Final
 import prometheus_client as prometheus
 from aiohttp import web
 
+from keymesh.adapters.correlation import current_correlation_id
 from keymesh.adapters.http_messages import (
     CORRELATION_HEADER,
     IDEMPOTENCY_HEADER,
@@ -46,9 +46,6 @@ from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import CorrelationId, check_token
 
 log = logging.getLogger("keymesh.http")
-
-current_correlation_id: ContextVar[str] = ContextVar("correlation_id", default="")
-"""The id of the request being served; ``app.logs`` puts it on every line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

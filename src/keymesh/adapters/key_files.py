@@ -1,28 +1,23 @@
-"""Keys and certificates on disk: PEM, one atomic durable replacement each, private files for the owner alone.
+"""Keys and certificates on disk: PEM, private files for the owner alone.
 
-Decides file modes and what a key file must contain; not what is issued (``adapters.pki``).  Signing keys are Ed25519
+Decides what a key file must contain; not what is issued (``adapters.pki``).  Signing keys are Ed25519
 and never serve TLS.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
+from keymesh.adapters.files import write_file
 from keymesh.adapters.pki import PEM_MAX_BYTES, Authority, certificates_pem, mesh_of_root, parse_certificates
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName
-
-PRIVATE_MODE: Final = 0o600
-PUBLIC_MODE: Final = 0o644
 
 
 def new_signing_key() -> ed25519.Ed25519PrivateKey:
@@ -99,23 +94,3 @@ def read_private(path: Path, *, max_bytes: int = PEM_MAX_BYTES) -> bytes:
             return file.read()
     except FileNotFoundError as missing:
         raise Refused("not-found", f"no file {path.name}", field=path.name) from missing
-
-
-def write_file(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:
-    """Replace ``path`` in one durable step: a crash leaves the old file or the new one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).replace(path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                Path(file.name).unlink()
-            raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -14,7 +14,8 @@ from typing import Final
 
 from msgspec import Struct
 
-from keymesh.adapters.key_files import read_private, write_file
+from keymesh.adapters.files import write_file
+from keymesh.adapters.key_files import read_private
 from keymesh.crypto import shamir, wrap
 from keymesh.crypto.aad import Level, Subject
 from keymesh.crypto.kid import check_kid, kid_bytes, kid_hex, kid_of

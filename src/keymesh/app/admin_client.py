@@ -6,20 +6,20 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from keymesh.access.identity import CoreIdentity, RegistryIdentity
 from keymesh.adapters.http_client import PeerClient
 from keymesh.adapters.tls import Credentials, MeshTls
-from keymesh.app.bootstrap import load_signer
 from keymesh.app.layout import Layout, MeshPlan, load_plan, resolve_dir
 from keymesh.app.renewal import renew_if_due
+from keymesh.app.signing_keys import load_signer
 from keymesh.control.trust import make_authority
 from keymesh.crypto.dsse import envelope_to_json
 from keymesh.model import strict_json
-from keymesh.model.errors import Unavailable
+from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MeshName
 
 T = TypeVar("T")
@@ -147,3 +147,26 @@ def run_with_client(directory: str | None, work: Callable[[AdminClient], Awaitab
             return await work(client)
 
     return asyncio.run(go())
+
+
+async def wait_for_key(client: AdminClient, tenant: str, key: str, *, version: int = 1, timeout_s: float = 60) -> None:
+    """Until ``version`` (or a later one) of ``key`` is the wrapping version."""
+
+    async def active() -> bool | None:
+        keys = await client.call("GET", f"/v1/tenants/{tenant}/keys")
+        return (
+            True if any(k["key"] == key and k["wrapping"] and k["version"] >= version for k in keys["keys"]) else None
+        )
+
+    await client.until(active, what=f"{key} version {version} of {tenant} becoming active", timeout_s=timeout_s)
+
+
+@contextlib.contextmanager
+def named_conflict(message: str) -> Iterator[None]:
+    """A conflict over what is being made means that it is there: say it in the user's words."""
+    try:
+        yield
+    except Refused as bad:
+        if bad.code != "conflict":
+            raise
+        raise Refused("conflict", message, field=bad.field) from bad

@@ -27,8 +27,9 @@ from keymesh.app.bench_killswitch_mesh import BenchMesh, bare_commits_ms, bench_
 from keymesh.app.bench_killswitch_samples import Sample
 from keymesh.app.bootstrap import DEFAULT_REGIONS
 from keymesh.app.cli_common import emit, facts, stderr
-from keymesh.app.cli_mesh import start_mesh, stop_mesh
+from keymesh.app.cli_mesh import start_mesh
 from keymesh.app.layout import Layout, TimingPlan, load_plan
+from keymesh.app.supervisor_client import stop_mesh
 from keymesh.model.errors import ExitCode, Refused, Unavailable
 from keymesh.model.limits import EDGE_TTL_DEFAULT_MS, GOVERNANCE_TTL_DEFAULT_MS
 from keymesh.model.states import Lane

@@ -14,12 +14,11 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.adapters.http_client import PeerClient
-from keymesh.app.admin_client import AdminClient, new_command_id
+from keymesh.app.admin_client import AdminClient, new_command_id, wait_for_key
 from keymesh.app.bench_killswitch_samples import Probe, Sample, first_refusal_ns, sample_of
-from keymesh.app.bootstrap import load_signer
-from keymesh.app.cli_tenant import wait_for_key
 from keymesh.app.enrol import ensure_identity, sidecar_client
 from keymesh.app.l1_url import ResolvedBinding, resolve_l1
+from keymesh.app.signing_keys import load_signer
 from keymesh.control.kinds import ScopeArgs, SetLabels, SetService, TenantCreate
 from keymesh.control.rows import PolicyRow, ServiceRow, SignersRow
 from keymesh.model.errors import KeymeshError, Refused, Unavailable

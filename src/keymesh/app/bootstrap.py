@@ -11,18 +11,17 @@ import asyncio
 import os
 import socket
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from keymesh.access.identity import AdminIdentity, CoreIdentity, Identity, RegistryIdentity
 from keymesh.adapters import key_files, pki
+from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.adapters.seals import create_shamir_seal
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.app.customer_kms_files import prepare as prepare_kms
 from keymesh.app.layout import Layout, MeshPlan, RegionPlan, TimingPlan, save_plan
+from keymesh.app.signing_keys import new_signer
 from keymesh.app.trust_file import TrustFile, save_trust
 from keymesh.app.wan_relay import Link, WanPlan
 from keymesh.control.build import make_genesis
@@ -30,7 +29,6 @@ from keymesh.control.entry import SignedEntry
 from keymesh.control.kinds import Genesis
 from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
 from keymesh.control.signing import DsseSuite
-from keymesh.crypto.dsse import Ed25519Signer, key_id
 from keymesh.crypto.pages import KeyPages
 from keymesh.edge.client import EdgeTrust
 from keymesh.model import strict_json
@@ -45,33 +43,6 @@ WARNING: Final = """\
 DEVELOPMENT KEYS.  This directory holds every key of one development mesh side by side: root, officer, tenant-admin,
 CA and seal keys, unencrypted.  Whoever reads it owns the mesh.  Never put real data under it.
 """
-
-
-@dataclass(frozen=True, slots=True)
-class SigningKey:
-    private: Ed25519PrivateKey
-
-    @property
-    def public_hex(self) -> str:
-        return key_files.signing_public_raw(self.private).hex()
-
-    @property
-    def key_id(self) -> str:
-        return key_id(bytes.fromhex(self.public_hex))
-
-    @property
-    def signer(self) -> Ed25519Signer:
-        return Ed25519Signer(self.private)
-
-
-def _new_key(path: Path) -> SigningKey:
-    key = key_files.new_signing_key()
-    key_files.write_signing_key(path, key)
-    return SigningKey(key)
-
-
-def load_signer(path: Path) -> SigningKey:
-    return SigningKey(key_files.load_signing_key(path))
 
 
 def parse_regions(text: str) -> dict[str, str]:
@@ -146,7 +117,7 @@ def _seal_by_shares(layout: Layout, region: str, shares: tuple[int, int], *, all
     master, texts = create_shamir_seal(layout.core(region), pages, threshold=shares[0], n_shares=shares[1])
     master.wipe()
     for n, text in enumerate(texts, start=1):
-        key_files.write_file(directory / f"share-{n}.txt", text.encode() + b"\n")
+        write_file(directory / f"share-{n}.txt", text.encode() + b"\n")
 
 
 def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None = None) -> SignedEntry:
@@ -165,18 +136,18 @@ def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None 
     regional = [d for region in plan.regions for d in (layout.core(region), layout.edge(region))]
     for directory in (layout.root, layout.keys, layout.pki, layout.admin, layout.registry, layout.logs, *regional):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    key_files.write_file(layout.keys / "DEVELOPMENT-KEYS.txt", WARNING.encode())
+    write_file(layout.keys / "DEVELOPMENT-KEYS.txt", WARNING.encode())
 
-    roots = [_new_key(layout.keys / f"root-{n}.pem") for n in (1, 2, 3)]
-    officers = [_new_key(layout.keys / f"officer-{n}.pem") for n in (1, 2, 3)]
-    _new_key(layout.keys / "tenant-admin.pem")
-    registry_key = _new_key(layout.registry / "signing.pem")
+    roots = [new_signer(layout.keys / f"root-{n}.pem") for n in (1, 2, 3)]
+    officers = [new_signer(layout.keys / f"officer-{n}.pem") for n in (1, 2, 3)]
+    new_signer(layout.keys / "tenant-admin.pem")
+    registry_key = new_signer(layout.registry / "signing.pem")
 
     root_ca = pki.create_root(mesh, now=now)
     mesh_ca = pki.create_intermediate(root_ca, None, now=now)
     key_files.write_authority(layout.pki / "root-ca.pem", root_ca)
     key_files.write_authority(layout.pki / "mesh-ca.pem", mesh_ca)
-    key_files.write_file(layout.ca, pki.certificates_pem([root_ca.certificate]), mode=key_files.PUBLIC_MODE)
+    write_file(layout.ca, pki.certificates_pem([root_ca.certificate]), mode=PUBLIC_MODE)
     issue(mesh_ca, layout.registry / "tls.pem", RegistryIdentity(mesh=mesh, node=NodeId("r1")), now=now)
     issue(mesh_ca, layout.admin / "operator.pem", AdminIdentity(mesh=mesh, name="operator"), now=now)
 
@@ -184,11 +155,11 @@ def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None 
         root_pem = pki.certificates_pem([root_ca.certificate]).decode("ascii")
         prepare_kms(layout.customer_kms, allow_ca=(root_pem,))
     if plan.links is not None:
-        key_files.write_file(layout.wan_plan, strict_json.dumps(_wan_plan(plan)))
+        write_file(layout.wan_plan, strict_json.dumps(_wan_plan(plan)))
 
     edge_trust = EdgeTrust(mesh=plan.mesh, registry_keys={KeyId(registry_key.key_id): registry_key.public_hex})
     for region in plan.regions:
-        key_files.write_file(layout.edge(region) / "trust.json", strict_json.dumps(edge_trust))
+        write_file(layout.edge(region) / "trust.json", strict_json.dumps(edge_trust))
 
     rows: dict[str, RegionRow] = {}
     nodes: dict[str, NodeRow] = {}
@@ -200,7 +171,7 @@ def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None 
         issue(authority, directory / "tls.pem", identity, now=now)
         if shares is not None:
             _seal_by_shares(layout, region, shares, allow_unlocked=plan.allow_unlocked_memory)
-        nodes[f"{region}/{region_plan.node}"] = NodeRow(signing_key=_new_key(directory / "signing.pem").public_hex)
+        nodes[f"{region}/{region_plan.node}"] = NodeRow(signing_key=new_signer(directory / "signing.pem").public_hex)
         rows[region] = RegionRow(
             domain=region_plan.domain,
             failure_domain=region_plan.failure_domain,

@@ -1,14 +1,23 @@
-"""The ``keymesh`` command: one parser, each group of commands in its own module."""
+"""The ``keymesh`` command: one parser of cheap modules; what a command does is imported when it runs."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from typing import Final
 
 from keymesh import __version__
-from keymesh.app.cli_common import guarded
+from keymesh.app import (
+    args_files,
+    args_keys,
+    args_killswitch,
+    args_kms,
+    args_mesh,
+    args_pki,
+    args_show,
+    args_tenant,
+)
+from keymesh.app.cli_errors import guarded
 
 _EPILOG: Final = """\
 exit codes: 0 done, 1 refused or check failed, 2 usage, 3 unavailable, 4 integrity
@@ -21,31 +30,9 @@ example:
   keymesh suspend tenant:acme
 """
 
-# Modules with ``register(subparsers)``; imported only when the command line needs them.
-_GROUPS: Final = {
-    "up": "cli_mesh",
-    "down": "cli_mesh",
-    "status": "cli_mesh",
-    "pki": "cli_pki",
-    "tenant": "cli_tenant",
-    "service": "cli_tenant",
-    "key": "cli_keys",
-    "region": "cli_keys",
-    "suspend": "cli_killswitch",
-    "resume": "cli_killswitch",
-    "revoke": "cli_killswitch",
-    "verify": "cli_killswitch",
-    "seal": "cli_files",
-    "open": "cli_files",
-    "customer-kms": "cli_kms",
-    "demo": "cli_show",
-    "bench": "cli_show",
-    "sim": "cli_show",
-}
 
-
-def build_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The whole parser, or just what ``only`` (a command's name) needs."""
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and its arguments."""
     parser = argparse.ArgumentParser(
         prog="keymesh",
         description="A sovereign key-management mesh: customers hold the root key, and can end every use of it.",
@@ -54,17 +41,23 @@ def build_parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"keymesh {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    modules = [_GROUPS[only]] if only in _GROUPS else list(dict.fromkeys(_GROUPS.values()))
-    for module in modules:
-        importlib.import_module(f"keymesh.app.{module}").register(commands)
+    for group in (
+        args_mesh,
+        args_pki,
+        args_tenant,
+        args_keys,
+        args_killswitch,
+        args_files,
+        args_kms,
+        args_show,
+    ):
+        group.register(commands)
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script.  Returns the exit code."""
-    words = sys.argv[1:] if argv is None else argv
-    first = next((word for word in words if not word.startswith("-")), None)
-    args = build_parser(first).parse_args(words)
+    args = build_parser().parse_args(argv)
     return guarded(args.run, args)
 
 

@@ -1,11 +1,9 @@
-"""What all commands share: durations, output for people and machines, and errors turned into exit codes."""
+"""What all commands share: output for people and machines."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
@@ -14,39 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from keymesh.model.errors import ExitCode, KeymeshError, Refused, Unavailable
-
-_DURATION: Final = re.compile(r"([0-9]{1,9})(ms|s|m|h|d)")
-_UNIT_MS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-
 _PIPE_COLUMNS: Final = 1_000  # what reads a pipe folds for itself
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
-
-
-def duration_ms(text: str) -> int:
-    """``500ms``, ``2s``, ``5m``, ``1h``, ``30d`` in ms."""
-    match = _DURATION.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}: a whole number and one of ms, s, m, h, d, as in 90s")
-    return int(match[1]) * _UNIT_MS[match[2]]
-
-
-def show_ms(ms: int) -> str:
-    """``ms`` for people: the largest unit that divides it, else one decimal of a second."""
-    if ms < 1_000:
-        return f"{ms}ms"
-    for unit in ("d", "h", "m", "s"):
-        if ms % _UNIT_MS[unit] == 0:
-            return f"{ms // _UNIT_MS[unit]}{unit}"
-    return f"{ms / 1_000:.1f}s"
-
-
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """``--dir`` and ``--json``."""
-    parser.add_argument("--dir", metavar="D", help="mesh directory (default: $KEYMESH_DIR, else .keymesh)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object for machines")
 
 
 def emit(args: argparse.Namespace, value: Any, human: Callable[[], None]) -> None:
@@ -98,31 +67,3 @@ def _fact(value: Any) -> str:
         case None | "":
             return "-"
     return str(value)
-
-
-def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
-    """Run a command; a user's mistake or the mesh's refusal becomes one line and an exit code, never a traceback."""
-    try:
-        return run(args)
-    except KeymeshError as bad:
-        report_error(args, bad)
-        return int(bad.exit_code)
-    except KeyboardInterrupt:
-        stderr.print("interrupted")
-        return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return int(ExitCode.REFUSED)
-    except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError) as bad:
-        report_error(args, Refused("file", f"{bad.strerror}: {bad.filename}", field="file"))
-        return int(ExitCode.REFUSED)
-    except OSError as bad:
-        report_error(args, Unavailable("system", str(bad.strerror or bad)))
-        return int(ExitCode.UNAVAILABLE)
-
-
-def report_error(args: argparse.Namespace, bad: KeymeshError) -> None:
-    if getattr(args, "json", False):
-        print(json.dumps({"ok": False, "error": {"code": bad.code, "message": bad.message, "field": bad.field}}))
-    else:
-        stderr.print(f"error: {bad.message} [{bad.code}]", markup=False)

@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 
-from keymesh.adapters.key_files import PUBLIC_MODE, write_file
+from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
-from keymesh.app.cli_common import add_common, duration_ms, emit, facts, stderr, stdout
+from keymesh.app.cli_common import emit, facts, stderr, stdout
 from keymesh.app.layout import Layout, resolve_dir
 from keymesh.app.trust_file import load_trust
 from keymesh.control.evidence import verify_certificate
@@ -23,56 +23,6 @@ from keymesh.model.ids import check_token
 from keymesh.model.scope import Scope, parse_scope
 
 CERTIFICATE_MAX_BYTES = 16 * 1024 * 1024
-_SCOPES = "tenant:T, service:T/S, key:T/S@V, region:R or mesh (the last two want --approve-key)"
-_WHAT = {
-    "suspend": "end every use under SCOPE at once; `resume` ends the suspension; prints a certificate",
-    "revoke": "end every use under SCOPE for ever; prints a certificate",
-    "resume": "end a suspension of SCOPE",
-}
-
-
-def register(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    for action, what in _WHAT.items():
-        parser = commands.add_parser(action, help=what, epilog=f"example: keymesh {action} tenant:acme")
-        parser.add_argument("scope", metavar="SCOPE", help=_SCOPES)
-        parser.add_argument("--reason", default="", metavar="TEXT", help="recorded with the entry")
-        parser.add_argument(
-            "--approve-key",
-            action="append",
-            default=[],
-            metavar="FILE",
-            help="an officer's key file; region and mesh scopes want two different officers (the first one may be "
-            "left out in a development mesh, where it is officer-1)",
-        )
-        if action == "revoke":
-            parser.add_argument(
-                "--abandon-children", action="store_true", help="revoke a key though others are wrapped under it"
-            )
-        if action != "resume":
-            parser.add_argument("-o", "--output", metavar="FILE", help="write the certificate there")
-            parser.add_argument("--no-wait", action="store_true", help="return once committed, without a certificate")
-            parser.add_argument(
-                "--wait",
-                type=duration_ms,
-                default=360_000,
-                metavar="TIME",
-                help="for the certificate (default 6m: an Edge that ended without a word counts until its lease ends)",
-            )
-            parser.add_argument(
-                "--command-id", metavar="ID", help="of an earlier call: commit nothing, fetch its certificate"
-            )
-        add_common(parser)
-        parser.set_defaults(run=run_resume if action == "resume" else run_kill, action=action)
-    verify = commands.add_parser(
-        "verify",
-        help="check a certificate offline, against the mesh's root keys",
-        epilog="example: keymesh verify tenant-acme.cert.json --root trust.json",
-    )
-    verify.add_argument("file", metavar="FILE", help="what suspend or revoke wrote")
-    verify.add_argument("--root", metavar="FILE", help="trust.json with the root keys (default: the mesh directory's)")
-    add_common(verify)
-    verify.set_defaults(run=run_verify)
 
 
 def _signers(client: AdminClient, scope: Scope, approve: list[str]) -> tuple[Path, ...]:

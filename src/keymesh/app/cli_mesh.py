@@ -1,12 +1,10 @@
-"""``keymesh up | down | status``: an embedded mesh from one command, what it is doing, and its end."""
+"""``keymesh up``: an embedded mesh from one command, made where there is none."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -16,11 +14,12 @@ from typing import Any, Final
 import msgspec
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+from keymesh.app.args_common import show_ms
 from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, finish, make_plan, parse_regions, parse_shares
-from keymesh.app.cli_common import add_common, duration_ms, emit, facts, show_ms, stderr, stdout, table
+from keymesh.app.cli_common import emit, facts, stderr, stdout
 from keymesh.app.layout import Layout, MeshPlan, TimingPlan, load_plan, resolve_dir, save_plan
-from keymesh.app.supervisor import take_lock
-from keymesh.model.errors import ExitCode, Refused, Unavailable
+from keymesh.app.supervisor_client import ask_supervisor, stop_mesh, take_lock
+from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.limits import (
     EDGE_TTL_DEFAULT_MS,
     EDGE_TTL_MAX_MS,
@@ -31,7 +30,6 @@ from keymesh.model.limits import (
 )
 
 UP_TIMEOUT_S = 90.0
-DOWN_TIMEOUT_S = 20.0
 _LOG_LINES: Final = 50
 _ADVICE: Final = {"memory-lock": "; or, for a mesh without real data, --allow-unlocked-memory"}
 DEFAULT_TIMING: Final = TimingPlan(
@@ -44,79 +42,36 @@ DEFAULT_TIMING: Final = TimingPlan(
 )
 
 
-def register(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    up = commands.add_parser(
-        "up",
-        help="start a mesh (made on first use) and leave it running",
-        epilog="example: keymesh up --regions us-east,us-west,eu-central,eu-west --ttl 1h",
-    )
-    up.add_argument("--regions", metavar="R,...", help="name or name=domain; the first holds the Registry")
-    up.add_argument(
-        "--shares", metavar="M/N", help="seal the regions of a mesh made now by N shares, any M of which open one"
-    )
-    up.add_argument("--links", action="store_true", help="relay cross-region links so that they can be cut")
-    up.add_argument(
-        "--allow-unlocked-memory",
-        action="store_true",
-        help="run even where key memory cannot be locked (mlock); this mesh remembers it",
-    )
-    timing = up.add_argument_group("timing", "of a mesh that is made now; one that exists keeps its own")
-    for flag, default_ms, what in (
-        ("--ttl", DEFAULT_TIMING.ttl_ms, "how long a cut-off region goes on, 2s to 1d (default 1h)"),
-        (
-            "--heartbeat",
-            DEFAULT_TIMING.heartbeat_ms,
-            "how often regions ask for their leases, 100ms to ttl/2 (default 2s)",
-        ),
-        (
-            "--edge-ttl",
-            DEFAULT_TIMING.edge_ttl_ms,
-            "lease of an Edge where the service names none, 1s to 60m (default 5m)",
-        ),
-        ("--l1-probe", DEFAULT_TIMING.l1_probe_ms, "how often the customer's L1 is asked, 500ms to 1d (default 5m)"),
-        ("--l1-ttl", None, "how long an unreachable L1 is tolerated, 500ms to 1d (default: the ttl)"),
-        (
-            "--snapshot",
-            DEFAULT_TIMING.snapshot_ms,
-            "how often a region re-reads what it holds, 500ms to 1d (default 5m)",
-        ),
-    ):
-        timing.add_argument(flag, type=duration_ms, default=default_ms, metavar="TIME", help=what)
-    add_common(up)
-    up.set_defaults(run=run_up)
-    down = commands.add_parser("down", help="stop the mesh; nothing is deleted", epilog="example: keymesh down")
-    add_common(down)
-    down.set_defaults(run=run_down)
-    status = commands.add_parser(
-        "status",
-        help="regions, modes per tenant, lease ages, applied heads, drift",
-        epilog="example: keymesh status --json",
-    )
-    add_common(status)
-    status.set_defaults(run=run_status)
-
-
 def timing_of(args: argparse.Namespace) -> TimingPlan:
     """The timing that the flags ask for.  Raises Refused naming the flag and its limits."""
-    if not GOVERNANCE_TTL_MIN_DEV_MS <= args.ttl <= GOVERNANCE_TTL_MAX_MS:
+
+    def given(name: str, default_ms: int) -> int:
+        value = getattr(args, name)
+        return default_ms if value is None else int(value)
+
+    ttl_ms = given("ttl", DEFAULT_TIMING.ttl_ms)
+    timing = TimingPlan(
+        ttl_ms=ttl_ms,
+        heartbeat_ms=given("heartbeat", DEFAULT_TIMING.heartbeat_ms),
+        edge_ttl_ms=given("edge_ttl", DEFAULT_TIMING.edge_ttl_ms),
+        l1_probe_ms=given("l1_probe", DEFAULT_TIMING.l1_probe_ms),
+        l1_ttl_ms=given("l1_ttl", ttl_ms),
+        snapshot_ms=given("snapshot", DEFAULT_TIMING.snapshot_ms),
+    )
+    if not GOVERNANCE_TTL_MIN_DEV_MS <= ttl_ms <= GOVERNANCE_TTL_MAX_MS:
         raise Refused.bad_field("ttl", f"2s to {show_ms(GOVERNANCE_TTL_MAX_MS)} in a development mesh")
-    if not EDGE_TTL_MIN_MS <= args.edge_ttl <= EDGE_TTL_MAX_MS:
+    if not EDGE_TTL_MIN_MS <= timing.edge_ttl_ms <= EDGE_TTL_MAX_MS:
         raise Refused.bad_field("edge-ttl", "1s to 60m")
-    if not 100 <= args.heartbeat <= args.ttl // 2:
+    if not 100 <= timing.heartbeat_ms <= ttl_ms // 2:
         raise Refused.bad_field("heartbeat", "100ms to half of the ttl")
-    l1_ttl_ms = args.ttl if args.l1_ttl is None else args.l1_ttl
-    for flag, value in (("l1-probe", args.l1_probe), ("l1-ttl", l1_ttl_ms), ("snapshot", args.snapshot)):
+    for flag, value in (
+        ("l1-probe", timing.l1_probe_ms),
+        ("l1-ttl", timing.l1_ttl_ms),
+        ("snapshot", timing.snapshot_ms),
+    ):
         if not 500 <= value <= 86_400_000:
             raise Refused.bad_field(flag, "500ms to 1d")
-    return TimingPlan(
-        ttl_ms=args.ttl,
-        heartbeat_ms=args.heartbeat,
-        edge_ttl_ms=args.edge_ttl,
-        l1_probe_ms=args.l1_probe,
-        l1_ttl_ms=l1_ttl_ms,
-        snapshot_ms=args.snapshot,
-    )
+    return timing
 
 
 def run_up(args: argparse.Namespace) -> int:
@@ -250,20 +205,6 @@ def _last_words(layout: Layout, role: str) -> str:
     return f"see {path}"
 
 
-def ask_supervisor(layout: Layout, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The supervisor's answer, or None where none is listening."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(10)
-        try:
-            connection.connect(str(layout.control_socket))
-            connection.sendall(json.dumps(request).encode() + b"\n")
-            line = connection.makefile("rb").readline()
-        except (FileNotFoundError, ConnectionError, TimeoutError):
-            return None
-    answer = json.loads(line) if line else None
-    return answer if isinstance(answer, dict) else None
-
-
 def _show_up(layout: Layout, shown: dict[str, Any]) -> None:
     facts(
         "the mesh is up", {"regions": ", ".join(shown["regions"]), "processes": shown["processes"], "in": layout.root}
@@ -273,113 +214,3 @@ def _show_up(layout: Layout, shown: dict[str, Any]) -> None:
         "(keys/DEVELOPMENT-KEYS.txt).[/yellow]"
     )
     stdout.print(f"next: keymesh tenant create acme --home {shown['registry_region']}", markup=False)
-
-
-def run_down(args: argparse.Namespace) -> int:
-    layout = Layout(resolve_dir(args.dir))
-    load_plan(layout)
-    stopped = stop_mesh(layout)
-    emit(args, {"ok": True, "stopped": stopped}, lambda: stdout.print("stopped" if stopped else "was not running"))
-    return 0
-
-
-def stop_mesh(layout: Layout) -> bool:
-    """Ask the supervisor to end everything and wait until it has; False where none was running."""
-    answer = ask_supervisor(layout, {"do": "status"})
-    if answer is None:
-        return False
-    ask_supervisor(layout, {"do": "stop"})
-    deadline = time.monotonic() + DOWN_TIMEOUT_S
-    while time.monotonic() < deadline:
-        try:
-            take_lock(layout).close()
-        except Refused:
-            time.sleep(0.05)
-            continue
-        return True
-    raise Unavailable("stop", f"the supervisor (pid {answer['pid']}) did not end within {DOWN_TIMEOUT_S:.0f} s")
-
-
-def run_status(args: argparse.Namespace) -> int:
-    layout = Layout(resolve_dir(args.dir))
-    load_plan(layout)
-    processes = ask_supervisor(layout, {"do": "status"})
-    shown: dict[str, Any] = {"running": processes is not None, "processes": (processes or {}).get("children", {})}
-    if processes is None:
-        emit(args, shown, lambda: stdout.print("the mesh is not running; `keymesh up` starts it"))
-        return int(ExitCode.UNAVAILABLE)
-    shown |= asyncio.run(_collect(layout))
-    emit(args, shown, lambda: _show_status(shown))
-    return int(ExitCode.DONE if shown["registry"]["reachable"] else ExitCode.UNAVAILABLE)
-
-
-async def _collect(layout: Layout) -> dict[str, Any]:
-    """What the Registry says, and what each Core says of itself."""
-    from keymesh.app.admin_client import AdminClient
-
-    plan = load_plan(layout)
-    async with AdminClient(layout, plan) as client:
-
-        async def ask(target: str) -> Any:
-            try:
-                answer = await client.call("GET", "/v1/status", target=target, timeout_s=5.0)
-                return {"reachable": True, **answer}
-            except (Unavailable, Refused) as silent:
-                return {"reachable": False, "reason": silent.message}
-
-        answers = await asyncio.gather(*(ask(t) for t in ("registry", *plan.regions)))
-    return {"registry": answers[0], "regions": dict(zip(plan.regions, answers[1:], strict=True))}
-
-
-def _show_status(shown: dict[str, Any]) -> None:
-    registry = shown["registry"]
-    facts("registry", {k: v for k, v in registry.items() if not isinstance(v, dict | list)})
-    seen = registry.get("regions", {})
-    table(
-        "regions",
-        ("region", "process", "heartbeat", "in sync", "IVK", "drift", "tenants"),
-        (
-            (
-                name,
-                "up" if region["reachable"] else "down",
-                _age(seen.get(name, {}).get("heartbeat_age_ms")),
-                seen.get(name, {}).get("in_sync"),
-                region.get("ivk_generation"),
-                ", ".join(seen.get(name, {}).get("drift", [])) or "none",
-                len(region.get("tenants", {})),
-            )
-            for name, region in shown["regions"].items()
-        ),
-    )
-    table(
-        "tenants",
-        ("tenant", "region", "mode", "why", "restricted", "lease", "L1 lease", "applied"),
-        (
-            (
-                tenant,
-                name,
-                at["mode"],
-                at["reason"],
-                ", ".join(at["restricted"]),
-                _age(at["lease_left_ms"]),
-                _age(at["l1_left_ms"]),
-                f"{at['epoch']}:{at['seq']}",
-            )
-            for name, region in shown["regions"].items()
-            for tenant, at in sorted(region.get("tenants", {}).items())
-        ),
-    )
-
-
-def _age(ms: int | None) -> str:
-    return "-" if ms is None else f"{ms / 1000:.1f} s"
-
-
-def running_pid(layout: Layout, name: str) -> int:
-    """Process id of the role ``name``.  Raises Unavailable where it is not running."""
-    answer = ask_supervisor(layout, {"do": "status"}) or {}
-    pid = answer.get("children", {}).get(name, {}).get("pid")
-    if not isinstance(pid, int):
-        raise Unavailable("not-running", f"{name} is not running")
-    os.kill(pid, 0)
-    return pid

@@ -8,42 +8,14 @@ from typing import Any
 
 from keymesh.access.identity import EdgeIdentity
 from keymesh.adapters import key_files, pki
+from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.adapters.tls import Credentials
 from keymesh.app.admin_client import AdminClient, run_with_client
-from keymesh.app.cli_common import add_common, emit, facts, table
+from keymesh.app.cli_common import emit, facts, table
 from keymesh.app.layout import Layout, load_plan, resolve_dir
 from keymesh.app.renewal import renew
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName, RegionId, TenantId, check_label, check_service, check_tenant
-
-
-def register(commands: Any) -> None:
-    """Add this module's commands to the parser."""
-    parser = commands.add_parser("pki", help="show and renew the mesh's certificates")
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    show = actions.add_parser("show", help="every certificate of the mesh", epilog="example: keymesh pki show")
-    show.add_argument("file", nargs="?", metavar="FILE", help="one PEM file instead")
-    add_common(show)
-    show.set_defaults(run=run_show)
-    enrol = actions.add_parser(
-        "enrol",
-        help="an Edge identity for a program of yours: key, certificate and what else the library needs, in one folder",
-        epilog="example: keymesh pki enrol acme/files --region us-east -o edge-identity",
-    )
-    enrol.add_argument("service", metavar="T/S", help="what it may mint and open for")
-    enrol.add_argument("--region", metavar="R", help="whose Core it uses (default: the tenant's home)")
-    enrol.add_argument("--instance", metavar="NAME", help="name of this instance (default: app)", default="app")
-    enrol.add_argument("-o", "--output", metavar="DIR", required=True, help="made where it does not exist")
-    add_common(enrol)
-    enrol.set_defaults(run=run_enrol)
-    again = actions.add_parser(
-        "renew",
-        help="renew a role's certificate now (processes renew their own at half life)",
-        epilog="example: keymesh pki renew operator",
-    )
-    again.add_argument("role", metavar="ROLE", help="operator, registry, or core-REGION")
-    add_common(again)
-    again.set_defaults(run=run_renew)
 
 
 def _identity_files(layout: Layout) -> dict[str, tuple[Path, Path]]:
@@ -123,9 +95,9 @@ def run_enrol(args: argparse.Namespace) -> int:
         }
         chain = (await client.call("POST", "/v1/certificates", body, target=region))["chain"]
         key_files.write_identity(output / "edge.pem", key, pki.parse_certificates(chain.encode()))
-        key_files.write_file(output / "ca.pem", client.layout.ca.read_bytes(), mode=key_files.PUBLIC_MODE)
+        write_file(output / "ca.pem", client.layout.ca.read_bytes(), mode=PUBLIC_MODE)
         trust = (client.layout.edge(region) / "trust.json").read_bytes()
-        key_files.write_file(output / "trust.json", trust, mode=key_files.PUBLIC_MODE)
+        write_file(output / "trust.json", trust, mode=PUBLIC_MODE)
         return {
             "identity": str(output / "edge.pem"),
             "ca": str(output / "ca.pem"),

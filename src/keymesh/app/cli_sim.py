@@ -15,35 +15,6 @@ _SEEDS_MAX: Final = 1_000_000
 _SEED_MAX: Final = 2**48
 
 
-def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
-    """``run``, ``replay`` and ``shrink`` under ``parser``, each with ``run`` set."""
-    which = parser.add_subparsers(dest="sim", metavar="WHAT", required=True)
-
-    run = which.add_parser(
-        "run", help="one virtual hour per seed, with faults", epilog="example: keymesh sim run --seeds 200"
-    )
-    run.add_argument("--seeds", type=int, default=20, metavar="N", help="how many (default 20)")
-    run.add_argument("--start", type=int, default=0, metavar="S", help="the first seed (default 0)")
-    run.add_argument("--procs", type=int, default=2, metavar="P", help="processes (default 2)")
-    run.add_argument("--json", action="store_true", help="print one JSON object for machines")
-    run.set_defaults(run=run_sim)
-
-    replay = which.add_parser("replay", help="one seed again", epilog="example: keymesh sim replay 17 --explain")
-    replay.add_argument("seed", type=int, metavar="SEED", help="its number")
-    replay.add_argument("--until", type=int, metavar="T", help="stop at that true millisecond")
-    replay.add_argument("--explain", action="store_true", help="print every event and what followed from it")
-    replay.add_argument("--json", action="store_true", help="print one JSON object for machines")
-    replay.set_defaults(run=run_sim)
-
-    small = which.add_parser(
-        "shrink", help="the smallest plan that still fails", epilog="example: keymesh sim shrink 17"
-    )
-    small.add_argument("seed", type=int, metavar="SEED", help="its number")
-    small.add_argument("--runs", type=int, default=400, metavar="N", help="at most so many runs (default 400)")
-    small.add_argument("--json", action="store_true", help="print one JSON object for machines")
-    small.set_defaults(run=run_sim)
-
-
 def run_sim(args: argparse.Namespace) -> int:
     """Exit code 1 where an invariant was violated."""
     if args.sim == "run":

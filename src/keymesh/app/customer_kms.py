@@ -20,7 +20,7 @@ from pathlib import Path
 from cryptography import x509
 
 from keymesh.access.identity import Identity
-from keymesh.adapters import key_files, pki
+from keymesh.adapters import pki
 from keymesh.adapters.customer_kms import (
     INFO_FILE,
     AllowedCa,
@@ -34,9 +34,11 @@ from keymesh.adapters.customer_kms import (
     read_info,
     unb64,
 )
+from keymesh.adapters.files import write_file
 from keymesh.adapters.http_messages import Request, Response, Route, Stream, json_response
 from keymesh.adapters.http_server import HttpMetrics, HttpServer, serve
 from keymesh.adapters.tls import Credentials, PeerContext
+from keymesh.app.args_kms import add_run_arguments
 from keymesh.app.customer_kms_files import (
     CLIENTS_FILE,
     DEFAULT_NAME,
@@ -189,7 +191,7 @@ async def running(
                 )
             urls = {replica: f"https://{host}:{server.port}" for replica, server in servers.items()}
             info = KmsInfo(name=kms.domain, pid=os.getpid(), replicas=urls, ca=ROOT_FILE, owner=OWNER_FILE)
-            key_files.write_file(directory / INFO_FILE, strict_json.dumps(info), mode=0o644)
+            write_file(directory / INFO_FILE, strict_json.dumps(info), mode=0o644)
             yield info
         finally:
             await asyncio.gather(*(server.close() for server in servers.values()))
@@ -235,22 +237,13 @@ def parse_replicas(text: str) -> dict[str, int]:
     return replicas
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dir", required=True, type=Path, help="the KMS's own directory; made where it is missing")
-    parser.add_argument("--replicas", default="local", help="NAME[=PORT],...: one listener for each (default: local)")
-    parser.add_argument("--name", default=DEFAULT_NAME, help=f"its trust domain (default: {DEFAULT_NAME})")
-    parser.add_argument(
-        "--allow-ca", action="append", default=[], type=Path, metavar="PEM", help="a mesh root whose Cores may use keys"
-    )
-
-
 def main(args: argparse.Namespace) -> int:
     """The process; returns the exit code."""
     die_with_parent()
     setup_logging("customer-kms")
     try:
         allow_ca = tuple(path.read_text(encoding="ascii") for path in args.allow_ca)
-        asyncio.run(run(args.dir, parse_replicas(args.replicas), name=args.name, allow_ca=allow_ca))
+        asyncio.run(run(args.dir, parse_replicas(args.replicas), name=args.name or DEFAULT_NAME, allow_ca=allow_ca))
     except KeymeshError as error:
         print(f"customer-kms: {error.message}", file=sys.stderr)
         return int(error.exit_code)
@@ -262,5 +255,5 @@ def main(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     _parser = argparse.ArgumentParser(prog="keymesh customer-kms", description="Play the customer's KMS.")
-    add_arguments(_parser)
+    add_run_arguments(_parser)
     sys.exit(main(_parser.parse_args()))

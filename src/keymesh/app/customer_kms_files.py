@@ -21,6 +21,7 @@ from keymesh.access.identity import (
 )
 from keymesh.adapters import key_files, pki
 from keymesh.adapters.customer_kms import AllowedCa
+from keymesh.adapters.files import write_file
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MeshName, check_label
@@ -58,7 +59,7 @@ def prepare(directory: Path, *, name: str = DEFAULT_NAME, allow_ca: tuple[str, .
     if not (directory / CA_FILE).exists():
         root = pki.create_root(name, now=now)
         issuer = pki.create_intermediate(root, None, now=now)
-        key_files.write_file(directory / ROOT_FILE, pki.certificates_pem([root.certificate]), mode=0o644)
+        write_file(directory / ROOT_FILE, pki.certificates_pem([root.certificate]), mode=0o644)
         key_files.write_authority(directory / CA_FILE, issuer)
     root_certificate = pki.parse_certificates((directory / ROOT_FILE).read_bytes())[0]
     domain = pki.mesh_of_root(root_certificate)
@@ -100,7 +101,7 @@ class Clients:
             raise Refused("too-many", f"at most {CLIENTS_MAX} client CAs")
         try:
             content = _Clients(allowed=[entry for _, (_, entry) in sorted(changed.items())])
-            key_files.write_file(self._path, strict_json.dumps(content))
+            write_file(self._path, strict_json.dumps(content))
         except OSError as failed:
             raise Unavailable("disk", f"the change could not be recorded: {failed.strerror}") from failed
         self._by_root = changed

@@ -17,7 +17,8 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from keymesh.adapters.customer_kms import KeyStatus
-from keymesh.adapters.key_files import read_private, write_file
+from keymesh.adapters.files import write_file
+from keymesh.adapters.key_files import read_private
 from keymesh.core.l1 import PLAIN_MAX_BYTES
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, Refused, Unavailable

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.adapters.customer_kms import OwnerClient
-from keymesh.adapters.key_files import PUBLIC_MODE, write_file
+from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.app.demo_files import edge_keys, open_file
 from keymesh.app.demo_reader import Reader, reading
 from keymesh.app.demo_steps import open_sealed

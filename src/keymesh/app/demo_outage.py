@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from keymesh.app.admin_client import wait_for_key
 from keymesh.app.cli_keys import want_next
-from keymesh.app.cli_tenant import wait_for_key
 from keymesh.app.demo_files import edge_keys, open_file, seal_file
 from keymesh.app.demo_reader import reading
 from keymesh.app.demo_world import ACME, GLOBEX, TIMING, Customer, Figures, World, ms_since, need

@@ -12,8 +12,9 @@ import msgspec
 from keymesh.access.identity import CoreIdentity
 from keymesh.adapters.http_client import PeerClient
 from keymesh.adapters.tls import Credentials, MeshTls
+from keymesh.app.admin_client import wait_for_key
 from keymesh.app.cli_keys import rewrap, rotate_ivk, want_next
-from keymesh.app.cli_tenant import create_tenant, wait_for_key
+from keymesh.app.cli_tenant import create_tenant
 from keymesh.app.demo_files import edge_keys as keys_of_edge
 from keymesh.app.demo_files import files_of, open_tree, seal_file, seal_tree
 from keymesh.app.demo_search import search

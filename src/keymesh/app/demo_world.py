@@ -20,10 +20,11 @@ from typing import Any, Final
 from keymesh.adapters.customer_kms import OwnerClient, read_info
 from keymesh.adapters.http_client import PeerClient
 from keymesh.app.admin_client import AdminClient
-from keymesh.app.cli_mesh import ask_supervisor, start_mesh, stop_mesh
+from keymesh.app.cli_mesh import start_mesh
 from keymesh.app.enrol import sidecar_client
 from keymesh.app.layout import Layout, TimingPlan, load_plan
 from keymesh.app.lifeline import PARENT_ENV
+from keymesh.app.supervisor_client import ask_supervisor, stop_mesh
 from keymesh.app.wan import ask
 from keymesh.model import strict_json
 from keymesh.model.errors import KeymeshError, Refused, Unavailable

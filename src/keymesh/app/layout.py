@@ -13,7 +13,7 @@ from typing import Final
 from msgspec import Struct
 
 from keymesh.access.roles import Role
-from keymesh.adapters.key_files import write_file
+from keymesh.adapters.files import write_file
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
 

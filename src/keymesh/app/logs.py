@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, TextIO
 
-from keymesh.adapters.http_server import current_correlation_id
+from keymesh.adapters.correlation import current_correlation_id
 
 VALUE_MAX_CHARS: Final = 1_024
 _FRAMES_MAX: Final = 12

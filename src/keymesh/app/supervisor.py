@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -17,12 +16,12 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from keymesh.app.layout import Layout, MeshPlan, load_plan
 from keymesh.app.lifeline import PARENT_ENV, READY_ENV, die_with_parent, wait_for_stop
 from keymesh.app.logs import setup_logging
-from keymesh.model.errors import Refused
+from keymesh.app.supervisor_client import take_lock
 
 log = logging.getLogger("keymesh.supervisor")
 
@@ -208,19 +207,6 @@ class Supervisor:
                 return {"ok": True}
             case _:
                 return {"ok": False}
-
-
-def take_lock(layout: Layout) -> IO[str]:
-    """The directory's lock, held until the file is closed.  Raises Refused where another supervisor has it."""
-    handle = layout.lock.open("a")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as taken:
-        handle.close()
-        raise Refused(
-            "already-running", f"a mesh is already running in {layout.root}; `keymesh down` stops it", field="dir"
-        ) from taken
-    return handle
 
 
 def main(directory: str) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from keymesh.adapters.key_files import PUBLIC_MODE, write_file
+from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.control.rows import RootRow
 from keymesh.model import strict_json
 

@@ -14,8 +14,9 @@ import pytest
 from tests.integration.mesh.live import EU, FILES, HOME, MAIL, OTHER, TIMING, US, VAULT, LiveMesh
 
 from keymesh.app import cli
-from keymesh.app.cli_mesh import start_mesh, stop_mesh
+from keymesh.app.cli_mesh import start_mesh
 from keymesh.app.layout import Layout
+from keymesh.app.supervisor_client import stop_mesh
 
 SMALL_DISK_BYTES = 24 * 1024 * 1024
 

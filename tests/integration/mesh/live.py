@@ -24,9 +24,9 @@ from keymesh.adapters.customer_kms import OwnerClient
 from keymesh.adapters.http_client import PeerClient
 from keymesh.app import cli, wan
 from keymesh.app.admin_client import AdminClient, new_command_id
-from keymesh.app.cli_mesh import ask_supervisor, running_pid
 from keymesh.app.enrol import ensure_identity, sidecar_client
 from keymesh.app.layout import Layout, TimingPlan, load_plan
+from keymesh.app.supervisor_client import ask_supervisor, running_pid
 from keymesh.model import strict_json
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 

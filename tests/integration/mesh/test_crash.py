@@ -16,7 +16,7 @@ import pytest
 from tests.integration.mesh.live import EU, FILES, MAIL, PROCESSES, US, LiveMesh, Use, until, using
 
 from keymesh.app.admin_client import new_command_id
-from keymesh.app.cli_mesh import ask_supervisor
+from keymesh.app.supervisor_client import ask_supervisor
 from keymesh.model.errors import Refused, Unavailable
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.integration.mesh.live import EU, FILES, HOME, MAIL, OTHER, TIMING, US, LiveMesh, until, using
 
 from keymesh.app.admin_client import new_command_id
-from keymesh.app.bootstrap import load_signer
+from keymesh.app.signing_keys import load_signer
 from keymesh.control.trust import make_authority
 from keymesh.crypto.dsse import envelope_to_json
 from keymesh.model import strict_json

@@ -13,6 +13,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from keymesh.access.identity import CoreIdentity, Identity, parse_identity
 from keymesh.adapters import key_files, pki
+from keymesh.adapters.files import write_file
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName
 from keymesh.model.time import Instant
@@ -179,7 +180,7 @@ def test_bad_key_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="0600"):
         key_files.load_signing_key(path)
     for content in (b"", b"junk", b"x" * 100_000):
-        key_files.write_file(path, content)
+        write_file(path, content)
         with pytest.raises(Refused):
             key_files.load_signing_key(path)
     key_files.write_identity(path, pki.new_tls_key(), [])
@@ -189,9 +190,9 @@ def test_bad_key_files_are_refused(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    key_files.write_file(path, b"old")
+    write_file(path, b"old")
     with pytest.raises(TypeError):
-        key_files.write_file(path, "text")  # type: ignore[arg-type]
+        write_file(path, "text")  # type: ignore[arg-type]
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

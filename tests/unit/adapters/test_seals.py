@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from keymesh.adapters import seals
-from keymesh.adapters.key_files import write_file
+from keymesh.adapters.files import write_file
 from keymesh.adapters.seals import FILE_SEAL_KEY, MASTER_FILE, MasterRecord
 from keymesh.crypto.kid import kid_hex, kid_of
 from keymesh.crypto.pages import KeyPages

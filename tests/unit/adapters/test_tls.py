@@ -15,6 +15,7 @@ from tests.unit.adapters.pki_world import MESH, N1, N2, REGISTRY, US, World, now
 
 from keymesh.access.identity import Identity
 from keymesh.adapters import key_files, pki
+from keymesh.adapters.files import write_file
 from keymesh.adapters.tls import Credentials, MeshTls, PeerContext, PeerSSLObject
 from keymesh.model.errors import Refused
 
@@ -282,7 +283,7 @@ def test_a_bad_renewal_changes_nothing(world: World, tmp_path: Path) -> None:
     key_files.write_identity(tmp_path / "s", pki.new_tls_key(), [tls.credentials.certificate])
     with pytest.raises(Refused):
         tls.credentials.reload()
-    key_files.write_file(tmp_path / "s", b"torn")
+    write_file(tmp_path / "s", b"torn")
     with pytest.raises(Refused):
         tls.credentials.reload()
     assert pki.fingerprint(tls.credentials.certificate) == before

@@ -15,9 +15,10 @@ from keymesh.adapters import key_files, pki
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.tls import Credentials
 from keymesh.app import renewal
-from keymesh.app.bootstrap import bootstrap, finish, free_ports, load_signer, make_plan, parse_regions, voters_of
+from keymesh.app.bootstrap import bootstrap, finish, free_ports, make_plan, parse_regions, voters_of
 from keymesh.app.customer_kms_files import Clients
 from keymesh.app.layout import DIR_ENV, Layout, MeshPlan, load_plan, resolve_dir, save_plan
+from keymesh.app.signing_keys import load_signer
 from keymesh.app.trust_file import TrustFile, load_trust, save_trust
 from keymesh.control.entry import SignedEntry
 from keymesh.control.kinds import Genesis

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from tests.unit.app.founded import founded
 
 from keymesh.adapters import pki
 from keymesh.app import cli
-from keymesh.app.cli_common import _cell, duration_ms, emit, facts, guarded, show_ms, table
+from keymesh.app.args_common import Later, duration_ms, show_ms
+from keymesh.app.cli_common import _cell, emit, facts, table
+from keymesh.app.cli_errors import guarded
 from keymesh.app.cli_mesh import timing_of
 from keymesh.app.cli_seal import parse_context
-from keymesh.app.cli_tenant import _service_name
+from keymesh.app.cli_service import _service_name
 from keymesh.model.errors import Integrity, Refused, Unavailable
 
 pytestmark = pytest.mark.usefixtures("template")
@@ -193,11 +197,40 @@ def test_every_command_has_an_example_that_it_takes_itself() -> None:
         assert parser.format_help()
 
 
-def test_each_group_is_complete_without_the_others() -> None:
-    whole = {words for words, _ in leaves(cli.build_parser())}
-    for group in cli._GROUPS:
-        alone = {words for words, _ in leaves(cli.build_parser(group)) if words[0] == group}
-        assert alone == {words for words in whole if words[0] == group}, group
+def test_every_command_leads_to_a_function() -> None:
+    for words, parser in leaves(cli.build_parser()):
+        run = parser.get_default("run")
+        assert isinstance(run, Later), words
+        assert run.load().__module__ == f"keymesh.app.{run.module}", words
+
+
+HEAVY = ("aiohttp", "asyncio", "cryptography", "msgspec", "prometheus_client", "rich", "sqlalchemy", "sqlite3")
+ROOMS = ("adapters", "control", "core", "edge", "registry", "sim")
+# What a process imports before it does anything -> what is none of its business.
+STRANGERS = {
+    "cli": (*HEAVY, *(f"keymesh.{room}" for room in ROOMS)),
+    "supervisor": ("aiohttp", "prometheus_client", "sqlalchemy", "rich", "keymesh.core", "keymesh.edge", "keymesh.sim"),
+    "registry_app": ("rich", "keymesh.core", "keymesh.edge", "keymesh.sim", "keymesh.app.cli"),
+    "core_app": ("rich", "sqlalchemy", "keymesh.registry", "keymesh.edge", "keymesh.sim", "keymesh.app.cli"),
+    "edge_app": ("rich", "sqlalchemy", "sqlite3", "keymesh.core", "keymesh.registry", "keymesh.sim", "keymesh.app.cli"),
+    "cli_status": ("sqlalchemy", "sqlite3", "keymesh.core", "keymesh.edge", "keymesh.registry", "keymesh.sim"),
+    "cli_tenant": ("sqlalchemy", "sqlite3", "keymesh.edge", "keymesh.registry", "keymesh.sim"),
+    "cli_mesh": ("sqlalchemy", "keymesh.registry", "keymesh.sim"),
+}
+
+
+@pytest.mark.parametrize("module", STRANGERS)
+def test_a_process_imports_what_it_needs_and_no_more(module: str) -> None:
+    """In a process of its own; the command line must answer at once, and a role must not carry another's code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, keymesh.app.{module}; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = done.stdout.split()
+    found = [n for n in STRANGERS[module] if any(name == n or name.startswith(f"{n}.") for name in imported)]
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from tests.unit.adapters.pki_world import N1, REGISTRY, US, World
 
 from keymesh.adapters import pki
 from keymesh.adapters.customer_kms import KeymeshKms, OwnerClient, b64, open_provider, open_replicas, unb64
+from keymesh.adapters.files import write_file
 from keymesh.adapters.http_client import PeerClient
-from keymesh.adapters.key_files import write_file
 from keymesh.adapters.tls import Credentials
 from keymesh.app import customer_kms
 from keymesh.app.customer_kms_store import KmsStore

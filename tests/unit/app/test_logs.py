@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from keymesh.adapters.http_server import current_correlation_id
+from keymesh.adapters.correlation import current_correlation_id
 from keymesh.app import logs
 
 SECRET = "canary-9a"

@@ -19,7 +19,6 @@ from keymesh.access.identity import Identity, parse_identity
 from keymesh.adapters import pki, seals
 from keymesh.adapters.http_messages import JSON, OCTETS, Request, Response, Router
 from keymesh.adapters.tls import Peer
-from keymesh.app.bootstrap import load_signer
 from keymesh.app.channels import split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
@@ -28,6 +27,7 @@ from keymesh.app.metrics import CoreCollector, RegistryCollector
 from keymesh.app.openapi import openapi_of
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.registry_app import RegistryProcess
+from keymesh.app.signing_keys import load_signer
 from keymesh.control.kinds import TenantCreate
 from keymesh.control.rows import PolicyRow, SignersRow
 from keymesh.control.trust import make_authority

@@ -10,7 +10,8 @@ import pytest
 from tests.unit.app.founded import plan_for
 
 from keymesh.app.layout import Layout
-from keymesh.app.supervisor import Supervisor, children_of, take_lock
+from keymesh.app.supervisor import Supervisor, children_of
+from keymesh.app.supervisor_client import take_lock
 from keymesh.model.errors import Refused
 
 

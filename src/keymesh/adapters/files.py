@@ -1,0 +1,32 @@
+"""A file's content replaced in one atomic, durable step; who may read it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from pathlib import Path
+from typing import Final
+
+PRIVATE_MODE: Final = 0o600
+PUBLIC_MODE: Final = 0o644
+
+
+def write_file(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:
+    """Replace ``path`` in one durable step: a crash leaves the old file or the new one."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        try:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            Path(file.name).replace(path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                Path(file.name).unlink()
+            raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

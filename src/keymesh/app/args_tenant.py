@@ -1,0 +1,99 @@
+"""``keymesh tenant`` and ``keymesh service``: their arguments."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from keymesh.app.args_common import Later, add_common, duration_ms
+from keymesh.model.states import Custody
+
+
+def register(commands: Any) -> None:
+    _register_tenant(commands.add_parser("tenant", help="create and inspect tenants, switch their root key"))
+    _register_service(commands.add_parser("service", help="create and inspect a tenant's services"))
+
+
+def _register_tenant(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    create = actions.add_parser(
+        "create",
+        help="onboard a tenant",
+        epilog="example: keymesh tenant create acme --home eu-central --regions eu-central,eu-west",
+    )
+    create.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
+    create.add_argument("--home", metavar="R", help="home region, which mints its keys (default: the mesh's first)")
+    create.add_argument("--regions", metavar="R,...", help="allowed regions (default: all of the home's domain)")
+    create.add_argument(
+        "--l1", metavar="URL", help="the customer's root key, kms:DIR#KEY (default: a key in the mesh's own dev KMS)"
+    )
+    create.add_argument("--ttl", type=duration_ms, metavar="TIME", help="governance ttl (default: the mesh's)")
+    create.add_argument("--no-wait", action="store_true", help="return once committed, before the keys exist")
+    add_common(create)
+    create.set_defaults(run=Later("cli_tenant", "run_create"))
+
+    listing = actions.add_parser("list", help="all tenants", epilog="example: keymesh tenant list --json")
+    add_common(listing)
+    listing.set_defaults(run=Later("cli_tenant", "run_list"))
+
+    show = actions.add_parser("show", help="one tenant", epilog="example: keymesh tenant show acme")
+    show.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
+    add_common(show)
+    show.set_defaults(run=Later("cli_tenant", "run_show"))
+
+    switch = actions.add_parser(
+        "switch-l1",
+        help="move the tenant to another root key; data stays as it is",
+        epilog="example: keymesh tenant switch-l1 acme --l1 kms:/path/to/acme-kms#new-root",
+    )
+    switch.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
+    switch.add_argument("--l1", required=True, metavar="URL", help="the new root key, kms:DIR#KEY")
+    switch.add_argument("--no-wait", action="store_true", help="return once committed, before the old key retires")
+    add_common(switch)
+    switch.set_defaults(run=Later("cli_tenant", "run_switch"))
+
+    export = actions.add_parser(
+        "export",
+        help="write the wrapped key chain: with the customer's own L1 it opens the data without keymesh",
+        epilog="example: keymesh tenant export acme -o acme.chain",
+    )
+    export.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
+    export.add_argument("-o", "--output", metavar="FILE", help="default: T.chain")
+    export.add_argument("--force", action="store_true", help="replace an existing file")
+    add_common(export)
+    export.set_defaults(run=Later("cli_tenant", "run_export"))
+
+
+def _register_service(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    create = actions.add_parser(
+        "create", help="a service with a key of its own", epilog="example: keymesh service create acme/files"
+    )
+    _add_service_name(create)
+    create.add_argument(
+        "--custody",
+        choices=[c.value for c in Custody],
+        default=Custody.LEASED.value,
+        help="where its key is used: leased to the Edges (default), or at the Core only",
+    )
+    create.add_argument("--edge-ttl", type=duration_ms, metavar="TIME", help="lease of its Edges (1s to 60m)")
+    create.add_argument("--mint-budget", type=int, metavar="N", help="data keys that one lease may mint")
+    create.add_argument("--open-budget", type=int, metavar="N", help="data keys that one lease may open")
+    create.add_argument("--no-wait", action="store_true", help="return once committed, before the key exists")
+    add_common(create)
+    create.set_defaults(run=Later("cli_service", "run_create"))
+    listing = actions.add_parser("list", help="services", epilog="example: keymesh service list acme")
+    listing.add_argument("tenant", nargs="?", metavar="T", help="default: of all tenants")
+    listing.add_argument("--tenant", dest="tenant_option", metavar="T", help="the same, as an option")
+    add_common(listing)
+    listing.set_defaults(run=Later("cli_service", "run_list"))
+    show = actions.add_parser("show", help="one service", epilog="example: keymesh service show acme/files")
+    _add_service_name(show)
+    add_common(show)
+    show.set_defaults(run=Later("cli_service", "run_show"))
+
+
+def _add_service_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("service", metavar="T/S", help="or S, with --tenant T")
+    parser.add_argument("--tenant", metavar="T", help="the service's tenant, where the name is S alone")
