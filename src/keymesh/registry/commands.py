@@ -17,7 +17,7 @@ import msgspec
 from keymesh.control import reduce, trust
 from keymesh.control.build import sign_entry
 from keymesh.control.entry import Body, Entry, SignedEntry
-from keymesh.control.kinds import KINDS, Effect, Kind
+from keymesh.control.kinds import KINDS, Effect, Kind, ScopeArgs
 from keymesh.control.messages import Recorded
 from keymesh.control.rows import Rows, SignersRow
 from keymesh.control.signing import Suite, from_plain
@@ -27,6 +27,7 @@ from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, check_tenant, check_token
 from keymesh.model.limits import COMMIT_MAX_BYTES, COMMIT_MAX_ENTRIES, ENTRY_MAX_BYTES
 from keymesh.model.machine import Note, Send
+from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
 from keymesh.registry import spaces
 from keymesh.registry.events import AppendLog, Command, CommandDone
@@ -62,6 +63,16 @@ def check_not_expired(authority: tuple[dict[str, Any], ...], now: Instant) -> No
             raise Refused("approval-expired", "an approval of this command has expired", field="authority")
 
 
+def check_region_exists(command: Command, mesh_rows: Rows) -> None:
+    """A region's scope names a region of this mesh: none is restricted before it has joined.  Raises Refused."""
+    if KINDS[command.kind].args is not ScopeArgs or command.namespace != MESH_NAMESPACE:
+        return
+    region = parse_scope(command.args["scope"]).region
+    if region is not None and f"region/{region}" not in mesh_rows:
+        known = sorted(name.removeprefix("region/") for name in mesh_rows if name.startswith("region/"))
+        raise Refused.bad_field("scope", f"no region {region}; the regions are {', '.join(known)}")
+
+
 def same_command(entry: Entry, command: Command, *, forwarded: bool = False) -> bool:
     """Whether a command asks for what the entry under its id did.
 
@@ -94,8 +105,8 @@ def plan_entry(
     """The entry for ``command``, right after ``head``, and the rows after it.
 
     1. The command is well formed.  2. Its approvals have not expired.  3. Its namespace exists (or it creates it).
-    4. Its preconditions hold on ``rows``.  5. The signed entry passes the check that every holder will make.
-    Raises Refused.
+    4. The region that it restricts, if it does, is there; its preconditions hold on ``rows``.  5. The signed entry
+    passes the check that every holder will make.  Raises Refused.
     """
     check_command(command)
     check_not_expired(command.authority, now)
@@ -106,6 +117,7 @@ def plan_entry(
         raise Refused("unknown", "no such tenant", field="namespace")
     if head is not None and creates:
         raise Refused("conflict", "this namespace exists already", field="namespace")
+    check_region_exists(command, mesh_rows)
     seq = 1 if head is None else head.entry.seq + 1
     draft = Entry(
         mesh=pins.mesh,

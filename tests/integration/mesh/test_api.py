@@ -262,6 +262,24 @@ async def test_limits_and_headers(operator: Outsider) -> None:
     assert (await operator("GET", f"/v1/tenants/{US}"))[1]["state"] == "active"
 
 
+async def test_a_region_that_is_not_there_is_refused_with_those_that_are(mesh: LiveMesh, operator: Outsider) -> None:
+    officers = tuple(mesh.layout.keys / f"officer-{n}.pem" for n in (1, 2))
+    args = {"scope": "region:mars", "reason": "", "abandon_children": False, "upto_seq": 0}
+    for kind in ("suspend", "revoke", "resume"):
+        key = f"mars-{kind}-{time.time_ns()}"
+        body = {
+            "namespace": "mesh",
+            "kind": kind,
+            "args": args,
+            "authority": mesh.client.authority("mesh", kind, args, key, officers),
+        }
+        status, said = await operator("POST", "/v1/commands", body, headers={"Idempotency-Key": key})
+        assert (status, said["error"]["code"], said["error"]["field"]) == (400, "bad-field", "scope")
+        assert all(region in said["error"]["message"] for region in mesh.plan.regions)
+    _, shown = await operator("GET", "/v1/restrictions/mesh")
+    assert "region:mars" not in {r["scope"] for r in shown["restrictions"]}
+
+
 async def test_each_command_of_a_batch_stands_for_itself(mesh: LiveMesh, operator: Outsider) -> None:
     stamp = time.time_ns()
     commands = [

@@ -11,7 +11,7 @@ from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.time import Instant
 from keymesh.registry import commands
 from keymesh.registry.events import Appended, Command, LogUnavailable
-from tests.unit.registry.harness import OFFICERS, ROOT, Bench, genesis, mesh_up, with_tenant
+from tests.unit.registry.harness import OFFICERS, REGIONS, ROOT, Bench, genesis, mesh_up, with_tenant
 
 
 def error_of(bench: Bench, command: Command) -> KeymeshError:
@@ -297,6 +297,18 @@ def test_wide_scopes_need_two_officers() -> None:
     root = bench.scope_command("suspend", "mesh", "s3", by=ROOT[:2])
     assert error_of(bench, root).code == "below-threshold"
     bench.ok(bench.scope_command("suspend", "region:us-west", "s4", by=OFFICERS[:2]))
+
+
+@pytest.mark.parametrize("kind", ["suspend", "revoke", "resume"])
+def test_a_region_that_is_not_there_is_refused_with_those_that_are(kind: str) -> None:
+    bench = mesh_up()
+    before = bench.state.index
+    refused = error_of(bench, bench.scope_command(kind, "region:us-esat", "s1", by=OFFICERS[:2]))
+    assert (refused.code, refused.field) == ("bad-field", "scope")
+    assert "us-esat" in refused.message and all(region in refused.message for region in REGIONS)
+    assert bench.state.index == before
+    elsewhere = Command("s2", "acme", kind, {"scope": "region:us-esat"}, "ann", "c1")
+    assert "us-east" not in error_of(with_tenant(), elsewhere).message  # a tenant's administrator learns no names
 
 
 def test_an_approval_of_another_command_is_no_approval() -> None:
