@@ -170,7 +170,9 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     retry_after_ms: int | None = None
 
 
-class _ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
+class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
+    """What every answer outside 2xx holds."""
+
     error: Problem
     correlation_id: str
 
@@ -194,14 +196,14 @@ def problem_response(error: KeymeshError, correlation_id: str) -> Response:
         retry = error.retry_after_ms
         headers = (("Retry-After", str(max(1, -(-retry // 1_000)))),)
     problem = Problem(code=error.code, message=error.message, field=error.field, retry_after_ms=retry)
-    body = strict_json.dumps(_ProblemBody(error=problem, correlation_id=correlation_id))
+    body = strict_json.dumps(ProblemBody(error=problem, correlation_id=correlation_id))
     return Response(status=status_of(error), body=body, headers=headers)
 
 
 def bug_response(correlation_id: str) -> Response:
     """What a client learns of a bug of ours: that there is one, and the id under which the log has it."""
     problem = Problem(code="internal", message="internal error")
-    return Response(status=500, body=strict_json.dumps(_ProblemBody(error=problem, correlation_id=correlation_id)))
+    return Response(status=500, body=strict_json.dumps(ProblemBody(error=problem, correlation_id=correlation_id)))
 
 
 def raise_problem(status: int, body: bytes) -> NoReturn:
@@ -210,7 +212,7 @@ def raise_problem(status: int, body: bytes) -> NoReturn:
     Raises Integrity, Refused, or Unavailable: also for 429, for any 5xx, and for whatever is no problem at all.
     """
     try:
-        problem = strict_json.decode(body, _ProblemBody, max_bytes=HTTP_BODY_MAX_BYTES).error
+        problem = strict_json.decode(body, ProblemBody, max_bytes=HTTP_BODY_MAX_BYTES).error
         check_token("code", problem.code)
     except Refused as bad:
         raise Unavailable("peer-answer", f"the peer answered {status} without a problem body") from bad

@@ -11,22 +11,42 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec import UNSET
+from msgspec.structs import asdict
 
 from keymesh import __version__
 from keymesh.access.admit import Action, action_of, admit, require
 from keymesh.access.identity import AdminIdentity
 from keymesh.adapters.http_messages import Handler, Request, Response, Route, Stream, json_response
 from keymesh.adapters.sql_projection import Read
-from keymesh.app.openapi import openapi_of
-from keymesh.app.registry_bodies import BatchBody, BatchItem, CommandBody
-from keymesh.app.registry_views import TenantRows, restriction_state, show_keys, show_scopes, show_service, show_tenant
+from keymesh.app.openapi import Operation, Query, openapi_of
+from keymesh.app.registry_bodies import (
+    BatchAnswer,
+    BatchBody,
+    BatchProblem,
+    BatchResult,
+    CertificateAnswer,
+    CommandAnswer,
+    CommandBody,
+    CommandStatus,
+    KeysAnswer,
+    RegionAnswer,
+    RegionsAnswer,
+    RegionView,
+    RestrictionsAnswer,
+    ServiceAnswer,
+    ServicesAnswer,
+    StatusAnswer,
+    TenantAnswer,
+    TenantsAnswer,
+)
+from keymesh.app.registry_regions import show_region
+from keymesh.app.registry_views import TenantRows, show_keys, show_scopes, show_service, show_tenant
 from keymesh.control.rows import PolicyRow
-from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
 from keymesh.model.limits import COMMIT_MAX_ENTRIES
-from keymesh.model.states import Lane
-from keymesh.registry import heartbeats, killswitch
+from keymesh.registry import killswitch
 from keymesh.registry.events import Command
 from keymesh.registry.state import Space
 
@@ -35,6 +55,12 @@ if TYPE_CHECKING:
 
 WAIT_MAX_MS: Final = 30_000
 ROWS_MAX: Final = 100_000
+
+_READ: Final = (Query("at_least", "integer", "answer at this log index or a later one; waits up to 5 s for it"),)
+_WHICH: Final = (
+    Query("wait_ms", "integer", f"wait so long for the certificate, at most {WAIT_MAX_MS}"),
+    Query("namespace", "string", "whose command, where tenants have used the same id"),
+)
 
 
 class RegistryApi:
@@ -49,24 +75,25 @@ class RegistryApi:
         def admin(request: Request) -> bool:
             return isinstance(request.identity, AdminIdentity)
 
-        table: list[tuple[str, str, Any]] = [
-            ("POST", "/v1/commands", self._command),
-            ("POST", "/v1/commands/batch", self._batch),
-            ("GET", "/v1/commands/{namespace}/{command_id}", self._command_status),
-            ("GET", "/v1/certificates/{command_id}", self._certificate),
-            ("GET", "/v1/restrictions/{namespace}", self._restrictions),
-            ("GET", "/v1/tenants", self._tenants),
-            ("GET", "/v1/tenants/{tenant}", self._tenant),
-            ("GET", "/v1/tenants/{tenant}/services", self._services),
-            ("GET", "/v1/tenants/{tenant}/services/{service}", self._service),
-            ("GET", "/v1/tenants/{tenant}/keys", self._keys),
-            ("GET", "/v1/regions", self._regions),
-            ("GET", "/v1/regions/{region}", self._region),
-            ("GET", "/v1/status", self._status),
-            ("GET", "/v1/openapi.json", self._openapi),
+        self._table = (
+            Operation("POST", "/v1/commands", self._command, CommandAnswer, body=CommandBody),
+            Operation("POST", "/v1/commands/batch", self._batch, BatchAnswer, body=BatchBody),
+            Operation("GET", "/v1/commands/{namespace}/{command_id}", self._command_status, CommandStatus),
+            Operation("GET", "/v1/certificates/{command_id}", self._certificate, CertificateAnswer, query=_WHICH),
+            Operation("GET", "/v1/restrictions/{namespace}", self._restrictions, RestrictionsAnswer),
+            Operation("GET", "/v1/tenants", self._tenants, TenantsAnswer, query=_READ),
+            Operation("GET", "/v1/tenants/{tenant}", self._tenant, TenantAnswer, query=_READ),
+            Operation("GET", "/v1/tenants/{tenant}/services", self._services, ServicesAnswer, query=_READ),
+            Operation("GET", "/v1/tenants/{tenant}/services/{service}", self._service, ServiceAnswer, query=_READ),
+            Operation("GET", "/v1/tenants/{tenant}/keys", self._keys, KeysAnswer, query=_READ),
+            Operation("GET", "/v1/regions", self._regions, RegionsAnswer),
+            Operation("GET", "/v1/regions/{region}", self._region, RegionAnswer),
+            Operation("GET", "/v1/status", self._status, StatusAnswer),
+            Operation("GET", "/v1/openapi.json", self._openapi, None),
+        )
+        return [
+            Route(method=o.method, path=o.path, handler=self._once_booted(o.handler), allow=admin) for o in self._table
         ]
-        self._table = table
-        return [Route(method=m, path=p, handler=self._once_booted(h), allow=admin) for m, p, h in table]
 
     def _once_booted(self, handler: Handler) -> Handler:
         """Until the log has been read nothing is known to be absent: not now, rather than a final no."""
@@ -95,17 +122,18 @@ class RegistryApi:
         results = await asyncio.gather(
             *(self._commit(request, check_token("command_id", i.command_id), i) for i in items), return_exceptions=True
         )
-        out: list[dict[str, Any]] = []
+        out: list[BatchResult] = []
         for result in results:
             if isinstance(result, Refused):
-                out.append({"error": {"code": result.code, "message": result.message, "field": result.field}})
+                problem = BatchProblem(code=result.code, message=result.message, field=result.field)
+                out.append(BatchResult(error=problem))
             elif isinstance(result, BaseException):
                 raise result
             else:
-                out.append(result)
-        return json_response({"results": out})
+                out.append(BatchResult(**asdict(result)))
+        return json_response(BatchAnswer(results=tuple(out)))
 
-    async def _commit(self, request: Request, command_id: str, body: CommandBody | BatchItem) -> dict[str, Any]:
+    async def _commit(self, request: Request, command_id: str, body: CommandBody) -> CommandAnswer:
         self._authorise(request, body)
         done = await self._process.command(
             Command(
@@ -118,17 +146,17 @@ class RegistryApi:
                 authority=body.authority,
             )
         )
-        return {
-            "command_id": command_id,
-            "namespace": body.namespace,
-            "epoch": done.epoch,
-            "seq": done.seq,
-            "index": done.index,
-            "duplicate": done.duplicate,
-            "correlation_id": request.correlation_id,
-        }
+        return CommandAnswer(
+            command_id=command_id,
+            namespace=body.namespace,
+            epoch=done.epoch,
+            seq=done.seq,
+            index=done.index,
+            duplicate=done.duplicate,
+            correlation_id=request.correlation_id,
+        )
 
-    def _authorise(self, request: Request, body: CommandBody | BatchItem) -> None:
+    def _authorise(self, request: Request, body: CommandBody) -> None:
         """Whether this administrator may ask for it; a tenant of others looks absent."""
         action = action_of(body.kind)
         if body.kind == "tenant.create" or body.namespace == MESH_NAMESPACE:  # no tenant there (yet) to look up
@@ -177,7 +205,7 @@ class RegistryApi:
         space = self._process.shell.state.spaces[namespace]
         waiting = seq in space.uncommitted
         return json_response(
-            {"command_id": command_id, "namespace": namespace, "seq": seq, "index": index, "committed": not waiting}
+            CommandStatus(command_id=command_id, namespace=namespace, seq=seq, index=index, committed=not waiting)
         )
 
     async def _certificate(self, request: Request) -> Response:
@@ -206,31 +234,31 @@ class RegistryApi:
                 except TimeoutError:
                     continue
         record = kill.record
-        shown: dict[str, Any] = {
-            "command_id": command_id,
-            "correlation_id": record.correlation_id,
-            "scope": record.scope,
-            "action": record.action,
-            "status": record.status,
-            "holders": len(record.holders),
-            "accounted": len(kill.evidence),
-            "append_started_ns": self._process.append_started.get((record.namespace, command_id)),
-            "appended_ns": self._process.appended.get((record.namespace, command_id)),
-        }
-        if record.certificate is not None:
-            shown |= {
-                "certificate": record.certificate,
-                "t": record.t,
-                "committed_at": record.committed_at,
-                "elapsed_ms": record.certified_at - record.committed_at,
-            }
-        return json_response(shown)
+        is_certified = record.certificate is not None
+        return json_response(
+            CertificateAnswer(
+                command_id=command_id,
+                correlation_id=record.correlation_id,
+                scope=record.scope,
+                action=record.action,
+                status=record.status,
+                holders=len(record.holders),
+                accounted=len(kill.evidence),
+                append_started_ns=self._process.append_started.get((record.namespace, command_id)),
+                appended_ns=self._process.appended.get((record.namespace, command_id)),
+                certificate=record.certificate if is_certified else UNSET,
+                t=record.t if is_certified else UNSET,
+                committed_at=record.committed_at if is_certified else UNSET,
+                elapsed_ms=record.certified_at - record.committed_at if is_certified else UNSET,
+            )
+        )
 
     async def _restrictions(self, request: Request) -> Response:
         """What is restricted in a namespace, each scope with the seq that a resume of a wide one must name."""
         self._see(request, request.params["namespace"])
         space = self._process.shell.state.spaces.get(request.params["namespace"])
-        return self._answer({"restrictions": [] if space is None else show_scopes(space.rows)})
+        shown = () if space is None else show_scopes(space.rows)
+        return json_response(RestrictionsAnswer(restrictions=shown, index=self._process.shell.state.index))
 
     # --- reads -------------------------------------------------------------------------------------------------------
 
@@ -246,9 +274,6 @@ class RegistryApi:
                     raise
                 await asyncio.sleep(0.02)
 
-    def _answer(self, value: dict[str, Any], index: int | None = None) -> Response:
-        return json_response({**value, "index": self._process.shell.state.index if index is None else index})
-
     async def _tenants(self, request: Request) -> Response:
         """The tenants that this administrator may see."""
         found = await self._read(request, "tenants")
@@ -258,12 +283,12 @@ class RegistryApi:
                 shown.append(show_tenant(await self._named(request, row["tenant"])))
             except Refused:
                 continue
-        return self._answer({"tenants": shown}, found.index)
+        return json_response(TenantsAnswer(tenants=tuple(shown), index=found.index))
 
     async def _tenant(self, request: Request) -> Response:
         """One tenant: where it may be, under which root keys, with which services."""
         space = await self._named(request)
-        return self._answer(show_tenant(space), space.index)
+        return json_response(TenantAnswer(**asdict(show_tenant(space)), index=space.index))
 
     async def _named(self, request: Request, name: str | None = None) -> TenantRows:
         """The tenant in the path, from the projection.  Raises Refused as for an absent one."""
@@ -280,7 +305,8 @@ class RegistryApi:
         """The tenant's services."""
         space = await self._named(request)
         names = sorted(name.removeprefix("service/") for name in space.rows if name.startswith("service/"))
-        return self._answer({"services": [show_service(space, name) for name in names]}, space.index)
+        shown = tuple(show_service(space, name) for name in names)
+        return json_response(ServicesAnswer(services=shown, index=space.index))
 
     async def _service(self, request: Request) -> Response:
         """One service: custody, budgets, wrapping version, state."""
@@ -288,19 +314,20 @@ class RegistryApi:
         name = check_label("service", request.params["service"])
         if f"service/{name}" not in space.rows:
             raise Refused("not-found", "no such service", field="service")
-        return self._answer(show_service(space, name), space.index)
+        return json_response(ServiceAnswer(**asdict(show_service(space, name)), index=space.index))
 
     async def _keys(self, request: Request) -> Response:
         """Every key version of the tenant; digests and kids, never key bytes."""
         space = await self._named(request)
-        return self._answer({"keys": show_keys(space)}, space.index)
+        return json_response(KeysAnswer(keys=show_keys(space), index=space.index))
 
     async def _regions(self, request: Request) -> Response:
         """All regions."""
         self._require_mesh(request)
         state = self._process.shell.state
         names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
-        return self._answer({"regions": [self._show_region(name) for name in names], "halted": state.halted})
+        shown = tuple(self._shown_region(name) for name in names)
+        return json_response(RegionsAnswer(regions=shown, halted=state.halted, index=state.index))
 
     async def _region(self, request: Request) -> Response:
         """One region: freshness, drift, lanes, internal key."""
@@ -308,7 +335,10 @@ class RegistryApi:
         name = check_region(request.params["region"])
         if f"region/{name}" not in self._mesh().rows:
             raise Refused("not-found", "no such region", field="region")
-        return self._answer(self._show_region(name))
+        return json_response(RegionAnswer(**asdict(self._shown_region(name)), index=self._process.shell.state.index))
+
+    def _shown_region(self, name: str) -> RegionView:
+        return show_region(self._process.shell.state, self._process.shell.now(), self._mesh().rows, name)
 
     def _mesh(self) -> Space:
         space: Space | None = self._process.shell.state.spaces.get(MESH_NAMESPACE)
@@ -316,62 +346,27 @@ class RegistryApi:
             raise Unavailable("booting", "the control log is still being read")
         return space
 
-    def _show_region(self, name: str) -> dict[str, Any]:
-        state, now = self._process.shell.state, self._process.shell.now()
-        row = strict_json.loads(self._mesh().rows[f"region/{name}"], max_bytes=64 * 1024)
-        sessions = [s for s in state.sessions.values() if s.region == name]
-        heard = max((s.heard_at for s in sessions if s.heard_at is not None), default=None)
-        offered = state.regions[name].show() if name in state.regions else {}
-        reported = sessions[0].applied if sessions else {}
-        behind = sorted(n for n, leaf in offered.items() if n in reported and reported[n].order < leaf.order)
-        missing = sorted(n for n in offered if n not in reported)
-        drift = sorted(
-            n
-            for n, leaf in offered.items()
-            if n in reported and reported[n].order == leaf.order and reported[n].state != leaf.state
-        )
-        reachable = state.settings is not None and any(
-            heartbeats.is_reachable(s, now, state.settings.heartbeat_ms) for s in sessions
-        )
-        restriction = self._mesh().rows.get(f"restriction/region:{name}")
-        return {
-            "region": name,
-            "domain": row["domain"],
-            "failure_domain": row["failure_domain"],
-            "reachable": reachable,
-            "heartbeat_age_ms": None if heard is None else now - heard,
-            "ivk_wanted": row["ivk_generation"],
-            "ivk_generation": max((s.ivk_generation for s in sessions), default=0),
-            "voter": state.voters is not None and name in state.voters.regions,
-            "in_sync": reachable and not (behind or missing or drift),
-            "behind": behind,
-            "missing": missing,
-            "drift": drift,
-            "pending": sum(len(s.pending) for s in sessions),
-            "modes": dict(sessions[0].modes) if sessions else {},
-            "state": "active" if restriction is None else restriction_state(restriction),
-            "queued": {str(int(lane)): sum(s.queue.depth(lane) for s in sessions) for lane in Lane},
-        }
-
     async def _status(self, request: Request) -> Response:
         """Index, what waits, and every region."""
         self._require_mesh(request)
         state = self._process.shell.state
         names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
-        return self._answer(
-            {
-                "mesh": self._process.plan.mesh,
-                "version": __version__,
-                "halted": state.halted,
-                "tenants": sum(s.policy is not None for s in state.spaces.values()),
-                "uncommitted": sum(len(s.uncommitted) for s in state.spaces.values()),
-                "open_kill_switches": len(state.open_kills),
-                "regions": {name: self._show_region(name) for name in names},
-            }
+        return json_response(
+            StatusAnswer(
+                mesh=self._process.plan.mesh,
+                version=__version__,
+                halted=state.halted,
+                tenants=sum(s.policy is not None for s in state.spaces.values()),
+                uncommitted=sum(len(s.uncommitted) for s in state.spaces.values()),
+                open_kill_switches=len(state.open_kills),
+                regions={name: self._shown_region(name) for name in names},
+                index=state.index,
+            )
         )
 
     async def _openapi(self, request: Request) -> Response:
-        return json_response(openapi_of("keymesh Registry", [(m, p, h.__doc__ or "") for m, p, h in self._table]))
+        """This document."""
+        return json_response(openapi_of("keymesh Registry", self._table))
 
     # --- health ------------------------------------------------------------------------------------------------------
 

@@ -1,13 +1,16 @@
-"""What the Registry's API takes: one command, or up to 32 of them."""
+"""What the Registry's API takes and what it answers; the OpenAPI document is made from these types.
+
+All times are ms, instants Unix ms.  ``index`` of an answer: the log index that it reflects at least.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import msgspec
+from msgspec import UNSET, Struct, UnsetType
 
 
-class CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class CommandBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """``args`` by ``kind``; ``authority``: DSSE envelopes over the command, where the kind asks for them."""
 
     namespace: str
@@ -16,15 +19,213 @@ class CommandBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     authority: tuple[dict[str, Any], ...] = ()
 
 
-class BatchItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BatchItem(CommandBody, frozen=True, kw_only=True):
+    """A command with its id, which elsewhere is the Idempotency-Key."""
+
     command_id: str
-    namespace: str
-    kind: str
-    args: dict[str, Any]
-    authority: tuple[dict[str, Any], ...] = ()
 
 
-class BatchBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class BatchBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """At most 32 commands; each stands for itself."""
 
     commands: tuple[BatchItem, ...]
+
+
+class CommandAnswer(Struct, frozen=True, kw_only=True):
+    """Where the command is in the log; ``duplicate``: the same had been committed before."""
+
+    command_id: str
+    namespace: str
+    epoch: int
+    seq: int
+    index: int
+    duplicate: bool
+    correlation_id: str
+
+
+class BatchProblem(Struct, frozen=True, kw_only=True):
+    code: str
+    message: str
+    field: str | None
+
+
+class BatchResult(Struct, frozen=True, kw_only=True):
+    """``error`` where the command was refused; else where it is in the log, as in ``CommandAnswer``."""
+
+    error: BatchProblem | UnsetType = UNSET
+    command_id: str | UnsetType = UNSET
+    namespace: str | UnsetType = UNSET
+    epoch: int | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
+    index: int | UnsetType = UNSET
+    duplicate: bool | UnsetType = UNSET
+    correlation_id: str | UnsetType = UNSET
+
+
+class BatchAnswer(Struct, frozen=True, kw_only=True):
+    """In the order of the commands."""
+
+    results: tuple[BatchResult, ...]
+
+
+class CommandStatus(Struct, frozen=True, kw_only=True):
+    """``committed``: a majority of voters has it."""
+
+    command_id: str
+    namespace: str
+    seq: int
+    index: int
+    committed: bool
+
+
+class CertificateAnswer(Struct, frozen=True, kw_only=True):
+    """``status``: pending, revoking, certified, superseded, lifted.  The last four fields come with the certificate."""
+
+    command_id: str
+    correlation_id: str
+    scope: str
+    action: str
+    status: str
+    holders: int
+    accounted: int
+    append_started_ns: int | None
+    appended_ns: int | None
+    certificate: dict[str, Any] | UnsetType = UNSET
+    t: int | UnsetType = UNSET
+    committed_at: int | UnsetType = UNSET
+    elapsed_ms: int | UnsetType = UNSET
+
+
+class RestrictionView(Struct, frozen=True, kw_only=True):
+    """``seq``: of the entry that it came by; a resume of a region or the mesh names it."""
+
+    scope: str
+    state: str
+    seq: int
+
+
+class BindingView(Struct, frozen=True, kw_only=True):
+    """``url``: of the key at the home region's replica."""
+
+    id: str
+    provider: str
+    state: str
+    url: str
+    replicas: dict[str, str]
+
+
+class TenantView(Struct, frozen=True, kw_only=True):
+    """``state``: active, suspended, revoked; ``ttl_ms`` null: the mesh's; ``standby``: allow, deny."""
+
+    tenant: str
+    home: str
+    domain: str
+    regions: tuple[str, ...]
+    ttl_ms: int | None
+    standby: str
+    state: str
+    bindings: tuple[BindingView, ...]
+    services: tuple[str, ...]
+
+
+class ServiceView(Struct, frozen=True, kw_only=True):
+    """``version``: of its policy; ``wrapping``: the key version that protects new data."""
+
+    tenant: str
+    service: str
+    version: int
+    custody: str
+    edge_ttl_ms: int
+    mint_budget: int | None
+    open_budget: int | None
+    wrapping: int | None
+    state: str
+
+
+class KeyView(Struct, frozen=True, kw_only=True):
+    """``key``: l2 or l3/S; ``parent``: binding id, or kid of the L2; ``wrapping``: it protects new data."""
+
+    tenant: str
+    key: str
+    version: int
+    revision: int
+    kid: str
+    parent: str
+    digest: str
+    state: str
+    wrapping: bool
+
+
+class RegionView(Struct, frozen=True, kw_only=True):
+    """``behind``, ``missing``, ``drift``: namespaces; ``queued``: tasks by lane."""
+
+    region: str
+    domain: str
+    failure_domain: str
+    reachable: bool
+    heartbeat_age_ms: int | None
+    ivk_wanted: int
+    ivk_generation: int
+    voter: bool
+    in_sync: bool
+    behind: tuple[str, ...]
+    missing: tuple[str, ...]
+    drift: tuple[str, ...]
+    pending: int
+    modes: dict[str, str]
+    state: str
+    queued: dict[str, int]
+
+
+class RestrictionsAnswer(Struct, frozen=True, kw_only=True):
+    restrictions: tuple[RestrictionView, ...]
+    index: int
+
+
+class TenantsAnswer(Struct, frozen=True, kw_only=True):
+    tenants: tuple[TenantView, ...]
+    index: int
+
+
+class TenantAnswer(TenantView, frozen=True, kw_only=True):
+    index: int
+
+
+class ServicesAnswer(Struct, frozen=True, kw_only=True):
+    services: tuple[ServiceView, ...]
+    index: int
+
+
+class ServiceAnswer(ServiceView, frozen=True, kw_only=True):
+    index: int
+
+
+class KeysAnswer(Struct, frozen=True, kw_only=True):
+    keys: tuple[KeyView, ...]
+    index: int
+
+
+class RegionsAnswer(Struct, frozen=True, kw_only=True):
+    """``halted``: why the Registry takes no commands; empty where it does."""
+
+    regions: tuple[RegionView, ...]
+    halted: str
+    index: int
+
+
+class RegionAnswer(RegionView, frozen=True, kw_only=True):
+    index: int
+
+
+class StatusAnswer(Struct, frozen=True, kw_only=True):
+    """``halted``: as in ``RegionsAnswer``; ``uncommitted``: entries that wait for voters; ``open_kill_switches``:
+    restrictions that have no certificate yet."""
+
+    mesh: str
+    version: str
+    halted: str
+    tenants: int
+    uncommitted: int
+    open_kill_switches: int
+    regions: dict[str, RegionView]
+    index: int

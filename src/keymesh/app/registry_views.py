@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 
+from keymesh.app.registry_bodies import BindingView, KeyView, RestrictionView, ServiceView, TenantView
 from keymesh.control.rows import (
     L2_NAME,
     BindingRow,
@@ -37,9 +37,11 @@ def restriction_state(raw: bytes) -> str:
     return "active" if row.state == "none" else row.state
 
 
-def show_scopes(rows: Rows) -> list[dict[str, Any]]:
+def show_scopes(rows: Rows) -> tuple[RestrictionView, ...]:
     """Every restriction in force by ``rows``, with the entry that it came by."""
-    return [{"scope": scope, "state": row.state, "seq": row.seq} for scope, row in restrictions_in(rows).items()]
+    return tuple(
+        RestrictionView(scope=scope, state=row.state, seq=row.seq) for scope, row in restrictions_in(rows).items()
+    )
 
 
 def _scope_state(space: TenantRows, *scopes: str) -> str:
@@ -52,7 +54,7 @@ def _scope_state(space: TenantRows, *scopes: str) -> str:
     return next((word for word in ("revoked", "suspended") if word in states), "active")
 
 
-def show_tenant(space: TenantRows) -> dict[str, Any]:
+def show_tenant(space: TenantRows) -> TenantView:
     """A tenant for people: policy, bindings with their replica addresses, services, state."""
     policy = space.policy
     bindings = []
@@ -64,45 +66,45 @@ def show_tenant(space: TenantRows) -> dict[str, Any]:
             urls = {region: f"{url}/keys/{key}" for region, url in sorted(replicas.items())}
             first = urls.get(policy.home) or next(iter(urls.values()), "")
             bindings.append(
-                {
-                    "id": name.removeprefix("binding/"),
-                    "provider": row.provider,
-                    "state": row.state,
-                    "url": first,
-                    "replicas": urls,
-                }
+                BindingView(
+                    id=name.removeprefix("binding/"),
+                    provider=row.provider,
+                    state=row.state,
+                    url=first,
+                    replicas=urls,
+                )
             )
-    return {
-        "tenant": space.name,
-        "home": policy.home,
-        "domain": policy.domain,
-        "regions": list(policy.regions),
-        "ttl_ms": policy.ttl_ms,
-        "standby": policy.standby,
-        "state": _scope_state(space, f"tenant:{space.name}"),
-        "bindings": bindings,
-        "services": sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/")),
-    }
+    return TenantView(
+        tenant=space.name,
+        home=policy.home,
+        domain=policy.domain,
+        regions=policy.regions,
+        ttl_ms=policy.ttl_ms,
+        standby=policy.standby,
+        state=_scope_state(space, f"tenant:{space.name}"),
+        bindings=tuple(bindings),
+        services=tuple(sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/"))),
+    )
 
 
-def show_service(space: TenantRows, name: str) -> dict[str, Any]:
+def show_service(space: TenantRows, name: str) -> ServiceView:
     """A service for people: its policy, its wrapping version, its state."""
     row = msgspec.json.decode(space.rows[f"service/{name}"], type=ServiceRow)
     wrapping = space.rows.get(f"wrapping/l3/{name}")
-    return {
-        "tenant": space.name,
-        "service": name,
-        "version": row.version,
-        "custody": row.custody,
-        "edge_ttl_ms": row.edge_ttl_ms,
-        "mint_budget": row.mint_budget,
-        "open_budget": row.open_budget,
-        "wrapping": None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
-        "state": _scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
-    }
+    return ServiceView(
+        tenant=space.name,
+        service=name,
+        version=row.version,
+        custody=row.custody,
+        edge_ttl_ms=row.edge_ttl_ms,
+        mint_budget=row.mint_budget,
+        open_budget=row.open_budget,
+        wrapping=None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
+        state=_scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
+    )
 
 
-def show_keys(space: TenantRows) -> list[dict[str, Any]]:
+def show_keys(space: TenantRows) -> tuple[KeyView, ...]:
     """Every key version of a tenant; ``state`` is the key's own unless a restriction is stricter."""
     out = []
     for name, raw in sorted(space.rows.items()):
@@ -117,16 +119,16 @@ def show_keys(space: TenantRows) -> list[dict[str, Any]]:
             scopes += [f"service:{space.name}/{service}", f"key:{space.name}/{service}@{version}"]
         restricted = _scope_state(space, *scopes)
         out.append(
-            {
-                "tenant": space.name,
-                "key": key,
-                "version": version,
-                "revision": row.revision,
-                "kid": row.kid,
-                "parent": row.parent,
-                "digest": row.digest,
-                "state": row.state if restricted == "active" else restricted,
-                "wrapping": wrapping is not None and msgspec.json.decode(wrapping, type=WrappingRow).version == version,
-            }
+            KeyView(
+                tenant=space.name,
+                key=key,
+                version=version,
+                revision=row.revision,
+                kid=row.kid,
+                parent=row.parent,
+                digest=row.digest,
+                state=row.state if restricted == "active" else restricted,
+                wrapping=wrapping is not None and msgspec.json.decode(wrapping, type=WrappingRow).version == version,
+            )
         )
-    return out
+    return tuple(out)

@@ -24,7 +24,6 @@ from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
 from keymesh.app.layout import Layout, MeshPlan
 from keymesh.app.metrics import CoreCollector, RegistryCollector
-from keymesh.app.openapi import openapi_of
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.registry_app import RegistryProcess
 from keymesh.app.signing_keys import load_signer
@@ -309,30 +308,6 @@ async def test_before_the_log_is_read_the_answer_is_not_now() -> None:
             with pytest.raises(Unavailable) as early:
                 await face.ask(route.method, re.sub(r"\{\w+\}", "acme", route.path))
             assert early.value.code == "booting"
-
-
-async def test_the_document_lists_exactly_the_routes_that_are_mounted() -> None:
-    async with registry() as (_, face):
-        document = await face.ask("GET", "/v1/openapi.json")
-        listed = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
-        assert listed == {(route.method, route.path) for route in face.routes}
-        for path, methods in document["paths"].items():
-            for method, operation in methods.items():
-                named = [p["name"] for p in operation["parameters"] if p["in"] == "path"]
-                assert named == re.findall(r"\{(\w+)\}", path), path
-                assert {"200", "default"} <= operation["responses"].keys()
-                assert operation["summary"] or path == "/v1/openapi.json", (method, path)
-        assert document["openapi"].startswith("3.")
-        assert json.loads(json.dumps(document)) == document
-
-
-def test_a_document_of_other_routes() -> None:
-    document = openapi_of("T", [("GET", "/a/{b}/{c}", "Says\n  what."), ("POST", "/a/{b}/{c}", "")])
-    assert list(document["paths"]) == ["/a/{b}/{c}"]
-    get, post = (document["paths"]["/a/{b}/{c}"][method] for method in ("get", "post"))
-    assert get["summary"] == "Says what."
-    assert [p["name"] for p in get["parameters"]] == ["b", "c"]
-    assert [p["name"] for p in post["parameters"]] == ["b", "c", "Idempotency-Key"]
 
 
 async def test_a_projection_that_contradicts_the_log_is_made_anew() -> None:
