@@ -37,8 +37,11 @@ from keymesh.orbital.edge_messages import (
     EdgeAckMessage,
     LeasedVersion,
     LeaseGrant,
+    LeaseReady,
     LeaseRefused,
     LeaseRequest,
+    LeaseReturned,
+    LeaseReturnedMessage,
     Revocation,
     UsageRecorded,
     UsageReport,
@@ -108,6 +111,7 @@ class TestCore:
         self.policy = ServiceRow(version=1, custody="leased", edge_ttl_ms=60_000)
         self.ttl_ms = 60_000
         self.refuse: str | None = None
+        self.retry_after_ms = 100
         self.unreachable = False
         self.delay_s = 0.0
         self.swap_keys = False
@@ -116,6 +120,7 @@ class TestCore:
         self.leases: dict[str, LeaseRequest] = {}
         self.acks: dict[tuple[str, str], EdgeAck] = {}
         self.acked = asyncio.Event()
+        self.returned: set[str] = set()
         self.usage: dict[str, UsageReport] = {}
         self.usage_answers = True
         self.seen: Counter[str] = Counter()
@@ -167,6 +172,11 @@ class TestCore:
         for queue in self.streams:
             queue.put_nowait(MESSAGES.encode(message))
 
+    def announce(self) -> None:
+        """Tell every open stream that a lease can be had."""
+        for queue in self.streams:
+            queue.put_nowait(MESSAGES.encode(LeaseReady(tenant="acme", service="files")))
+
     async def until_acked(self, *lease_ids: str, revocation_id: str = "r1") -> None:
         async with asyncio.timeout(5):
             while not all((lease_id, revocation_id) in self.acks for lease_id in lease_ids):
@@ -209,6 +219,8 @@ class TestCore:
                 return self._lease(message)
             case EdgeAckMessage():
                 self._ack(message)
+            case LeaseReturnedMessage():
+                self._returned(message)
             case UsageReport():
                 if not self.usage_answers:
                     raise Unavailable("receipts", "not recorded")
@@ -222,7 +234,7 @@ class TestCore:
 
     def _lease(self, request: LeaseRequest) -> Response:
         if self.refuse is not None:
-            refused = LeaseRefused(nonce=request.nonce, code=self.refuse, retry_after_ms=100)
+            refused = LeaseRefused(nonce=request.nonce, code=self.refuse, retry_after_ms=self.retry_after_ms)
             return Response(body=MESSAGES.encode(refused))
         if self.replay is not None:
             return Response(body=self.replay, content_type=wire.GRANT_TYPE)
@@ -257,6 +269,17 @@ class TestCore:
             if ack.lease_id == lease_id and ack.dropped:
                 self.acks[(lease_id, ack.revocation_id)] = ack
                 self.acked.set()
+
+    def _returned(self, message: LeaseReturnedMessage) -> None:
+        """Only the key that took a lease gives it back."""
+        for lease_id, request in self.leases.items():
+            key = bytes.fromhex(request.signing_key)
+            try:
+                word = self.suite.unseal(message.returned, LeaseReturned, {key_id(key): request.signing_key})
+            except Integrity:
+                continue
+            if word.lease_id == lease_id:
+                self.returned.add(lease_id)
 
     async def _stream(self, request: Request) -> Stream:
         queue: asyncio.Queue[bytes] = asyncio.Queue()

@@ -1,4 +1,5 @@
-"""A Core's door for Edges: leases with their key bytes, the revocation stream, usage reports, core-held custody.
+"""A Core's door for Edges: leases with their key bytes, the stream of revocations and hints, usage reports, core-held
+custody.
 
 The machine decides; key bytes go from locked page to socket buffer here and nowhere else, and only after the lease
 is durably recorded (``Persist`` comes before the grant).
@@ -29,6 +30,7 @@ from keymesh.orbital.edge_messages import (
     LeaseGrant,
     LeaseRefused,
     LeaseRequest,
+    LeaseReturnedMessage,
     UsageRecorded,
     UsageReport,
 )
@@ -102,11 +104,11 @@ class EdgeDoor:
                 return await self._lease(identity, address, message)
             case UsageReport():
                 return self._usage(identity, address, message)
-            case EdgeAckMessage() | Hello():
+            case EdgeAckMessage() | LeaseReturnedMessage() | Hello():
                 self._core.shell.feed(Received(sender=address, message=message))
                 return Response(status=204)
             case _:
-                raise Refused.bad_field("t", "a LeaseRequest, an EdgeAckMessage, a UsageReport or a Hello")
+                raise Refused.bad_field("t", "a lease request or return, an acknowledgement, a usage report or a Hello")
 
     async def _lease(self, identity: EdgeIdentity, address: Address, message: LeaseRequest) -> Response:
         if (message.tenant, message.service) != (identity.tenant, identity.service):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from keymesh.control.evidence import stretched
 from keymesh.control.rows import KeyRow, ServiceRow, l3_name
-from keymesh.core import context
+from keymesh.core import context, waiting
 from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
 from keymesh.core.state import START, Holding, NodeState, Out, note
 from keymesh.core.views import key_state, policy_entry
@@ -22,7 +22,7 @@ from keymesh.model.machine import Address, BootMark, Send, edge_address
 from keymesh.model.scope import Scope, ScopeKind
 from keymesh.model.states import Custody, Operation, state_allows
 from keymesh.model.time import Instant
-from keymesh.orbital.edge_messages import LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest
+from keymesh.orbital.edge_messages import ANNOUNCED, LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest
 
 RETRY_MS = 1_000
 LEASES_PER_EDGE_MAX = 64
@@ -103,8 +103,11 @@ def extend_all(state: NodeState, by_ms: int) -> None:
 def on_request(state: NodeState, now: Instant, sender: Address, request: LeaseRequest, out: Out) -> None:
     """Judge a request and, where it may be granted, record the lease; the grant follows the record."""
     code = _refusal(state, now, sender, request)
+    if code is None and leases_of(state, sender) >= LEASES_PER_EDGE_MAX:
+        code = "too-many"
     if code is None:
-        ttl_ms = _ttl(state, now, request)
+        row = state.tenants[request.tenant].view.services[request.service]
+        ttl_ms = _ttl(state, now, request.tenant, row)
         versions = leased_versions(state, request.tenant, request.service)
         record = EdgeLeaseRecord(
             lease_id=state.draw("edge-lease"),
@@ -121,11 +124,20 @@ def on_request(state: NodeState, now: Instant, sender: Address, request: LeaseRe
         puts = ((edge_lease_name(record.lease_id), record),)
         state.persist("edge-lease", GrantPending(record, request), puts, (), out)
     else:
-        refuse(sender, request, code, out)
+        _refuse(state, sender, request, code, out)
 
 
-def refuse(edge: Address, request: LeaseRequest, code: str, out: Out) -> None:
+def _refuse(state: NodeState, edge: Address, request: LeaseRequest, code: str, out: Out) -> None:
+    """Refuse; an Edge that is refused for what may end is told when it has."""
+    if code in ANNOUNCED:
+        waiting.remember(state, edge, request.tenant, request.service)
     out.append(Send(edge, LeaseRefused(nonce=request.nonce, code=code, retry_after_ms=RETRY_MS)))
+
+
+def announce(state: NodeState, now: Instant, tenant: str, out: Out) -> None:
+    """Tell the Edges that were refused a lease of this tenant's services where one could be had now."""
+    if tenant in state.waiting:
+        waiting.tell(state, tenant, lambda service: _unleasable(state, now, tenant, service) is None, out)
 
 
 def _refusal(state: NodeState, now: Instant, sender: Address, request: LeaseRequest) -> str | None:
@@ -138,16 +150,21 @@ def _refusal(state: NodeState, now: Instant, sender: Address, request: LeaseRequ
         check_hex("signing_key", request.signing_key, hex_bytes=32)
     except Refused:
         return "unknown"
-    if context.covered_kinds(state, request.tenant, request.service, None):
+    return _unleasable(state, now, request.tenant, request.service)
+
+
+def _unleasable(state: NodeState, now: Instant, tenant: str, service: str) -> str | None:
+    """Why no Edge is granted a lease of that service now, or None."""
+    holding = state.tenants.get(tenant)
+    row = None if holding is None else _service(holding, service)
+    if holding is None or row is None:
+        return "unknown"
+    if context.covered_kinds(state, tenant, service, None):
         return "restricted"  # in any mode, so that the Edge drops what it holds
-    if not context.may_lease(state, now, request.tenant, request.service).allowed:
+    if not context.may_lease(state, now, tenant, service).allowed or _ttl(state, now, tenant, row) <= 0:
         return "closed"
-    if leases_of(state, sender) >= LEASES_PER_EDGE_MAX or _ttl(state, now, request) <= 0:
-        return "closed"
-    service = _service(holding, request.service)
-    if service is not None and service.custody == Custody.LEASED.value:
-        if not leased_versions(state, request.tenant, request.service):
-            return "restricted" if _all_restricted(state, holding, request.service) else "not-loaded"
+    if row.custody == Custody.LEASED.value and not leased_versions(state, tenant, service):
+        return "restricted" if _all_restricted(state, holding, service) else "not-loaded"
     return None
 
 
@@ -203,9 +220,8 @@ def own_leases(state: NodeState, tenant: str) -> tuple[Instant, ...]:
     return (*governance, START if holding.l1.until is None else holding.l1.until)
 
 
-def _ttl(state: NodeState, now: Instant, request: LeaseRequest) -> int:
-    service = _service(state.tenants[request.tenant], request.service)
-    return 0 if service is None else edge_ttl(service.edge_ttl_ms, now, own_leases(state, request.tenant))
+def _ttl(state: NodeState, now: Instant, tenant: str, row: ServiceRow) -> int:
+    return edge_ttl(row.edge_ttl_ms, now, own_leases(state, tenant))
 
 
 def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) -> None:
@@ -221,8 +237,9 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
     verdict = context.may_lease(state, now, record.tenant, record.service)
     same = tuple(version.version for version in versions) == record.versions
     if not verdict.allowed or service is None or holding.applied is None or not same or ttl_ms <= 0:
-        refuse(edge, request, "closed", out)
+        _refuse(state, edge, request, "closed", out)
         return
+    waiting.forget(state, edge, record.tenant)
     signed = policy_entry(holding.applied, record.service)
     out.append(
         Send(
@@ -241,8 +258,8 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
     )
 
 
-def on_grant_failed(pending: GrantPending, out: Out) -> None:
-    refuse(Address(pending.record.edge), pending.request, "closed", out)
+def on_grant_failed(state: NodeState, pending: GrantPending, out: Out) -> None:
+    _refuse(state, Address(pending.record.edge), pending.request, "closed", out)
     note(out, "persist-failed", what="edge-lease")
 
 

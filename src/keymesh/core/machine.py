@@ -56,7 +56,7 @@ from keymesh.model.machine import (
     Wake,
 )
 from keymesh.model.time import NEVER, Instant
-from keymesh.orbital.edge_messages import EdgeAckMessage, LeaseRequest
+from keymesh.orbital.edge_messages import EdgeAckMessage, LeaseRequest, LeaseReturnedMessage
 from keymesh.orbital.messages import Hello, Task
 
 __all__ = ["NodeConfig", "NodeState", "new_node", "step"]
@@ -183,7 +183,7 @@ def _on_persist_failed(state: NodeState, now: Instant, event: PersistFailed, out
     state.woken_at = NEVER  # the failed step's later effects are dropped, its Wake among them
     pending = state.persisting.pop(event.token, None)
     if isinstance(pending, edges.GrantPending):
-        edges.on_grant_failed(pending, out)
+        edges.on_grant_failed(state, pending, out)
     elif pending is not None:
         if isinstance(pending, local.LocalPending):
             local.on_failed(state, pending, out)
@@ -225,6 +225,12 @@ def _on_request(state: NodeState, now: Instant, event: Received, out: Out) -> No
 
 def _on_edge_ack(state: NodeState, now: Instant, event: Received, out: Out) -> None:
     lease = revoking.on_edge_ack(state, event.sender, event.message, out)
+    if lease is not None:
+        restrictions.acknowledge_lease(state, now, lease, out)
+
+
+def _on_lease_returned(state: NodeState, now: Instant, event: Received, out: Out) -> None:
+    lease = revoking.on_lease_returned(state, event.sender, event.message, out)
     if lease is not None:
         restrictions.acknowledge_lease(state, now, lease, out)
 
@@ -301,6 +307,7 @@ _MESSAGES: Final[dict[type, Callable[[NodeState, Instant, Received, Out], None]]
     ReprobeL1: _on_reprobe,
     LeaseRequest: _on_request,
     EdgeAckMessage: _on_edge_ack,
+    LeaseReturnedMessage: _on_lease_returned,
     Hello: _on_hello,
 }
 

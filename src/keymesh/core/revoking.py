@@ -1,14 +1,17 @@
 """Telling Edges to drop leases, and what settles a lease (DESIGN section 5).
 
 An Edge's acknowledgement settles one lease, by its id, and counts only here, where the lease was granted, and only
-once this node itself holds what revoked it: from then on it grants none for the key.
+once this node itself holds what revoked it: from then on it grants none for the key.  An Edge that ends gives its
+leases back, which counts at any time.
 """
 
 from __future__ import annotations
 
 import hashlib
+from typing import TypeVar
 
-from keymesh.core import edges
+from keymesh.control.messages import Sealed
+from keymesh.core import edges, waiting
 from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
 from keymesh.core.state import NodeState, OpenRevocation, Out, note
 from keymesh.core.views import edge_key
@@ -17,9 +20,11 @@ from keymesh.model.ids import MESH_NAMESPACE, KeyId, Namespace, TenantId
 from keymesh.model.machine import Address, Send
 from keymesh.model.scope import Scope, ScopeKind
 from keymesh.model.time import Instant
-from keymesh.orbital.edge_messages import EdgeAck, EdgeAckMessage, Revocation
+from keymesh.orbital.edge_messages import EdgeAck, EdgeAckMessage, LeaseReturned, LeaseReturnedMessage, Revocation
 
 RETRY_MS = 500
+
+W = TypeVar("W", EdgeAck, LeaseReturned)
 
 
 def whole(namespace: str) -> Scope:
@@ -130,21 +135,68 @@ def on_edge_ack(state: NodeState, sender: Address, message: EdgeAckMessage, out:
     2. That lease is the one that it names, and was granted here.
     3. It answers a revocation that is open for that lease.
     """
-    keys: dict[KeyId, str] = {}
-    for lease in state.edge_leases.values():
-        if lease.edge == sender:
-            keys.update(edge_key(lease.signing_key))
-    try:
-        ack = state.config.suite.unseal(message.ack, EdgeAck, keys)
-        named = state.edge_leases.get(ack.lease_id)
-        if named is not None and len(keys) > 1:
-            state.config.suite.unseal(message.ack, EdgeAck, edge_key(named.signing_key))
-    except KeymeshError as bad:
-        note(out, "edge-ack-refused", reason=bad.code)
+    ack = _signed(state, sender, message.ack, EdgeAck, "edge-ack-refused", out)
+    if ack is None:
         return None
+    named = state.edge_leases.get(ack.lease_id)
     if named is None or not settles(state, sender, ack, named):
         note(out, "edge-ack-ignored", lease=ack.lease_id)
         return None
     state.revocations[ack.revocation_id].lease_ids.discard(named.lease_id)
     _forget(state, named)
     return named
+
+
+def gives_back(sender: Address, returned: LeaseReturned, lease: EdgeLeaseRecord | None) -> bool:
+    """Whether ``returned`` settles ``lease``: told by the Edge that holds it, of itself.
+
+    No revocation need be open, and nothing need be applied here, unlike for an acknowledgement: that comes from an
+    Edge that goes on and asks again, so it counts only once this node grants nothing more for the key.  This comes
+    from a life that ends.  It dropped its keys before it said so, under a signing key that no other life has; it
+    takes no grant from then on, this lease's or another's, whatever is still on its way; and lease ids never come
+    again.  So the lease is used by nobody after this word, under whichever restriction, present or to come.
+
+    It settles the lease that it names and no other: one whose grant was on its way has its own record, which counts
+    until its end.
+    """
+    return lease is not None and lease.edge == sender == returned.edge
+
+
+def on_lease_returned(
+    state: NodeState, sender: Address, message: LeaseReturnedMessage, out: Out
+) -> EdgeLeaseRecord | None:
+    """Settle one lease at its holder's orderly end: the one settled, or None where the word does not count.
+
+    1. It is sealed by the key that this Edge gave with the lease that it names.
+    2. That lease was granted here, to this Edge.
+    """
+    returned = _signed(state, sender, message.returned, LeaseReturned, "lease-return-refused", out)
+    if returned is None:
+        return None
+    named = state.edge_leases.get(returned.lease_id)
+    if named is None or not gives_back(sender, returned, named):
+        note(out, "lease-return-ignored", lease=returned.lease_id)
+        return None
+    for revocation in state.revocations.values():
+        revocation.lease_ids.discard(named.lease_id)
+    waiting.forget(state, sender, named.tenant)
+    _forget(state, named)
+    return named
+
+
+def _signed(state: NodeState, sender: Address, sealed: Sealed, shape: type[W], refused: str, out: Out) -> W | None:
+    """What ``sender`` says of one of its leases: sealed by the key that it gave with that very lease; for a lease that
+    is not here, with any of its leases here.  None, and a note ``refused``, otherwise."""
+    keys: dict[KeyId, str] = {}
+    for lease in state.edge_leases.values():
+        if lease.edge == sender:
+            keys.update(edge_key(lease.signing_key))
+    try:
+        word = state.config.suite.unseal(sealed, shape, keys)
+        named = state.edge_leases.get(word.lease_id)
+        if named is not None and len(keys) > 1:
+            state.config.suite.unseal(sealed, shape, edge_key(named.signing_key))
+    except KeymeshError as bad:
+        note(out, refused, reason=bad.code)
+        return None
+    return word

@@ -218,6 +218,7 @@ class NodeState:
     edge_leases: dict[str, EdgeLeaseRecord] = field(default_factory=dict)  # unsettled; ``end`` is of this life
     quarantined: dict[str, set[str]] = field(default_factory=dict)  # namespace -> entry hashes kept as evidence
     edge_gone: list[str] = field(default_factory=list)  # record names to delete with the next heartbeat
+    waiting: dict[str, dict[Address, str]] = field(default_factory=dict)  # tenant -> Edge refused -> its service
     revocations: dict[str, OpenRevocation] = field(default_factory=dict)
     revoking: bool = False
     mint: MintState = field(default_factory=MintState)

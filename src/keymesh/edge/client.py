@@ -154,7 +154,10 @@ class Edge:
                 raise refusal(self.hot.reason or "expired")
 
     async def close(self) -> None:
-        """Drop the lease and its keys, send the last usage report, hang up."""
+        """Drop the lease and its keys, give it back, send the last usage report, hang up.
+
+        Waits at most a second for a Core that does not answer.
+        """
         await self._shell.stop()
         await self._transport.close()
 

@@ -22,16 +22,26 @@ from typing import Any, Final, Protocol
 
 from keymesh.crypto.kid import kid_bytes
 from keymesh.crypto.xaes import XaesKey
+from keymesh.edge.client_farewell import say, tell_usage
 from keymesh.edge.client_transport import GrantedKeys
 from keymesh.edge.hot import HotPath
 from keymesh.edge.hot_lease import HotLease, LeasedKey, Meter, no_lease
 from keymesh.edge.machine import EdgeState, new_edge, step
-from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, LeaseSnapshot, Publish, SendFailed, UsageCounted
+from keymesh.edge.snapshot import (
+    Closing,
+    Connected,
+    EdgeConfig,
+    KeyWanted,
+    LeaseSnapshot,
+    Publish,
+    SendFailed,
+    UsageCounted,
+)
 from keymesh.model.errors import KeymeshError
 from keymesh.model.machine import Address, Booted, BootMark, ClockWentBack, Note, Received, Send, Tick, Wake
 from keymesh.model.states import Custody
 from keymesh.model.time import NEVER, WALL_BACK_LIMIT_MS, Instant, Timekeeper
-from keymesh.orbital.edge_messages import LeaseRequest, Revocation
+from keymesh.orbital.edge_messages import LeaseReady, LeaseRequest, Revocation
 
 log = logging.getLogger("keymesh.edge")
 
@@ -101,16 +111,21 @@ class EdgeShell:
         self._spawn(self._count_usage())
 
     async def stop(self) -> None:
-        """Drop everything; a last usage report is tried.  The transport stays its owner's."""
+        """Drop everything, then give the leases back and tell the last usage, as far as the Core answers in time.  The
+        transport stays its owner's."""
         if self.stopped:
             return
-        self._feed_usage()
-        last = self.state.usage.in_flight
+        now = self.now()
+        effects = step(self.state, now, Closing())
+        for effect in effects:
+            if isinstance(effect, Publish):
+                self._publish(effect)
         self.orphan("edge-closed")
-        if last is not None:
-            with contextlib.suppress(KeymeshError, TimeoutError):
-                async with asyncio.timeout(1.0):
-                    await self._transport.post(self._cores[self.config.cores[0]], last)
+        step(self.state, now, self._take_usage())
+        await asyncio.gather(
+            say([effect for effect in effects if isinstance(effect, Send)], self._transport, self._cores),
+            tell_usage(self.state, self.now, self._transport, self._cores),
+        )
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -282,7 +297,7 @@ class EdgeShell:
                     wait = RECONNECT_FIRST_S
                     self.feed(Connected(core))
                     async for message in messages:
-                        if isinstance(message, Revocation):
+                        if isinstance(message, Revocation | LeaseReady):
                             self.feed(Received(core, message))
             except KeymeshError as failed:
                 self.notes[f"edge.stream-failed.{failed.code}"] += 1
@@ -297,9 +312,12 @@ class EdgeShell:
             self._feed_usage()
 
     def _feed_usage(self) -> None:
+        self.feed(self._take_usage())
+
+    def _take_usage(self) -> UsageCounted:
         minted, opened, refused = self.hot.take_usage()
         self.totals.update(minted=minted, opened=opened, refused=refused)
-        self.feed(UsageCounted(minted, opened, refused))
+        return UsageCounted(minted, opened, refused)
 
 
 def _spread(word: str) -> float:

@@ -95,7 +95,7 @@ class SyncEdge:
         return cls(background.edge.hot, background)
 
     def close(self) -> None:
-        """Drop the lease, end the thread."""
+        """As ``Edge.close``; ends the thread."""
         if self._background is not None:
             self._background.close()
 

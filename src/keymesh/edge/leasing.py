@@ -9,11 +9,11 @@ from typing import Any
 
 from keymesh.edge import rules
 from keymesh.edge.snapshot import KeyWanted, LeaseSnapshot, Publish, SendFailed
-from keymesh.edge.state import EdgeState, Pending, draw, jitter
+from keymesh.edge.state import GRANTED_MAX, EdgeState, Pending, draw, jitter
 from keymesh.model.errors import KeymeshError
 from keymesh.model.machine import Address, Note, Send
-from keymesh.model.time import NEVER, Instant
-from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, LeaseRequest
+from keymesh.model.time import NEVER, Instant, is_live
+from keymesh.orbital.edge_messages import LeaseGrant, LeaseReady, LeaseRefused, LeaseRequest
 
 
 def request(state: EdgeState, now: Instant) -> list[Any]:
@@ -67,7 +67,9 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
         _failed(state, now)
         return [_note("edge.grant-refused", "expired")]
     state.lease = lease
-    state.failures = 0
+    _remember(state, now, lease)
+    state.failures = state.hints = 0
+    state.hint = None
     state.patience_ms = rules.patience_ms(state.config.request_timeout_ms, ttl_ms)
     _settle_wanted(state, lease)
     after_ms = rules.refresh_after_ms(ttl_ms, jitter(state, grant.lease_id, 1_000))
@@ -76,6 +78,14 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
         Publish(lease, "granted"),
         Note("edge.leased", "", (("lease", lease.lease_id), ("ttl_ms", ttl_ms), ("versions", len(lease.versions)))),
     ]
+
+
+def _remember(state: EdgeState, now: Instant, lease: LeaseSnapshot) -> None:
+    """Every lease that the Cores count until its end, also one that a later one took the place of: for the return."""
+    live = {name: held for name, held in state.granted.items() if is_live(held[1], now)}
+    while len(live) >= GRANTED_MAX:
+        del live[next(iter(live))]
+    state.granted = {**live, lease.lease_id: (lease.granted_by, lease.deadline)}
 
 
 def _settle_wanted(state: EdgeState, lease: LeaseSnapshot) -> None:
@@ -96,9 +106,35 @@ def on_refused(state: EdgeState, now: Instant, sender: Address, refused: LeaseRe
     if rules.refusal_drops(refused.code) or state.lease is None:
         effects += drop(state, refused.code)
     state.failures += 1
-    wait = rules.refused_wait_ms(refused.retry_after_ms, state.failures)
+    wait = rules.refused_wait_ms(refused.code, refused.retry_after_ms, state.failures)
     state.next_request_at = Instant(now + wait + jitter(state, refused.nonce, wait // 4))
+    _heed(state, now)
     return effects
+
+
+def on_ready(state: EdgeState, now: Instant, sender: Address, ready: LeaseReady) -> list[Any]:
+    """A Core that refused would grant now: ask it.  While a request is in flight its answer comes first."""
+    if not rules.names_edge(ready, state.config, sender):
+        return [_note("edge.hint-ignored", "stranger")]
+    if not rules.heeds_hint(state.lease, state.failures):
+        return []
+    state.hint = sender
+    if state.pending is None:
+        _heed(state, now)
+    return tick(state, now)
+
+
+def _heed(state: EdgeState, now: Instant) -> None:
+    """Let the next request be due as soon as the hint may bring it, and go to the Core that gave it."""
+    core, state.hint = state.hint, None
+    if core is None:
+        return
+    last = state.last_request_at
+    at = now if last is None else Instant(max(now, last + rules.hint_gap_ms(state.hints)))
+    if state.next_request_at is None or at < state.next_request_at:
+        state.hints += 1
+        state.next_request_at = at
+        state.core_index = state.config.cores.index(core)
 
 
 def on_send_failed(state: EdgeState, now: Instant, event: SendFailed) -> list[Any]:
@@ -156,6 +192,7 @@ def _failed(state: EdgeState, now: Instant) -> None:
     state.core_index = (state.core_index + 1) % len(state.config.cores)
     wait = rules.backoff_ms(state.failures, jitter(state, f"retry/{state.draws}", 1_000))
     state.next_request_at = Instant(now + wait)
+    _heed(state, now)
 
 
 def _note(name: str, why: str) -> Note:

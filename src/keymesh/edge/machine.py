@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from keymesh.edge import leasing, revoking, usage
-from keymesh.edge.snapshot import Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
+from keymesh.edge import leasing, leaving, revoking, usage
+from keymesh.edge.snapshot import Closing, Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
 from keymesh.edge.state import EdgeState, new_edge
 from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick, Wake
 from keymesh.model.time import NEVER, Instant
-from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused, Revocation, UsageRecorded
+from keymesh.orbital.edge_messages import LeaseGrant, LeaseReady, LeaseRefused, Revocation, UsageRecorded
 from keymesh.orbital.messages import Hello
 
 __all__ = ["EdgeConfig", "EdgeState", "new_edge", "step"]
@@ -22,12 +22,19 @@ __all__ = ["EdgeConfig", "EdgeState", "new_edge", "step"]
 
 def step(state: EdgeState, now: Instant, event: Any) -> list[Any]:
     """What follows from ``event``, in order.  An event of a type that is not listed is our bug and raises KeyError."""
+    if state.closed and not _outlives(event):
+        return []
     effects = _EVENTS[type(event)](state, now, event)
     due = leasing.next_due(state)
     if due != state.woken_at:
         state.woken_at = due
         effects.append(Wake(due))
     return effects
+
+
+def _outlives(event: Any) -> bool:
+    """Whether ``event`` is of use after the end: only the last usage is still told."""
+    return type(event) is UsageCounted or (type(event) is Received and type(event.message) is UsageRecorded)
 
 
 def _booted(state: EdgeState, now: Instant, event: Booted) -> list[Any]:
@@ -66,11 +73,13 @@ _EVENTS: Final[dict[type, Callable[[EdgeState, Instant, Any], list[Any]]]] = {
     Connected: _connected,
     SendFailed: leasing.on_send_failed,
     KeyWanted: leasing.on_key_wanted,
+    Closing: leaving.on_closing,
     UsageCounted: usage.on_counted,
 }
 _MESSAGES: Final[dict[type, Callable[[EdgeState, Instant, Address, Any], list[Any]]]] = {
     LeaseGrant: leasing.on_grant,
     LeaseRefused: leasing.on_refused,
+    LeaseReady: leasing.on_ready,
     Revocation: revoking.on_revocation,
     UsageRecorded: usage.on_recorded,
 }

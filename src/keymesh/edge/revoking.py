@@ -21,8 +21,7 @@ def on_revocation(state: EdgeState, now: Instant, sender: Address, revocation: R
 
     A repetition is acknowledged again and changes nothing else; so it cannot keep voiding the new request.
     """
-    config = state.config
-    if sender not in config.cores or (revocation.tenant, revocation.service) != (config.tenant, config.service):
+    if not rules.names_edge(revocation, state.config, sender):
         return [Note("edge.revocation-ignored", revocation.correlation_id, (("sender", sender),))]
     effects: list[Any] = []
     held = rules.names_lease(revocation, state.lease)

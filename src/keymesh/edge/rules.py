@@ -8,20 +8,22 @@ from __future__ import annotations
 from typing import Final
 
 from keymesh.control.rows import ServiceRow
-from keymesh.edge.snapshot import LeaseSnapshot
+from keymesh.edge.snapshot import EdgeConfig, LeaseSnapshot
 from keymesh.edge.state import Pending
 from keymesh.model.limits import EDGE_TTL_MAX_MS
 from keymesh.model.machine import Address
 from keymesh.model.states import Custody
 from keymesh.model.time import Instant, is_live
-from keymesh.orbital.edge_messages import LeaseGrant, Revocation
+from keymesh.orbital.edge_messages import ANNOUNCED, LeaseGrant, LeaseReady, Revocation
 
 VERSIONS_MAX: Final = 1_024
 BACKOFF_FIRST_MS: Final = 250
 BACKOFF_MAX_MS: Final = 15_000
-RETRY_MAX_MS: Final = 30_000
+RETRY_MAX_MS: Final = 24_000  # and a quarter of spread: 30 s
 RETRY_MIN_MS: Final = 100
 PATIENCE_MIN_MS: Final = 500
+HINT_GAP_MS: Final = 250
+HINT_GAP_MAX_MS: Final = 30_000
 KEY_WANTED_GAP_MS: Final = 1_000
 KEY_WANTED_GAP_MAX_MS: Final = 60_000
 
@@ -69,6 +71,11 @@ def grant_fault(grant: LeaseGrant, tenant: str, service: str) -> str | None:
     return None
 
 
+def names_edge(said: Revocation | LeaseReady, config: EdgeConfig, sender: Address) -> bool:
+    """Whether one of this Edge's Cores says it, of this Edge's service."""
+    return sender in config.cores and (said.tenant, said.service) == (config.tenant, config.service)
+
+
 def names_lease(revocation: Revocation, lease: LeaseSnapshot | None) -> bool:
     return lease is not None and lease.lease_id in revocation.lease_ids
 
@@ -88,11 +95,23 @@ def patience_ms(limit_ms: int, ttl_ms: int) -> int:
     return min(limit_ms, max(PATIENCE_MIN_MS, ttl_ms // 5))
 
 
-def refused_wait_ms(retry_after_ms: int, refusals: int) -> int:
-    """What the Core asked for, up to four times that while it keeps refusing: a restriction lasts, and a resume should
-    be noticed within seconds."""
+def refused_wait_ms(code: str, retry_after_ms: int, refusals: int) -> int:
+    """What the Core asked for, doubling while it keeps refusing: up to the limit where the Core says when to come back
+    (that word can be lost), else up to four times, so that a service that is new there is noticed within seconds."""
     wait = min(max(retry_after_ms, RETRY_MIN_MS), RETRY_MAX_MS)
-    return min(wait << min(max(refusals - 1, 0), 2), RETRY_MAX_MS)
+    doublings = 8 if code in ANNOUNCED else 2
+    return min(wait << min(max(refusals - 1, 0), doublings), RETRY_MAX_MS)
+
+
+def heeds_hint(lease: LeaseSnapshot | None, failures: int) -> bool:
+    """Whether "you may ask again" is of use: nothing is held, or what is held was not renewed."""
+    return lease is None or failures > 0
+
+
+def hint_gap_ms(hints: int) -> int:
+    """How long after the last request a hint may bring the next one: doubles with each since the last grant, so that
+    no Core makes an Edge spin."""
+    return min(HINT_GAP_MAX_MS, HINT_GAP_MS << min(hints, 8))
 
 
 def backoff_ms(failures: int, spread: int) -> int:

@@ -86,14 +86,13 @@ class Sidecar:
             raise
 
     async def close(self) -> None:
-        """Finish what is being served, drop every lease."""
+        """Finish what is being served, drop every lease and give it back, all at the same time."""
         if self._runner is not None:
             await self._runner.cleanup()
         for hosted in self._hosted.values():
             if hosted.renewal is not None:
                 hosted.renewal.cancel()
-            if hosted.edge is not None:
-                await hosted.edge.close()
+        await asyncio.gather(*(hosted.edge.close() for hosted in self._hosted.values() if hosted.edge is not None))
         self._hosted.clear()
 
     # --- identities ----------------------------------------------------------------------------------------------

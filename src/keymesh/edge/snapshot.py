@@ -69,8 +69,8 @@ class LeaseSnapshot:
 class Publish:
     """Replace what the hot path uses, at once.  ``lease`` None: nothing may be used; wipe the keys.
 
-    ``reason``: ``granted``, or why there is no lease: ``revoked``, ``expired``, ``clock`` or a refusal's code.
-    Carried out whole before the next effect: an acknowledgement behind it is true.
+    ``reason``: ``granted``, or why there is no lease: ``revoked``, ``expired``, ``clock``, ``edge-closed`` or the
+    code of a refusal.  Carried out whole before the next effect: an acknowledgement behind it is true.
     """
 
     lease: LeaseSnapshot | None
@@ -97,6 +97,11 @@ class SendFailed:
 @dataclass(frozen=True, slots=True)
 class KeyWanted:
     """An unknown kid was presented: fetch once (DESIGN section 1)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The orderly end: this life takes nothing any more, and gives back what it holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import UsageReport
 
 ACKED_MAX: Final = 4_096
+GRANTED_MAX: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,13 @@ class EdgeState:
     last_request_at: Instant | None = None
     lease: LeaseSnapshot | None = None
     policy: ServiceRow | None = None
+    hint: Address | None = None  # a Core that said, while a request was in flight, that it would grant
+    hints: int = 0  # heeded since the last grant
     wanted_kids: frozenset[str] | None = None  # what was held when an unknown kid made us ask
     wanted_gap_ms: int = 0
     acked: dict[tuple[str, str], None] = field(default_factory=dict)  # (revocation, lease) lately acknowledged
+    granted: dict[str, tuple[Address, Instant]] = field(default_factory=dict)  # lease -> by whom, until when
+    closed: bool = False  # for good: nothing is taken any more
     usage: Usage = field(default_factory=Usage)
     woken_at: Instant = NEVER  # the tick that is asked for
 

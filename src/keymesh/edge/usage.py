@@ -43,7 +43,7 @@ def report(state: EdgeState, now: Instant) -> list[Any]:
     elif usage.sent_at is not None and now < usage.sent_at + RESEND_MS:
         return []
     usage.sent_at = now
-    return [Send(_to(state), usage.in_flight)]
+    return [Send(recipient(state), usage.in_flight)]
 
 
 def on_recorded(state: EdgeState, now: Instant, sender: Address, recorded: UsageRecorded) -> list[Any]:
@@ -54,7 +54,7 @@ def on_recorded(state: EdgeState, now: Instant, sender: Address, recorded: Usage
     return report(state, now)
 
 
-def _to(state: EdgeState) -> Address:
+def recipient(state: EdgeState) -> Address:
     """The Core that granted the lease where there is one: it knows this Edge."""
     if state.lease is not None:
         return state.lease.granted_by

@@ -1,4 +1,4 @@
-"""What Crypto Edges and their Core say to each other: leases, revocations, acknowledgements, usage (ADR-602).
+"""What Crypto Edges and their Core say to each other: leases, their revocation and return, usage (ADR-602).
 
 The plaintext L3 bytes of a grant are not in these types: the shells carry them beside ``LeaseGrant.versions``, in the
 same order, straight from key page to key page.
@@ -6,8 +6,13 @@ same order, straight from key page to key page.
 
 from __future__ import annotations
 
+from typing import Final
+
 from keymesh.control.messages import Message, Sealed
 from keymesh.control.rows import ServiceRow
+
+ANNOUNCED: Final = frozenset({"restricted", "closed", "not-loaded"})
+"""Refusals whose end the Core announces with ``LeaseReady``."""
 
 
 class LeaseRequest(Message):
@@ -43,11 +48,19 @@ class LeaseGrant(Message):
 
 
 class LeaseRefused(Message):
-    """``code``: ``restricted`` (drop what you hold), ``closed``, ``not-loaded``, ``unknown``; retry after a while."""
+    """``code``: ``restricted`` (drop what you hold), ``closed``, ``not-loaded``, ``unknown``, ``too-many``; retry after
+    a while."""
 
     nonce: str
     code: str
     retry_after_ms: int
+
+
+class LeaseReady(Message):
+    """Core to an Edge that it refused: ask again, the service can be leased now.  Said once; a hint, no promise."""
+
+    tenant: str
+    service: str
 
 
 class Revocation(Message):
@@ -73,6 +86,17 @@ class EdgeAck(Message):
 
 class EdgeAckMessage(Message):
     ack: Sealed
+
+
+class LeaseReturned(Message):
+    """Signed like an ``EdgeAck``, at an Edge's orderly end: gone from memory, and this life takes no lease any more."""
+
+    lease_id: str
+    edge: str
+
+
+class LeaseReturnedMessage(Message):
+    returned: Sealed
 
 
 class UsageReport(Message):

@@ -3,7 +3,7 @@
 * ``POST /v1/edge/messages``: one tagged message (``wire.MESSAGES``).  A ``LeaseRequest`` is answered by a grant body
   or a tagged ``LeaseRefused``, a ``UsageReport`` by a tagged ``UsageRecorded``, anything else by 204.
 * grant body: ``u32be(len) || tagged LeaseGrant, len bytes || 32 raw bytes for each of its versions, in their order``.
-* ``GET /v1/edge/stream``: a line for each tagged ``Revocation``; an empty line is a sign of life.
+* ``GET /v1/edge/stream``: a line for each tagged ``Revocation`` or ``LeaseReady``; an empty line is a sign of life.
 * ``POST /v1/edge/create`` and ``POST /v1/edge/open``: core-held custody, ``CreateRequest`` and ``OpenRequest`` below.
 """
 

@@ -33,7 +33,16 @@ from keymesh.model.machine import (
 )
 from keymesh.model.states import Lane, Mode, Operation
 from keymesh.model.time import Instant
-from keymesh.orbital.edge_messages import EdgeAck, EdgeAckMessage, LeaseGrant, LeaseRefused, LeaseRequest, Revocation
+from keymesh.orbital.edge_messages import (
+    EdgeAck,
+    EdgeAckMessage,
+    LeaseGrant,
+    LeaseRefused,
+    LeaseRequest,
+    LeaseReturned,
+    LeaseReturnedMessage,
+    Revocation,
+)
 from keymesh.orbital.messages import Task
 from keymesh.sim.suite import FakeSuite
 from tests.unit.control.world import Mesh
@@ -71,6 +80,10 @@ class Edge:
     def ack(self, lease_id: str, revocation_id: str, **changed: Any) -> EdgeAckMessage:
         fields = {"lease_id": lease_id, "revocation_id": revocation_id, "edge": self.address, "dropped": True}
         return EdgeAckMessage(ack=self.suite.seal(EdgeAck(**{**fields, **changed})))
+
+    def give_back(self, lease_id: str, **changed: Any) -> LeaseReturnedMessage:
+        fields = {"lease_id": lease_id, "edge": self.address}
+        return LeaseReturnedMessage(returned=self.suite.seal(LeaseReturned(**{**fields, **changed})))
 
 
 class Bench:

@@ -197,7 +197,7 @@ def test_one_edge_holds_a_bounded_number_of_leases() -> None:
     bench, edge = Bench().up(), Edge()
     for _ in range(edges.LEASES_PER_EDGE_MAX):
         bench.lease(edge)
-    assert bench.refusal(edge) == "closed"
+    assert bench.refusal(edge) == "too-many"
     bench.lease(Edge("other"))
 
 
@@ -207,7 +207,7 @@ def test_leases_that_are_still_being_recorded_count() -> None:
     for _ in range(edges.LEASES_PER_EDGE_MAX):
         bench.receive(edge.request(), edge.address)
     bench.crash_at_persist = False
-    assert bench.refusal(edge) == "closed"
+    assert bench.refusal(edge) == "too-many"
     bench.lease(Edge("other"))
 
 

@@ -28,7 +28,6 @@ from keymesh.edge.machine import new_edge
 from keymesh.edge.snapshot import Connected, KeyWanted, LeaseSnapshot, Publish, SendFailed, UsageCounted
 from keymesh.model.errors import Integrity
 from keymesh.model.machine import Address, ClockWentBack, Send, Tick, Wake
-from keymesh.model.time import Instant
 from keymesh.orbital.edge_messages import (
     EdgeAck,
     EdgeAckMessage,

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.edge.world import POLICY, Clocks, config, counting_entropy, key_bytes, kid
+from tests.unit.edge.world import POLICY, PUBLIC_KEY, SUITE, Clocks, config, counting_entropy, key_bytes, kid
 
+from keymesh.crypto.dsse import key_id
 from keymesh.crypto.pages import KeyPages
+from keymesh.edge.client_farewell import LAST_USAGE_S, RETURN_S
 from keymesh.edge.client_shell import EdgeShell, addresses
 from keymesh.edge.client_transport import GrantedKeys
+from keymesh.edge.snapshot import KeyWanted
 from keymesh.model.errors import Unavailable
-from keymesh.orbital.edge_messages import LeasedVersion, LeaseGrant, LeaseRequest
+from keymesh.orbital.edge_messages import (
+    LeasedVersion,
+    LeaseGrant,
+    LeaseRequest,
+    LeaseReturned,
+    LeaseReturnedMessage,
+    UsageRecorded,
+    UsageReport,
+)
 
 TTL_MS = 5_000
 
@@ -52,8 +64,8 @@ class OneGrant:
         yield
 
 
-async def leased(clocks: Clocks) -> tuple[EdgeShell, OneGrant]:
-    transport = OneGrant()
+async def leased(clocks: Clocks, transport: OneGrant | None = None) -> tuple[EdgeShell, OneGrant]:
+    transport = transport or OneGrant()
     cores = addresses(["https://a"])
     shell = EdgeShell(
         config(cores=tuple(cores)),
@@ -114,3 +126,105 @@ async def test_a_clock_that_went_back_is_noticed_by_the_hot_path_first() -> None
     assert shell.notes["edge.clock-went-back"] == 1
     assert shell.state.lease is None
     await shell.stop()
+
+
+# --- the end -----------------------------------------------------------------------------------------------------
+
+
+class Core(OneGrant):
+    """As ``OneGrant``, and takes what an Edge says at its end.  ``held``: whether its answers are on their way still;
+    ``deaf``: whether it answers at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = asyncio.Event()
+        self.held.set()
+        self.deaf = False
+        self.shell: EdgeShell | None = None
+        self.reports: dict[str, UsageReport] = {}
+        self.returned: list[str] = []
+
+    async def post(self, core: str, message: Any) -> Any:
+        if self.deaf:
+            await asyncio.Event().wait()
+        match message:
+            case UsageReport():
+                self.reports[message.report_id] = message
+                await self.held.wait()
+                return UsageRecorded(report_id=message.report_id)
+            case LeaseReturnedMessage():
+                assert self.shell is not None
+                assert self.shell.hot.reason == "edge-closed", "dropped before it is said"
+                assert not self.shell.hot.lease.versions
+                keys = {key_id(bytes.fromhex(PUBLIC_KEY)): PUBLIC_KEY}
+                self.returned.append(SUITE.unseal(message.returned, LeaseReturned, keys).lease_id)
+                return None
+            case _:
+                return await super().post(core, message)
+
+
+async def core_and_shell() -> tuple[EdgeShell, Core]:
+    core = Core()
+    shell, _ = await leased(Clocks(), core)
+    core.shell = shell
+    return shell, core
+
+
+async def test_the_end_gives_the_lease_back() -> None:
+    shell, core = await core_and_shell()
+    await shell.stop()
+    await shell.stop()
+    assert core.returned == ["l1"]
+
+
+async def test_the_last_usage_is_told_though_an_answer_is_still_on_its_way() -> None:
+    """What was counted while a report was in flight was lost with the end."""
+    shell, core = await core_and_shell()
+    shell.hot.create_keys(7)
+    core.held.clear()
+    shell._feed_usage()
+    await asyncio.sleep(0)
+    assert [r.minted for r in core.reports.values()] == [7], "recorded there, and not known here"
+    shell.hot.create_key()
+    core.held.set()
+    await shell.stop()
+    assert sorted(r.minted for r in core.reports.values()) == [1, 7]
+    assert shell.totals["minted"] == 8
+
+
+async def test_a_core_that_does_not_answer_delays_the_end_by_no_more_than_a_second() -> None:
+    shell, core = await core_and_shell()
+    shell.hot.create_key()
+    core.deaf = True
+    begun = time.monotonic()
+    await shell.stop()
+    assert time.monotonic() - begun < LAST_USAGE_S + 0.5
+    assert shell.hot.reason == "edge-closed"
+
+
+async def test_without_usage_a_core_that_does_not_answer_delays_it_less() -> None:
+    shell, core = await core_and_shell()
+    core.deaf = True
+    begun = time.monotonic()
+    await shell.stop()
+    assert time.monotonic() - begun < RETURN_S + 0.4
+
+
+async def test_a_fork_gives_nothing_back() -> None:
+    shell, core = await core_and_shell()
+    shell.orphan("forked")
+    await shell.stop()
+    assert core.returned == []
+
+
+async def test_a_grant_that_comes_after_the_end_is_wiped() -> None:
+    shell, core = await core_and_shell()
+    grant, transport = core.given[0].grant, OneGrant()
+    late = await transport.post("", LeaseRequest(tenant="", service="", nonce="n", signing_key="", policy_version=0))
+    shell.feed(KeyWanted())
+    await shell.stop()
+    shell._arrive(next(iter(shell.config.cores)), late)
+    assert all(secret.wiped for secret in late.secrets)
+    assert shell.state.lease is None
+    assert shell.hot.reason == "edge-closed"
+    assert core.returned == [grant.lease_id]

@@ -22,6 +22,7 @@ RULE_ROOMS = ("model", "crypto", "ledger", "control", "access", "orbital", "regi
 OWN_IO = {
     "crypto/pages.py": "key pages are locked and wiped through the operating system",
     "edge/client.py": "the library stands alone, so it holds its own I/O",
+    "edge/client_farewell.py": "of the library's own I/O: what is told at the end, and for how long",
     "edge/client_shell.py": "of the library's own I/O: drives the machine",
     "edge/client_sync.py": "of the library's own I/O: the thread behind the synchronous face",
     "edge/client_tls.py": "of the library's own I/O: certificates and contexts",
