@@ -6,9 +6,10 @@ into a yes (I7).  Key material and who asks are not judged here; admission by ro
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final
+
+from msgspec import Struct
 
 from keymesh.model.states import KeyState, Mode, Operation, state_allows
 from keymesh.model.time import NEVER, Instant, is_live
@@ -32,8 +33,7 @@ class NoKey(Enum):
 NO_KEY: Final = NoKey.NO_KEY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MayContext:
+class MayContext(Struct, frozen=True, kw_only=True):
     """All that ``may`` depends on.  None is doubt, for every field.
 
     ``restricted_*``: a restriction of that scope covers what is asked.  ``closed``: evidence, an unknown kind, an L1
@@ -58,8 +58,7 @@ class MayContext:
     key_state: KeyState | NoKey | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
+class Verdict(Struct, frozen=True):
     """``reason`` is a stable word, empty where allowed.  An allowed verdict holds strictly before ``until``."""
 
     allowed: bool

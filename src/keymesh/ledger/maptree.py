@@ -45,6 +45,7 @@ def path_of(key: str) -> int:
     return int.from_bytes(_sha256(key.encode()).digest(), "big")
 
 
+@lru_cache(maxsize=16_384)
 def leaf_hash(key: str, value: bytes) -> bytes:
     return _sha256(b"\0" + lp(key.encode()) + lp(value)).digest()
 

@@ -8,8 +8,9 @@ simulator) carries out the effects of one step strictly in order, and may crash 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NewType
+
+from msgspec import Struct
 
 from keymesh.model.time import Instant
 
@@ -27,16 +28,14 @@ def edge_address(region: str, tenant: str, service: str, instance: str) -> Addre
     return Address(f"edge:{region}/{tenant}/{service}/{instance}")
 
 
-@dataclass(frozen=True, slots=True)
-class BootMark:
+class BootMark(Struct, frozen=True):
     """Which boot of the kernel this is, and how far into it; tells a restart from a reboot."""
 
     boot_id: str
     boottime_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Booted:
+class Booted(Struct, frozen=True):
     """First event of every life of a machine.  ``records`` is what ``Persist`` left, as it was given."""
 
     records: dict[str, Any]
@@ -44,36 +43,30 @@ class Booted:
     entropy: bytes  # 32 bytes, for nonces; machines draw from it by hashing a counter
 
 
-@dataclass(frozen=True, slots=True)
-class Tick:
+class Tick(Struct, frozen=True):
     """A ``Wake`` came due (or a spurious wake-up, which changes nothing)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Struct, frozen=True):
     """An authenticated peer's message.  ``sender`` is its identity as the transport proved it, never its claim."""
 
     sender: Address
     message: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Persisted:
+class Persisted(Struct, frozen=True):
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class PersistFailed:
+class PersistFailed(Struct, frozen=True):
     token: str
 
 
-@dataclass(frozen=True, slots=True)
-class ClockWentBack:
+class ClockWentBack(Struct, frozen=True):
     """The wall clock fell by more than 1 s: drop keys and leases (DESIGN section 3)."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClockWentAhead:
+class ClockWentAhead(Struct, frozen=True):
     """The wall clock gained ``by_ms`` on CLOCK_BOOTTIME, and Instants with it.
 
     For what this process holds, that is time passed.  For what it waits for others to let go, it is not: they may
@@ -83,16 +76,14 @@ class ClockWentAhead:
     by_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Struct, frozen=True):
     """Hand ``message`` to the transport: at most once, unordered, may be lost."""
 
     to: Address
     message: Any
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(Struct, frozen=True):
     """Make ``puts`` and ``deletes`` durable in one transaction."""
 
     token: str
@@ -100,15 +91,13 @@ class Persist:
     deletes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Wake:
+class Wake(Struct, frozen=True):
     """Ask for a ``Tick`` at ``at`` or soon after, in place of the one that was asked for before; NEVER asks for none."""
 
     at: Instant
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Struct, frozen=True):
     """Something worth a log line and a counter: ``name`` is a stable word, ``fields`` never hold a secret."""
 
     name: str

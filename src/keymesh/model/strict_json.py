@@ -58,6 +58,12 @@ def _check_depth(raw: bytes) -> None:
             depth -= 1
 
 
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_pairs, parse_float=_no_float, parse_constant=_no_float, parse_int=_int
+)
+_ENCODER: Final = msgspec.json.Encoder(order="sorted")
+
+
 def loads(raw: bytes, *, max_bytes: int) -> Any:
     """The value in ``raw``.  Raises Refused naming the limit that was broken."""
     if len(raw) > max_bytes:
@@ -65,11 +71,9 @@ def loads(raw: bytes, *, max_bytes: int) -> Any:
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH:
         _check_depth(raw)
     try:
-        text = raw.decode("utf-8")
-        value = json.loads(
-            text, object_pairs_hook=_pairs, parse_float=_no_float, parse_constant=_no_float, parse_int=_int
-        )
-        json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates
+        value = _DECODER.decode(raw.decode("utf-8"))
+        if b"\\u" in raw:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")  # lone surrogates
     except (UnicodeError, json.JSONDecodeError, RecursionError) as bad:
         raise Refused.bad_field("json", "not well-formed UTF-8 JSON") from bad
     return value
@@ -77,8 +81,10 @@ def loads(raw: bytes, *, max_bytes: int) -> Any:
 
 def dumps(value: Any) -> bytes:
     """The one encoding of ``value``: sorted keys, no spaces, UTF-8.  Structs are turned to built-ins first."""
-    plain = msgspec.to_builtins(value)
-    return json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    raw = _ENCODER.encode(value)
+    if b"null" in raw:  # the encoder's word for NaN, which is nothing that a reader takes
+        json.dumps(msgspec.to_builtins(value), allow_nan=False)
+    return raw
 
 
 def decode(raw: bytes, shape: type[T], *, max_bytes: int) -> T:

@@ -1,7 +1,7 @@
 """One node's queues: what it still has to be told, by lane, and what may be sent now (DESIGN section 4).
 
-Lane 0 is sent at once and again every second until acknowledged, whatever else waits; each restriction keeps its own
-place, and only a newer restriction of the same scope takes it (so a backlog is bounded by scopes, not by events).
+Lane 0 is sent at once and again every second until acknowledged (every five to a node that was silent meanwhile),
+whatever else waits; each restriction keeps its own place, and only a newer restriction of the same scope takes it (so a backlog is bounded by scopes, not by events).
 Lanes 1 and 2 share one slot: one task in flight, lane 1 first, none while a young Lane 0 task is out; past
 ``GATE_MS`` they go on beside a stuck one.  Namespaces take turns, so that none delays another; one that fails
 ``TASK_TRIES_MAX`` times is parked.  Pure bookkeeping: no message is made here.
@@ -21,6 +21,7 @@ from keymesh.model.time import NEVER, Instant
 
 URGENT_RETRY_MS: Final = 1_000
 URGENT_RETRY_PARKED_MS: Final = 5_000
+URGENT_SILENT_SENDS: Final = 10
 GATE_MS: Final = 2_000
 LOWER_RETRY_MS: Final = 2_000
 LOWER_RETRY_MAX_MS: Final = 30_000
@@ -45,6 +46,7 @@ class Urgent:
     item: Item
     offered_at: Instant
     sent_at: Instant | None = None
+    sent: int = 0  # since the node was last heard of
     refusals: int = 0
     reason: str = ""
 
@@ -128,11 +130,12 @@ def merge(items: Collection[Item]) -> Item:
 
 
 def retry_at(urgent: Urgent) -> Instant:
-    """When a Lane 0 task is due: at once, then every second; it never expires."""
+    """When a Lane 0 task is due: at once, then every second, or five where it is refused or nobody is heard; it never
+    expires."""
     if urgent.sent_at is None:
         return urgent.offered_at
-    pause = URGENT_RETRY_MS if urgent.refusals < TASK_TRIES_MAX else URGENT_RETRY_PARKED_MS
-    return Instant(urgent.sent_at + pause)
+    slow = urgent.refusals >= TASK_TRIES_MAX or urgent.sent >= URGENT_SILENT_SENDS
+    return Instant(urgent.sent_at + (URGENT_RETRY_PARKED_MS if slow else URGENT_RETRY_MS))
 
 
 def due_urgent(queue: NodeQueue, now: Instant) -> list[Urgent]:
@@ -141,6 +144,7 @@ def due_urgent(queue: NodeQueue, now: Instant) -> list[Urgent]:
     due.sort(key=lambda u: u.offered_at)
     for urgent in due:
         urgent.sent_at = now
+        urgent.sent += 1
     return due
 
 
@@ -277,10 +281,19 @@ def waiting(queue: NodeQueue, namespace: Namespace) -> Iterator[Item]:
         yield from queue.lower[lane].get(namespace, ())
 
 
+def heard(queue: NodeQueue) -> None:
+    """The node is there: no long pauses."""
+    for urgent in queue.urgent.values():
+        urgent.sent = 0
+    if queue.flight is not None:
+        queue.flight.sent = 1
+
+
 def resend_all(queue: NodeQueue) -> None:
     """The node (re)connected: what is out may be lost, so it is due at once."""
     for urgent in queue.urgent.values():
         urgent.sent_at = None
+        urgent.sent = 0
     if queue.flight is not None:
         queue.flight.sent_at = Instant(0)
         queue.flight.sent = 1

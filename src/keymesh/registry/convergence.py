@@ -34,8 +34,7 @@ def compare(state: RegistryState, now: Instant, session: Session, beat: Heartbea
             put_right(state, now, session, difference, out)
     elif not session.known:
         catch_up_restrictions(state, now, session)
-    if session.queue.flight is not None:
-        session.queue.flight.sent = 1  # it is there: no long pauses
+    dispatch.heard(session.queue)
     sessions.push(state, now, session, out)
 
 

@@ -57,9 +57,11 @@ def step(state: RegistryState, now: Instant, event: Any) -> Effects:
     """Take one event; the effects are to be carried out in order.  An event type that is not ours is our bug."""
     out: Effects = []
     _EVENTS[type(event)](state, now, event, out)
-    reads.begin(state, now, out)
+    if state.read is None:
+        reads.begin(state, now, out)
     wake(state, now, out)
-    persist_last(state, out)
+    if out:
+        persist_last(state, out)
     return out
 
 

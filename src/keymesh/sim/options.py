@@ -97,10 +97,9 @@ def options_of(seed: int) -> Options:
     """The options of ``seed``.  About half of the fault classes are on, and a different half for each seed."""
     rng = random.Random(seed * 2 + 1)
     classes = frozenset(c for c in FAULT_CLASSES if rng.random() < 0.6) | {"crash" if seed % 2 else "cut"}
-    heartbeat = rng.choice((8_000, 12_000, 15_000, 20_000))
-    ttl = rng.choice((3, 4, 5, 8)) * heartbeat
-    ttl = max(30_000, min(120_000, ttl))
-    l1_probe = rng.choice((20_000, 30_000, 45_000))
+    heartbeat = rng.choice((30_000, 40_000, 50_000, 60_000))
+    ttl = min(180_000, rng.choice((3, 4, 5)) * heartbeat)
+    l1_probe = rng.choice((60_000, 90_000, 120_000))
     tenants = tuple(_tenant(rng, spec, ttl) for spec in _pick_tenants(rng))
 
     def rate(name: str, top: int) -> int:
@@ -114,8 +113,8 @@ def options_of(seed: int) -> Options:
         ttl_ms=ttl,
         heartbeat_ms=heartbeat,
         l1_probe_ms=l1_probe,
-        l1_ttl_ms=max(3 * l1_probe, rng.choice((ttl, 90_000, 180_000))),
-        snapshot_ms=rng.choice((60_000, 120_000)),
+        l1_ttl_ms=max(3 * l1_probe, rng.choice((ttl, 180_000, 300_000))),
+        snapshot_ms=rng.choice((180_000, 300_000)),
         edge_ttl_ms=rng.choice((ttl // 2, ttl, ttl * 2)),
         tenants=tenants,
         edges=edges,
@@ -126,8 +125,8 @@ def options_of(seed: int) -> Options:
         corrupt=rate("corrupt", 60),
         replay=rate("replay", 40),
         ppm=tuple((h, rng.randrange(-480, 481) if drift else 0) for h in hosts),
-        commands=rng.randrange(105, 130),
-        faults=rng.randrange(22, 36),
+        commands=rng.randrange(94, 104),
+        faults=rng.randrange(21, 30),
         directed=rng.choice((30, 60, 90)),
         heal_at_ms=HOUR_MS - 400_000,
         end_ms=HOUR_MS,
@@ -135,7 +134,7 @@ def options_of(seed: int) -> Options:
 
 
 def _pick_tenants(rng: random.Random) -> list[tuple[str, str, tuple[str, ...]]]:
-    count = rng.choice((2, 2, 3, 4))
+    count = rng.choice((2, 2, 2, 3, 4))
     return sorted(rng.sample(_TENANTS, count))
 
 

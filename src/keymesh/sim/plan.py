@@ -89,12 +89,14 @@ class Planner:
         what = rng.choices(
             ("suspend", "resume", "want-key", "want-rewrap", "set-service", "labels", "rotate-ivk", "switch-l1",
              "local-suspend", "repeat"),
-            (26, 26, 10, 4, 8, 12, 3, 1, 6, 4),
+            (30, 6, 10, 4, 8, 12, 3, 1, 6, 4),
         )[0]  # fmt: skip
-        if what in ("suspend", "resume"):
+        if what == "resume":
             self.add(at, what, self._scope())
+        elif what == "suspend":
+            self._suspend(at, self._scope())
         elif what == "local-suspend":
-            self.add(at, what, self._scope(t), rng.choice(t.regions))
+            self._suspend(at, self._scope(t), rng.choice(t.regions))
         elif what in ("want-key", "want-rewrap"):
             key = rng.choice(("l2", *(f"l3/{s}" for s in t.services)))
             self.add(at, what, t.name, key if what == "want-key" else f"l3/{rng.choice(t.services)}")
@@ -106,6 +108,15 @@ class Planner:
             self.add(at, what)
         else:
             self.add(at, what, t.name)
+
+    def _suspend(self, at: int, scope: str, region: str | None = None) -> None:
+        """Mostly resumed after a while: where everything is suspended, no lease is there to outlive anything."""
+        if region is None:
+            self.add(at, "suspend", scope)
+        else:
+            self.add(at, "local-suspend", scope, region)
+        if self.rng.randrange(8):
+            self.add(at + self.rng.randrange(1_000, self.o.ttl_ms * 3 // 2), "resume", scope)
 
     def _random_fault(self, at: int) -> None:
         rng = self.rng

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from keymesh.core.may import NO_KEY, Grantor, MayContext, is_fresh, may
 from keymesh.model.states import KeyState, Mode, Operation
@@ -150,7 +150,7 @@ CONTEXTS = st.builds(
     interval_ms=st.sampled_from([None, 10]),
     key_state=st.sampled_from([None, NO_KEY, *KeyState]),
 )
-NAMES = [f.name for f in fields(MayContext)]
+NAMES = MayContext.__struct_fields__
 # Nearly good contexts, so that the property is met with yes as well as with no.
 NEARLY = st.builds(
     lambda noisy, names: replace(GOOD, **{name: getattr(noisy, name) for name in names}),

@@ -38,6 +38,19 @@ def test_lane_0_goes_at_once_and_again_every_second_for_ever() -> None:
     assert dispatch.next_due(queue) == far + 1_000
 
 
+def test_lane_0_goes_slower_to_a_silent_node_and_at_full_pace_once_it_is_heard() -> None:
+    queue = NodeQueue()
+    dispatch.offer_urgent(queue, item(1, scope="tenant:acme"), T0)
+    for second in range(dispatch.URGENT_SILENT_SENDS):
+        assert len(dispatch.due_urgent(queue, at(second * 1_000))) == 1
+    last = at((dispatch.URGENT_SILENT_SENDS - 1) * 1_000)
+    assert dispatch.next_due(queue) == last + 5_000
+    dispatch.heard(queue)
+    assert dispatch.next_due(queue) == last + 1_000
+    dispatch.resend_all(queue)
+    assert dispatch.next_due(queue) == T0
+
+
 def test_each_restriction_keeps_its_place_and_only_a_newer_one_of_its_scope_takes_it() -> None:
     queue = NodeQueue()
     dispatch.offer_urgent(queue, item(1, scope="tenant:acme"), T0)
