@@ -30,7 +30,7 @@ def test_every_promised_command_exists() -> None:
     promised = {
         "up", "down", "status", "suspend", "resume", "revoke", "verify", "seal", "open", "demo",
         "tenant create", "tenant list", "tenant show", "tenant switch-l1", "tenant export",
-        "service create", "service list", "service show",
+        "service create", "service set", "service list", "service show",
         "key list", "key show", "key rotate", "key rewrap", "region list", "region show", "region rotate-ivk",
         "bench edge", "bench killswitch", "sim run", "sim replay", "customer-kms run", "pki show",
     }  # fmt: skip
@@ -57,6 +57,8 @@ def test_help_has_an_example(words: tuple[str, ...], capsys: pytest.CaptureFixtu
         ("tenant", "create"),
         ("service", "create"),
         ("service", "create", "files", "--tenant", "acme", "--custody", "shared"),
+        ("service", "set", "acme/files", "--custody", "shared"),
+        ("service", "set", "acme/files", "--mint-budget", "many"),
         ("suspend",),
         ("suspend", "tenant:acme", "--wait", "soon"),
         ("up", "--ttl", "1 hour"),

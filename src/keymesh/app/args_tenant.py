@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 from keymesh.app.args_common import Later, add_common, duration_ms
 from keymesh.model.states import Custody
+
+NO_BUDGET: Final = "none"
 
 
 def register(commands: Any) -> None:
@@ -83,6 +85,22 @@ def _register_service(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--no-wait", action="store_true", help="return once committed, before the key exists")
     add_common(create)
     create.set_defaults(run=Later("cli_service", "run_create"))
+    change = actions.add_parser(
+        "set",
+        help="change a service's policy; what is not named stays",
+        epilog="example: keymesh service set acme/files --edge-ttl 1m --mint-budget 1000",
+    )
+    _add_service_name(change)
+    change.add_argument(
+        "--custody",
+        choices=[c.value for c in Custody],
+        help="where its key is used: leased to the Edges, or at the Core only",
+    )
+    change.add_argument("--edge-ttl", type=duration_ms, metavar="TIME", help="lease of its Edges (1s to 60m)")
+    change.add_argument("--mint-budget", type=_budget, metavar="N", help="data keys that one lease may mint, or none")
+    change.add_argument("--open-budget", type=_budget, metavar="N", help="data keys that one lease may open, or none")
+    add_common(change)
+    change.set_defaults(run=Later("cli_service", "run_set"))
     listing = actions.add_parser("list", help="services", epilog="example: keymesh service list acme")
     listing.add_argument("tenant", nargs="?", metavar="T", help="default: of all tenants")
     listing.add_argument("--tenant", dest="tenant_option", metavar="T", help="the same, as an option")
@@ -92,6 +110,16 @@ def _register_service(parser: argparse.ArgumentParser) -> None:
     _add_service_name(show)
     add_common(show)
     show.set_defaults(run=Later("cli_service", "run_show"))
+
+
+def _budget(text: str) -> int | str:
+    """A number, or ``none``: without a limit."""
+    if text == NO_BUDGET:
+        return text
+    try:
+        return int(text)
+    except ValueError as bad:
+        raise argparse.ArgumentTypeError(f"{text!r}: a whole number, or {NO_BUDGET}") from bad
 
 
 def _add_service_name(parser: argparse.ArgumentParser) -> None:

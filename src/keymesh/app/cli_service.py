@@ -9,6 +9,7 @@ import msgspec
 
 from keymesh.app.admin_client import AdminClient, named_conflict, run_with_client, wait_for_key
 from keymesh.app.args_common import show_ms
+from keymesh.app.args_tenant import NO_BUDGET
 from keymesh.app.cli_common import emit, facts, stderr, table
 from keymesh.control.kinds import SetService
 from keymesh.control.rows import ServiceRow
@@ -26,12 +27,17 @@ def _service_name(args: argparse.Namespace) -> tuple[str, str]:
     return check_tenant(tenant), check_service(service)
 
 
+def _edge_ttl(args: argparse.Namespace) -> int | None:
+    edge_ttl: int | None = args.edge_ttl
+    if edge_ttl is not None and not EDGE_TTL_MIN_MS <= edge_ttl <= EDGE_TTL_MAX_MS:
+        raise Refused.bad_field("edge-ttl", "1s to 60m")
+    return edge_ttl
+
+
 def run_create(args: argparse.Namespace) -> int:
     """A service, and wait until its first key is active."""
     tenant, service = _service_name(args)
-    edge_ttl = args.edge_ttl
-    if edge_ttl is not None and not EDGE_TTL_MIN_MS <= edge_ttl <= EDGE_TTL_MAX_MS:
-        raise Refused.bad_field("edge-ttl", "1s to 60m")
+    edge_ttl = _edge_ttl(args)
 
     async def work(client: AdminClient) -> Any:
         row = ServiceRow(
@@ -55,14 +61,75 @@ def run_create(args: argparse.Namespace) -> int:
     return 0
 
 
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """Fields of the policy that the flags name.  Raises Refused where they name none."""
+    given = {"custody": args.custody, "edge_ttl_ms": _edge_ttl(args)}
+    given |= {"mint_budget": args.mint_budget, "open_budget": args.open_budget}
+    changes = {name: None if value == NO_BUDGET else value for name, value in given.items() if value is not None}
+    for name, flag in (("mint_budget", "mint-budget"), ("open_budget", "open-budget")):
+        if (changes.get(name) or 0) < 0:
+            raise Refused.bad_field(flag, "not below 0")
+    if not changes:
+        raise Refused.bad_field("policy", "name what to change: --custody, --edge-ttl, --mint-budget or --open-budget")
+    return changes
+
+
+async def change_policy(client: AdminClient, shown: Any, changes: dict[str, Any]) -> Any:
+    """Put ``changes`` in place of what ``shown`` (the service as it was read) has; None where it has them already.
+
+    Raises Refused where the policy has changed since it was read: nobody's change is lost unseen.
+    """
+    row = ServiceRow(
+        version=shown["version"],
+        custody=shown["custody"],
+        edge_ttl_ms=shown["edge_ttl_ms"],
+        mint_budget=shown["mint_budget"],
+        open_budget=shown["open_budget"],
+    )
+    changed = msgspec.structs.replace(row, **changes)
+    if changed == row:
+        return None
+    changed = msgspec.structs.replace(changed, version=row.version + 1)
+    name = f"{shown['tenant']}/{shown['service']}"
+    with named_conflict(
+        f"the policy of {name} was changed by another (it was version {row.version}): look, and repeat"
+    ):
+        body = msgspec.to_builtins(SetService(service=shown["service"], row=changed))
+        return await client.command(shown["tenant"], "service.set", body)
+
+
+def run_set(args: argparse.Namespace) -> int:
+    """Change a service's policy."""
+    tenant, service = _service_name(args)
+    changes = _changes(args)
+    path = f"/v1/tenants/{tenant}/services/{service}"
+
+    async def work(client: AdminClient) -> Any:
+        before = await client.call("GET", path)
+        done = await change_policy(client, before, changes)
+        after = before if done is None else await client.call("GET", f"{path}?at_least={done['index']}")
+        return {**after, "command": done}
+
+    shown = run_with_client(args.dir, work)
+    title = f"service {tenant}/{service}" + (" (as it was)" if shown["command"] is None else "")
+    emit(args, shown, lambda: facts(title, _service_facts(shown)))
+    return 0
+
+
 def _service_facts(shown: Any) -> dict[str, Any]:
     return {
         "custody": shown["custody"],
         "edge lease": show_ms(shown["edge_ttl_ms"]),
+        "mint budget": _budget(shown["mint_budget"]),
+        "open budget": _budget(shown["open_budget"]),
         "policy version": shown["version"],
         "wrapping version": shown["wrapping"],
         "state": shown["state"],
     }
+
+
+def _budget(limit: int | None) -> str:
+    return "no limit" if limit is None else f"{limit} a lease"
 
 
 def run_list(args: argparse.Namespace) -> int:

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
 from tests.integration.mesh.live import EU, FILES, HOME, MAIL, OTHER, US, LiveMesh, keymesh, until
 
 from keymesh.app import cli
+from keymesh.app.cli_service import change_policy
 from keymesh.app.layout import Layout
+from keymesh.model.errors import Refused
 
 
 def human(layout: Layout, *words: str) -> str:
@@ -85,6 +88,10 @@ REFUSED = (
     ("service", "create", "s1", "--tenant", "nosuch"),
     ("service", "create", "s1", "--tenant", US, "--edge-ttl", "2h"),
     ("service", "create", "s1", "--tenant", US, "--mint-budget", "-1"),
+    ("service", "set", FILES, "--tenant", US),
+    ("service", "set", f"{US}/nosuch", "--edge-ttl", "1m"),
+    ("service", "set", f"nosuch/{FILES}", "--edge-ttl", "1m"),
+    ("service", "set", f"{US}/{FILES}", "--mint-budget", "-1"),
     ("key", "show", "nonsense"),
     ("key", "show", f"key:{US}/{FILES}@99"),
     ("key", "show", "mesh"),
@@ -133,6 +140,26 @@ async def test_mistakes_are_one_line_and_exit_code_1(
     if words[0] not in ("seal", "open", "customer-kms"):
         refused = await mesh.cli(*line, code=1)
         assert refused["ok"] is False and refused["error"]["message"]
+
+
+async def test_a_services_policy_is_changed_and_no_change_lost(mesh: LiveMesh) -> None:
+    name = f"tuned-{time.time_ns() % 10**9}"
+    made = await mesh.cli("service", "create", f"{US}/{name}", "--edge-ttl", "2s", "--mint-budget", "7")
+    changed = await mesh.cli("service", "set", f"{US}/{name}", "--edge-ttl", "1500ms", "--open-budget", "9")
+    assert changed["version"] == made["version"] + 1 and changed["index"] >= changed["command"]["index"]
+    policy = ("custody", "edge_ttl_ms", "mint_budget", "open_budget")
+    assert [changed[field] for field in policy] == ["leased", 1_500, 7, 9]  # what is not named stays
+    same = await mesh.cli("service", "set", f"{US}/{name}", "--mint-budget", "7")
+    assert (same["command"], same["version"]) == (None, changed["version"])
+    held = await mesh.cli("service", "set", f"{US}/{name}", "--custody", "core-held", "--mint-budget", "none")
+    assert [held[field] for field in policy] == ["core-held", 1_500, None, 9]
+
+    with pytest.raises(Refused) as overtaken:  # read before the last change
+        await change_policy(mesh.client, changed, {"edge_ttl_ms": 3_000})
+    assert overtaken.value.code == "conflict"
+    assert f"{US}/{name}" in overtaken.value.message and "version 2" in overtaken.value.message
+    shown = await mesh.cli("service", "show", f"{US}/{name}")
+    assert (shown["version"], shown["edge_ttl_ms"]) == (held["version"], 1_500)
 
 
 async def test_rotate_rewrap_and_the_internal_keys(mesh: LiveMesh, tmp_path: Path) -> None:
