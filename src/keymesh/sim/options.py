@@ -125,7 +125,7 @@ def options_of(seed: int) -> Options:
         corrupt=rate("corrupt", 60),
         replay=rate("replay", 40),
         ppm=tuple((h, rng.randrange(-480, 481) if drift else 0) for h in hosts),
-        commands=rng.randrange(94, 104),
+        commands=rng.randrange(97, 104),
         faults=rng.randrange(21, 30),
         directed=rng.choice((30, 60, 90)),
         heal_at_ms=HOUR_MS - 400_000,
