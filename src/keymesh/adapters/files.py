@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -10,6 +11,14 @@ from typing import Final
 
 PRIVATE_MODE: Final = 0o600
 PUBLIC_MODE: Final = 0o644
+
+
+def check_writable(path: Path) -> None:
+    """That ``write_file`` could put something there now.  Raises OSError."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        pass
 
 
 def write_file(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:

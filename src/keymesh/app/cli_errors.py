@@ -10,6 +10,12 @@ from collections.abc import Callable
 from keymesh.model.errors import ExitCode, KeymeshError, Refused, Unavailable
 
 
+class BadUsage(Refused):
+    """What the command line asks for cannot be done from here; nothing was asked of anybody."""
+
+    exit_code = ExitCode.USAGE
+
+
 def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
     """Run a command; a user's mistake or the mesh's refusal becomes one line and an exit code, never a traceback."""
     try:
@@ -34,9 +40,14 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
 def report_error(args: argparse.Namespace, bad: KeymeshError) -> None:
     """One line for people, one object for machines."""
     if getattr(args, "json", False):
-        print(json.dumps({"ok": False, "error": {"code": bad.code, "message": bad.message, "field": bad.field}}))
+        print(json.dumps({"ok": False, "error": plain_error(bad)}))
     else:
         print(f"error: {_one_line(bad.message)} [{bad.code}]", file=sys.stderr)
+
+
+def plain_error(bad: KeymeshError) -> dict[str, str | None]:
+    """As it stands in JSON."""
+    return {"code": bad.code, "message": bad.message, "field": bad.field}
 
 
 def _one_line(text: str) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from keymesh.adapters.files import PUBLIC_MODE, write_file
+from keymesh.adapters.files import PUBLIC_MODE, check_writable, write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
 from keymesh.app.cli_common import emit, facts, stderr, stdout
+from keymesh.app.cli_errors import BadUsage, plain_error, report_error
 from keymesh.app.layout import Layout, resolve_dir
 from keymesh.app.trust_file import load_trust
 from keymesh.control.evidence import verify_certificate
@@ -23,6 +25,11 @@ from keymesh.model.ids import check_token
 from keymesh.model.scope import Scope, parse_scope
 
 CERTIFICATE_MAX_BYTES = 16 * 1024 * 1024
+_RETRY_S: Final = 0.5
+_OVER: Final = {
+    "superseded": "a later restriction of the same scope took over before it was certified",
+    "lifted": "it was resumed before it was certified",
+}
 
 
 def _signers(client: AdminClient, scope: Scope, approve: list[str]) -> tuple[Path, ...]:
@@ -98,6 +105,9 @@ async def _locally(
 def run_kill(args: argparse.Namespace) -> int:
     """Suspend or revoke, wait for the certificate, write it."""
     scope = parse_scope(args.scope)
+    output = Path(args.output or f"{str(scope).replace(':', '-').replace('/', '-')}.cert.json")
+    if not args.no_wait:
+        _check_output(output)
 
     async def work(client: AdminClient) -> Any:
         if scope.region is not None and scope.region not in client.plan.regions:
@@ -119,30 +129,70 @@ def run_kill(args: argparse.Namespace) -> int:
         return {**shown, **found}
 
     shown = run_with_client(args.dir, work)
-    certificate = shown.get("certificate")
-    if certificate is not None:
-        output = Path(args.output or f"{str(scope).replace(':', '-').replace('/', '-')}.cert.json")
-        write_file(output, strict_json.dumps(certificate), mode=PUBLIC_MODE)
-        shown = {**shown, "file": str(output)}
+    lost = None
+    if "certificate" in shown:
+        lost = keep_certificate(shown, output)
+        shown |= {"file": str(output)} if lost is None else {"ok": False, "file": None, "error": plain_error(lost)}
     emit(args, shown, lambda: _show_kill(shown))
-    return 0
+    if lost is not None and not args.json:
+        report_error(args, lost)
+    return int(ExitCode.DONE if lost is None else lost.exit_code)
+
+
+def _check_output(output: Path) -> None:
+    """That the certificate will have a place.  Raises BadUsage, before anything is asked."""
+    try:
+        check_writable(output)
+    except OSError as bad:
+        raise BadUsage(
+            "not-writable",
+            f"the certificate cannot be written to {output} ({bad.strerror}), and nothing was done: "
+            "name another file with -o, or take none with --no-wait",
+            field="output",
+        ) from bad
+
+
+def keep_certificate(shown: Any, output: Path) -> Refused | None:
+    """Write the certificate in ``shown``; where that fails, the error that says what stands and how to go on."""
+    try:
+        write_file(output, strict_json.dumps(shown["certificate"]), mode=PUBLIC_MODE)
+    except OSError as bad:
+        scope, action = shown["scope"], shown["action"]
+        return Refused(
+            "not-written",
+            f"{scope} is {'suspended' if action == 'suspend' else 'revoked'}, and that is certified; only the file "
+            f"{output} could not be written ({bad.strerror}): "
+            f"`keymesh {action} {scope} --command-id {shown['command_id']} -o FILE` fetches it again",
+            field="output",
+        )
+    return None
 
 
 async def _certified(client: AdminClient, scope: str, action: str, command_id: str, *, wait_s: float) -> Any:
-    """The kill-switch record with its certificate.  Raises Unavailable, saying what it waits for and how to go on."""
+    """The kill-switch record with its certificate; a Registry that is away meanwhile is waited for.
+
+    Raises Unavailable, saying what it waits for and how to go on, or Refused where there will be no certificate.
+    """
     deadline = time.monotonic() + wait_s
     while True:
         left_ms = max(0, min(10_000, round((deadline - time.monotonic()) * 1000)))
-        now = await client.call("GET", f"/v1/certificates/{command_id}?wait_ms={left_ms}", timeout_s=20)
-        if (now["scope"], now["action"]) != (scope, action):
-            raise Refused.bad_field("command-id", f"that was {now['action']} {now['scope']}")
-        if now["status"] == "certified":
-            return now
+        try:
+            now = await client.call("GET", f"/v1/certificates/{command_id}?wait_ms={left_ms}", timeout_s=20)
+        except Unavailable as away:
+            waits_for = f"the Registry ({away.message})"
+            await asyncio.sleep(min(_RETRY_S, left_ms / 1000))
+        else:
+            if (now["scope"], now["action"]) != (scope, action):
+                raise Refused.bad_field("command-id", f"that was {now['action']} {now['scope']}")
+            if now["status"] == "certified":
+                return now
+            if now["status"] in _OVER:
+                raise Refused(now["status"], f"{action} {scope} has no certificate: {_OVER[now['status']]}")
+            waits_for = f"leases that have not ended ({now['accounted']} of {now['holders']} nodes have answered)"
         if time.monotonic() >= deadline:
             raise Unavailable(
                 "not-certified",
-                f"{action} {scope} is recorded; its certificate waits for leases that have not ended "
-                f"({now['accounted']} of {now['holders']} nodes have answered): "
+                f"{action} {scope} is recorded; its certificate waits for {waits_for}: "
                 f"`keymesh {action} {scope} --command-id {command_id}` fetches it later",
             )
 
