@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,61 @@ async def test_a_suspension_refuses_and_a_resume_brings_it_back(core: TestCore, 
         core.refuse = None
         await eventually(lambda: edge.ready)
         assert await edge.decrypt_key(created.blob) == created.plaintext
+
+
+async def test_a_refused_edge_that_waits_for_long_is_told_and_serves_at_once(core: TestCore, tmp_path: Path) -> None:
+    core.retry_after_ms = 24_000
+    core.refuse = "restricted"
+    async with Edge.start(**{k: v for k, v in connect_options(core, tmp_path).items() if k != "timeout_s"}) as edge:
+        await core.until("LeaseRequest")
+        await core.until("Hello")
+        await eventually(lambda: edge.hot.reason == "restricted")
+        core.refuse = None
+        for _ in range(3):
+            core.announce()
+        await eventually(lambda: edge.ready, within_s=2.0)
+        assert core.seen["LeaseRequest"] == 2
+        core.announce()
+        await asyncio.sleep(0.3)
+        assert core.seen["LeaseRequest"] == 2, "of no use to one that holds a lease"
+
+
+async def test_a_core_that_tells_it_all_the_time_and_refuses_does_not_make_it_spin(
+    core: TestCore, tmp_path: Path
+) -> None:
+    core.refuse = "closed"
+    core.retry_after_ms = 24_000
+    async with Edge.start(**{k: v for k, v in connect_options(core, tmp_path).items() if k != "timeout_s"}):
+        await core.until("Hello")
+        for _ in range(150):
+            core.announce()
+            await asyncio.sleep(0.02)
+        assert core.seen["LeaseRequest"] <= 6
+
+
+async def test_the_end_gives_every_lease_back(core: TestCore, tmp_path: Path) -> None:
+    async with await Edge.connect(**connect_options(core, tmp_path)) as edge:
+        await asyncio.sleep(1.1)
+        with pytest.raises(Unavailable):
+            await edge.decrypt_key(b"\x01\x02" + bytes(88))  # a kid that is new: a second lease takes its place
+    assert core.returned == set(core.leases) == {"lease-1", "lease-2"}
+    with pytest.raises(Unavailable):
+        await edge.create_key()
+
+
+async def test_a_core_that_is_gone_or_stuck_does_not_hold_up_the_end(core: TestCore, tmp_path: Path) -> None:
+    edge = await Edge.connect(**connect_options(core, tmp_path))
+    await edge.create_key()
+    core.delay_s = 30.0
+    begun = time.monotonic()
+    await edge.close()
+    assert time.monotonic() - begun < 2.5
+    core.delay_s = 0.0
+    edge = await Edge.connect(**connect_options(core, tmp_path))
+    await core.stop()
+    begun = time.monotonic()
+    await edge.close()
+    assert time.monotonic() - begun < 2.0
 
 
 async def test_a_replayed_grant_for_another_nonce_is_not_used(core: TestCore, tmp_path: Path) -> None:
@@ -296,6 +352,7 @@ async def test_core_held_works_synchronously_too(core: TestCore, tmp_path: Path)
 
     await asyncio.to_thread(work)
     assert core.seen["create"] == 1
+    assert core.returned == {"lease-1"}
 
 
 async def test_a_fork_holds_no_lease(core: TestCore, tmp_path: Path) -> None:
@@ -316,6 +373,7 @@ async def test_a_fork_holds_no_lease(core: TestCore, tmp_path: Path) -> None:
             status = os.waitpid(child, 0)[1]
             assert edge.decrypt_key(created.blob) == created.plaintext, "the parent goes on"
             assert core.seen["LeaseRequest"] == asked
+            assert not core.returned, "what the child holds is not its to give back"
             return os.waitstatus_to_exitcode(status)
 
     assert await asyncio.to_thread(work) == 0

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -111,6 +112,18 @@ async def test_sigterm_is_a_quiet_end_with_a_last_report(host: Host) -> None:
     assert process.returncode == 0, err.decode()
     assert not host.socket.exists()
     assert sum(report.minted for report in host.core.usage.values()) == 1
+    assert host.core.returned == set(host.core.leases) == {"lease-1"}
+
+
+async def test_sigterm_with_the_core_gone_is_quiet_and_soon(host: Host) -> None:
+    process = await host.start()
+    await host.use()
+    await host.core.stop()
+    begun = time.monotonic()
+    process.terminate()
+    _, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert time.monotonic() - begun < 5
 
 
 async def test_a_pause_longer_than_the_lease_ends_it(host: Host) -> None:
