@@ -121,6 +121,29 @@ def test_the_life_of_a_small_mesh(layout: Layout) -> None:
             assert str(port) in refused["error"]["message"] and what in refused["error"]["message"]
 
 
+def test_a_mesh_whose_directory_was_deleted_ends_and_leaves_its_successor_alone(layout: Layout) -> None:
+    began = up(layout, "--regions", "solo")
+    old = [began["pid"], *children(layout).values()]
+    shutil.rmtree(layout.root)
+    again = up(layout, "--regions", "solo")
+    assert again["made"] is True
+    until(lambda: all(gone(pid) for pid in old), "the old mesh ending", within_s=15)
+    new = children(layout)  # its socket is where it was
+    assert not set(new.values()) & set(old)
+    make_tenant(layout)
+    assert here(layout, "down")["stopped"] is True
+    assert all(gone(pid) for pid in new.values())
+
+    final = [up(layout)["pid"], *children(layout).values()]
+    layout.root.rename(layout.root.with_name("away"))
+    until(lambda: all(gone(pid) for pid in final), "the moved mesh ending", within_s=15)
+    log = (layout.root.with_name("away") / "logs" / "supervisor.log").read_text()
+    assert "the directory is gone" in log and "exception" not in log
+    layout.root.with_name("away").rename(layout.root)
+    up(layout)
+    assert here(layout, "tenant", "show", "acme")["state"] == "active"
+
+
 def test_two_at_once_make_one_mesh(layout: Layout) -> None:
     program = [sys.executable, "-c", "import sys; from keymesh.app.cli import main; sys.exit(main())"]
     line = [*program, "up", "--dir", str(layout.root), "--regions", "solo", *FLAGS]

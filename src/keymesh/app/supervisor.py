@@ -1,7 +1,8 @@
 """The process that keeps an embedded mesh running: starts every role, restarts what dies, stops all on request.
 
-One supervisor for a directory (an advisory lock says so).  It holds no keys and speaks to nobody but the CLI, over a
-Unix socket in the directory: one JSON object a line, ``{"do": "status" | "stop" | "kill" | "hold" | "release"}``.
+One supervisor for a directory (an advisory lock says so); where the directory goes, or becomes another's, it ends.  It
+holds no keys and speaks to nobody but the CLI, over a Unix socket in the directory: one JSON object a line,
+``{"do": "status" | "stop" | "kill" | "hold" | "release"}``.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from keymesh.app.layout import Layout, MeshPlan, load_plan
 from keymesh.app.lifeline import PARENT_ENV, READY_ENV, die_with_parent, wait_for_stop
 from keymesh.app.logs import setup_logging
-from keymesh.app.supervisor_client import take_lock
+from keymesh.app.supervisor_client import is_in_place, take_lock
 
 log = logging.getLogger("keymesh.supervisor")
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 5.0
 STOP_GRACE_S = 8.0
+PLACE_CHECK_S = 1.0
 
 
 @dataclass(slots=True)
@@ -95,8 +97,9 @@ class Supervisor:
         self.stopping = False
         self.started_at = time.time()
 
-    async def run(self) -> None:
-        """Until SIGTERM, SIGINT or ``stop``; then every child is ended, and waited for."""
+    async def run(self, lock: IO[str]) -> None:
+        """Until SIGTERM, SIGINT, ``stop``, or the directory of ``lock`` is gone; then every child is ended, and
+        waited for."""
         self.layout.control_socket.unlink(missing_ok=True)
         server = await asyncio.start_unix_server(self._serve, path=str(self.layout.control_socket))
         self.layout.control_socket.chmod(0o600)
@@ -104,14 +107,24 @@ class Supervisor:
         self._stop = asyncio.Event()
         waiter = asyncio.create_task(wait_for_stop())
         stopper = asyncio.create_task(self._stop.wait())
-        await asyncio.wait([waiter, stopper], return_when=asyncio.FIRST_COMPLETED)
+        place = asyncio.create_task(self._until_gone(lock))
+        await asyncio.wait([waiter, stopper, place], return_when=asyncio.FIRST_COMPLETED)
         self.stopping = True
         await self._end_all()
-        for task in (*keepers, waiter, stopper):
+        for task in (*keepers, waiter, stopper, place):
             task.cancel()
-        await asyncio.gather(*keepers, waiter, stopper, return_exceptions=True)
+        await asyncio.gather(*keepers, waiter, stopper, place, return_exceptions=True)
         server.close()
-        self.layout.control_socket.unlink(missing_ok=True)
+        if is_in_place(lock, self.layout):  # else the socket there is another's
+            self.layout.control_socket.unlink(missing_ok=True)
+
+    async def _until_gone(self, lock: IO[str]) -> None:
+        """Returns once the directory is no longer this supervisor's."""
+        while True:
+            await asyncio.sleep(PLACE_CHECK_S)
+            if not is_in_place(lock, self.layout):
+                break
+        log.critical("the directory is gone", extra={"fields": {"dir": str(self.layout.root)}})
 
     async def _keep(self, child: Child) -> None:
         backoff = BACKOFF_MIN_S
@@ -213,8 +226,8 @@ def main(directory: str) -> int:
     die_with_parent()
     layout = Layout(Path(directory))
     setup_logging("supervisor")
-    with take_lock(layout):
-        asyncio.run(Supervisor(layout, load_plan(layout)).run())
+    with take_lock(layout) as lock:
+        asyncio.run(Supervisor(layout, load_plan(layout)).run(lock))
     return 0
 
 

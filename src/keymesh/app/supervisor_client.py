@@ -28,6 +28,16 @@ def take_lock(layout: Layout) -> IO[str]:
     return handle
 
 
+def is_in_place(lock: IO[str], layout: Layout) -> bool:
+    """Whether ``lock`` is still the directory's: not where that was deleted or moved, or made again by another."""
+    held = os.fstat(lock.fileno())
+    try:
+        there = layout.lock.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return (there.st_dev, there.st_ino) == (held.st_dev, held.st_ino)
+
+
 def ask_supervisor(layout: Layout, request: dict[str, Any]) -> dict[str, Any] | None:
     """The supervisor's answer, or None where none is listening."""
     with socket.socket(socket.AF_UNIX) as connection:

@@ -11,7 +11,7 @@ from tests.unit.app.founded import plan_for
 
 from keymesh.app.layout import Layout
 from keymesh.app.supervisor import Supervisor, children_of
-from keymesh.app.supervisor_client import take_lock
+from keymesh.app.supervisor_client import is_in_place, take_lock
 from keymesh.model.errors import Refused
 
 
@@ -69,6 +69,28 @@ async def test_a_kill_of_what_is_held_leaves_it_held(tmp_path: Path) -> None:
     assert child.held
     assert boss._do({"do": "release", "name": "registry"}) == {"ok": True}
     assert child.release.is_set()
+
+
+def test_a_lock_knows_its_directory(tmp_path: Path) -> None:
+    layout, elsewhere = Layout(tmp_path / "m"), tmp_path / "elsewhere"
+    layout.root.mkdir()
+    with take_lock(layout) as lock:
+        assert is_in_place(lock, layout)
+        layout.root.rename(elsewhere)
+        assert not is_in_place(lock, layout)
+        layout.root.mkdir()
+        assert not is_in_place(lock, layout)
+        with take_lock(layout) as other:  # the same path, another directory
+            assert is_in_place(other, layout) and not is_in_place(lock, layout)
+        layout.lock.unlink()
+        layout.root.rmdir()
+        elsewhere.rename(layout.root)
+        assert is_in_place(lock, layout)
+        layout.lock.unlink()
+        assert not is_in_place(lock, layout)
+        layout.root.rmdir()
+        layout.root.write_text("")
+        assert not is_in_place(lock, layout)
 
 
 def test_one_supervisor_for_a_directory(tmp_path: Path) -> None:
