@@ -56,4 +56,4 @@ def register(commands: Any) -> None:
     verify.add_argument("file", metavar="FILE", help="what suspend or revoke wrote")
     verify.add_argument("--root", metavar="FILE", help="trust.json with the root keys (default: the mesh directory's)")
     add_common(verify)
-    verify.set_defaults(run=Later("cli_killswitch", "run_verify"))
+    verify.set_defaults(run=Later("cli_verify", "run_verify"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -24,6 +25,11 @@ def emit(args: argparse.Namespace, value: Any, human: Callable[[], None]) -> Non
         print(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True))
     else:
         human()
+
+
+def show_utc(unix_ms: int) -> str:
+    """An instant for people."""
+    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -1,11 +1,10 @@
-"""``keymesh suspend | resume | revoke`` and ``keymesh verify``: the kill switch and the proof that it worked."""
+"""``keymesh suspend | resume | revoke``: the kill switch, and the certificate that it worked."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,18 +12,14 @@ import msgspec
 
 from keymesh.adapters.files import PUBLIC_MODE, check_writable, write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
-from keymesh.app.cli_common import emit, facts, stderr, stdout
+from keymesh.app.cli_common import emit, facts, show_utc, stderr, stdout
 from keymesh.app.cli_errors import BadUsage, plain_error, report_error
-from keymesh.app.layout import Layout, resolve_dir
-from keymesh.app.trust_file import load_trust
-from keymesh.control.evidence import verify_certificate
 from keymesh.control.kinds import ScopeArgs
 from keymesh.model import strict_json
 from keymesh.model.errors import ExitCode, Refused, Unavailable
 from keymesh.model.ids import check_token
 from keymesh.model.scope import Scope, parse_scope
 
-CERTIFICATE_MAX_BYTES = 16 * 1024 * 1024
 _RETRY_S: Final = 0.5
 _OVER: Final = {
     "superseded": "a later restriction of the same scope took over before it was certified",
@@ -219,15 +214,11 @@ def _show_kill(shown: Any) -> None:
         stdout.print("The Registry does not answer.  In force in these regions now, to be recorded on contact:")
         values["regions"] = ", ".join(shown["regions"])
     if shown.get("t") is not None:
-        values["no use after"] = _utc(shown["t"])
+        values["no use after"] = show_utc(shown["t"])
     for key in ("holders", "elapsed_ms", "file"):
         if key in shown:
             values[key.replace("_", " ")] = shown[key]
     facts(f"{shown['action']} {shown['scope']}", values)
-
-
-def _utc(unix_ms: int) -> str:
-    return datetime.fromtimestamp(unix_ms / 1000, UTC).isoformat(timespec="milliseconds")
 
 
 def run_resume(args: argparse.Namespace) -> int:
@@ -247,31 +238,3 @@ def run_resume(args: argparse.Namespace) -> int:
     shown = run_with_client(args.dir, work)
     emit(args, shown, lambda: facts(f"resume {scope}", {"status": shown["status"]}))
     return 0
-
-
-def run_verify(args: argparse.Namespace) -> int:
-    """Check a certificate file against the pinned root; nothing is asked of the mesh."""
-    path = Path(args.file)
-    raw = path.read_bytes()
-    if len(raw) > CERTIFICATE_MAX_BYTES:
-        raise Refused.bad_field("file", f"at most {CERTIFICATE_MAX_BYTES} bytes")
-    root_file = Path(args.root) if args.root else Layout(resolve_dir(args.dir)).trust
-    trust = load_trust(root_file)
-    try:
-        verified = verify_certificate(raw, root=trust.root, mesh=trust.mesh)
-    except Refused as bad:
-        raise Refused("bad-field", f"{path} is no certificate ({bad.message})", field="file") from bad
-    shown = {
-        "ok": True,
-        "scope": str(verified.scope),
-        "action": verified.action,
-        "t": verified.t,
-        "t_utc": _utc(verified.t),
-        "voters": list(verified.voters),
-        "holders_by_acknowledgement": list(verified.by_ack),
-        "holders_by_bound": list(verified.by_bound),
-        "command_id": verified.statement.command_id,
-        "not_covered": list(verified.statement.not_covered),
-    }
-    emit(args, shown, lambda: facts("certificate verified", {k: v for k, v in shown.items() if k != "ok"}))
-    return int(ExitCode.DONE)

@@ -214,6 +214,7 @@ STRANGERS = {
     "core_app": ("rich", "sqlalchemy", "keymesh.registry", "keymesh.edge", "keymesh.sim", "keymesh.app.cli"),
     "edge_app": ("rich", "sqlalchemy", "sqlite3", "keymesh.core", "keymesh.registry", "keymesh.sim", "keymesh.app.cli"),
     "cli_status": ("sqlalchemy", "sqlite3", "keymesh.core", "keymesh.edge", "keymesh.registry", "keymesh.sim"),
+    "cli_verify": ("aiohttp", "asyncio", "sqlite3", "keymesh.core", "keymesh.edge", "keymesh.registry", "keymesh.sim"),
     "cli_tenant": ("sqlalchemy", "sqlite3", "keymesh.edge", "keymesh.registry", "keymesh.sim"),
     "cli_mesh": ("sqlalchemy", "keymesh.registry", "keymesh.sim"),
 }

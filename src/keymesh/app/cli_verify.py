@@ -1,0 +1,40 @@
+"""``keymesh verify``: a kill-switch certificate checked offline; needs no mesh and no network."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from keymesh.app.cli_common import emit, facts, show_utc
+from keymesh.app.layout import Layout, resolve_dir
+from keymesh.app.trust_file import load_trust
+from keymesh.control.evidence import CERTIFICATE_MAX_BYTES, verify_certificate
+from keymesh.model.errors import ExitCode, Refused
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Check a certificate file against the pinned root; nothing is asked of the mesh."""
+    path = Path(args.file)
+    raw = path.read_bytes()
+    if len(raw) > CERTIFICATE_MAX_BYTES:
+        raise Refused.bad_field("file", f"at most {CERTIFICATE_MAX_BYTES} bytes")
+    root_file = Path(args.root) if args.root else Layout(resolve_dir(args.dir)).trust
+    trust = load_trust(root_file)
+    try:
+        verified = verify_certificate(raw, root=trust.root, mesh=trust.mesh)
+    except Refused as bad:
+        raise Refused("bad-field", f"{path} is no certificate ({bad.message})", field="file") from bad
+    shown = {
+        "ok": True,
+        "scope": str(verified.scope),
+        "action": verified.action,
+        "t": verified.t,
+        "t_utc": show_utc(verified.t),
+        "voters": list(verified.voters),
+        "holders_by_acknowledgement": list(verified.by_ack),
+        "holders_by_bound": list(verified.by_bound),
+        "command_id": verified.statement.command_id,
+        "not_covered": list(verified.statement.not_covered),
+    }
+    emit(args, shown, lambda: facts("certificate verified", {k: v for k, v in shown.items() if k != "ok"}))
+    return int(ExitCode.DONE)
