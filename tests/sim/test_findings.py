@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from keymesh.core import edges
+from keymesh.core.events import Reconnected
 from keymesh.core.machine import new_node
 from keymesh.core.machine import step as core_step
 from keymesh.core.records import EdgeLeaseRecord
 from keymesh.core.state import NodeConfig
 from keymesh.model.ids import MeshName
-from keymesh.model.machine import Booted, BootMark, ClockWentAhead, PersistFailed, Wake
+from keymesh.model.machine import REGISTRY, Booted, BootMark, ClockWentAhead, PersistFailed, Send, Wake
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
 from keymesh.registry import certificate
@@ -44,6 +45,17 @@ def test_a_registry_whose_write_failed_asks_for_its_wake_again() -> None:
     registry = new_registry(RegistryConfig(MeshName("m"), suite, FakeSuite("root").keys, 1))
     assert any(type(e) is Wake for e in registry_step(registry, Instant(0), _booted()))
     assert any(type(e) is Wake for e in registry_step(registry, Instant(0), PersistFailed("whatever")))
+
+
+def test_a_node_greets_a_registry_that_may_be_a_new_one() -> None:
+    """It knows nobody, and a restriction that it appended as it died would wait for the next heartbeat."""
+    node = new_node(_node())
+    core_step(node, Instant(0), _booted())
+    node.greeted = True
+    nonce = node.outstanding
+    effects = core_step(node, Instant(5_000), Reconnected())
+    assert [(e.to, e.message.node) for e in effects if type(e) is Send] == [(REGISTRY, "n1")]
+    assert node.outstanding is nonce, "the heartbeat that is out still counts"
 
 
 def test_an_edge_lease_outlives_a_jump_of_its_cores_clock() -> None:

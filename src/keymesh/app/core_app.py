@@ -47,6 +47,7 @@ from keymesh.core.events import (
     LoadKeys,
     MintKey,
     ProbeL1,
+    Reconnected,
     ReplyLocal,
     RewrapKey,
     RotateIvk,
@@ -219,15 +220,26 @@ class CoreProcess:
             log.debug("message not delivered", extra={"fields": {"reason": lost.code}})
 
     async def _follow(self, channel: str) -> None:
-        """One lane's long poll, for ever; each answer's messages reach the machines in order."""
+        """One lane's long poll, for ever; each answer's messages reach the machines in order.
+
+        After a loss the machine greets the Registry, which may be a new one: with each try, since the first answer can
+        take as long as a poll, and with that answer, since the try may have come too early.
+        """
         client = self._registry_client()
         backoff = BACKOFF_MIN_S
+        is_lost = False
         while True:
+            if is_lost and channel == CHANNELS[0]:
+                self.shell.feed(Reconnected())
             try:
                 _, body = await client.request("GET", f"/v1/channels/{channel}", timeout_s=POLL_TIMEOUT_S)
+                if is_lost and channel == CHANNELS[0]:
+                    self.shell.feed(Reconnected())
+                is_lost = False
                 backoff = BACKOFF_MIN_S
                 self._receive_all(body)
             except (Unavailable, Refused, Integrity) as lost:
+                is_lost = True
                 log.info("channel lost", extra={"fields": {"channel": channel, "reason": lost.code}})
                 await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
                 backoff = min(BACKOFF_MAX_S, backoff * 2)

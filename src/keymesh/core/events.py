@@ -114,6 +114,11 @@ class ReplyLocal:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The connection to the Registry was lost, and is tried anew or there again: whoever answers may know nothing."""
+
+
+@dataclass(frozen=True, slots=True)
 class Unsealed:
     """The MasterKey is in memory; ``ivk_generation`` is the active IVK's."""
 

@@ -83,11 +83,17 @@ def on_heartbeat_timer(state: NodeState, now: Instant, _: str, out: Out) -> None
     beat(state, now, out)
 
 
+def greet(state: NodeState, out: Out) -> None:
+    """Ask for what was sent to nobody.  After a reconnection this does not wait for a heartbeat, nor void one."""
+    config = state.config
+    out.append(Send(REGISTRY, Hello(region=config.region, node=config.node, boot_id=state.life)))
+
+
 def beat(state: NodeState, now: Instant, out: Out) -> None:
     """Send a heartbeat, and again whatever the Registry has not yet recorded; older nonces are void from here on."""
     config = state.config
     if not state.greeted:
-        out.append(Send(REGISTRY, Hello(region=config.region, node=config.node, boot_id=state.life)))
+        greet(state, out)
     nonce = state.draw("nonce")
     root = state.manifest.root
     state.outstanding = Outstanding(nonce, now, root, state.leaves)

@@ -36,6 +36,7 @@ from keymesh.core.events import (
     L1Probed,
     LocalRestrict,
     MintFailed,
+    Reconnected,
     RewrapFailed,
     Sealed,
     SnapshotTaken,
@@ -135,6 +136,10 @@ def _on_clock_went_back(state: NodeState, now: Instant, _: ClockWentBack, out: O
 
 def _on_clock_went_ahead(state: NodeState, now: Instant, event: ClockWentAhead, out: Out) -> None:
     edges.extend_all(state, event.by_ms)
+
+
+def _on_reconnected(state: NodeState, now: Instant, _: Reconnected, out: Out) -> None:
+    leases.greet(state, out)
 
 
 def _on_unsealed(state: NodeState, now: Instant, event: Unsealed, out: Out) -> None:
@@ -287,6 +292,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     PersistFailed: _on_persist_failed,
     ClockWentAhead: _on_clock_went_ahead,
     ClockWentBack: _on_clock_went_back,
+    Reconnected: _on_reconnected,
     Unsealed: _on_unsealed,
     Sealed: _on_sealed,
     KeysLoaded: _on_loaded,

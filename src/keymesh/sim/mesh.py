@@ -17,7 +17,7 @@ from keymesh.control.kinds import Genesis
 from keymesh.control.messages import CountersignRequest, Poll
 from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
 from keymesh.core import machine as core_machine
-from keymesh.core.events import Unsealed
+from keymesh.core.events import Reconnected, Unsealed
 from keymesh.core.records import state_name
 from keymesh.core.state import NodeConfig
 from keymesh.edge import machine as edge_machine
@@ -41,6 +41,8 @@ from keymesh.sim.suite import FakeSealed, FakeSuite
 from keymesh.sim.world import World
 
 UNSEAL_MS: Final = 40
+_RECONNECT_MS: Final = 250
+_RETRY_MS: Final = 2_000
 MESH_RECORD: Final = state_name(MESH_NAMESPACE)
 _SALT: Final = "5a" * 32
 
@@ -217,8 +219,22 @@ class Mesh:
             for other in world.machines.values():
                 if other.kind == "edge" and other.proc.region == proc.region:
                     world.schedule(60, world.deliver, other, Connected(machine.address))
+        elif machine.kind == "registry":
+            for i, region in enumerate(REGIONS):
+                world.schedule(_RECONNECT_MS + 90 * i, self._reconnect, node_address(region, NODE), proc.life)
         elif machine.kind == "edge":
             world.schedule(5, world.reply, (machine, proc.life), Connected(node_address(proc.region, NODE)))
+
+    def _reconnect(self, address: Any, life: Any) -> None:
+        """A Core tries until the Registry's new life answers."""
+        world = self.world
+        registry, node = world.machines[REGISTRY], world.machines[address]
+        if registry.proc.life != life:
+            return
+        if registry.proc.alive and world.network.connected(registry.proc.name, node.proc.name):
+            world.deliver(node, Reconnected())
+        else:
+            world.schedule(_RETRY_MS, self._reconnect, address, life)
 
     def _persisted(self, m: Machine, event: Persisted) -> None:
         """A Core tells the voter in its process of every mesh state that it has recorded."""
