@@ -92,7 +92,7 @@ class Persist(Struct, frozen=True):
 
 
 class Wake(Struct, frozen=True):
-    """Ask for a ``Tick`` at ``at`` or soon after, in place of the one that was asked for before; NEVER asks for none."""
+    """Ask for a ``Tick`` at ``at`` or soon after, in place of the one asked for before; NEVER asks for none."""
 
     at: Instant
 

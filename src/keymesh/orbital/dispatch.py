@@ -1,10 +1,10 @@
 """One node's queues: what it still has to be told, by lane, and what may be sent now (DESIGN section 4).
 
 Lane 0 is sent at once and again every second until acknowledged (every five to a node that was silent meanwhile),
-whatever else waits; each restriction keeps its own place, and only a newer restriction of the same scope takes it (so a
-backlog is bounded by scopes, not by events).  Lanes 1 and 2 share one slot: one task in flight, lane 1 first, none while
-a young Lane 0 task is out; past ``GATE_MS`` they go on beside a stuck one.  Namespaces take turns, so that none delays
-another; one that fails ``TASK_TRIES_MAX`` times is parked.  Pure bookkeeping: no message is made here.
+whatever else waits; each restriction keeps its own place, and only a newer restriction of the same scope takes it (so
+a backlog is bounded by scopes, not by events). Lanes 1 and 2 share one slot: one task in flight, lane 1 first, none
+while a young Lane 0 task is out; past ``GATE_MS`` they go on beside a stuck one. Namespaces take turns, so that none
+delays another; one that fails ``TASK_TRIES_MAX`` times is parked. Pure bookkeeping: no message is made here.
 """
 
 from __future__ import annotations
