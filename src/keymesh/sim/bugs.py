@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -18,13 +19,16 @@ from keymesh.control.messages import CountersignatureMessage
 from keymesh.control.rows import RestrictionRow, get
 from keymesh.core import apply, edges, l1_lease, l1_proof, leases, local, restrictions, revoking
 from keymesh.core.records import local_name
+from keymesh.edge import leaving
+from keymesh.edge import machine as edge_machine
 from keymesh.edge import rules as edge_rules
+from keymesh.edge.snapshot import Closing
 from keymesh.model.machine import Persist, Send
 from keymesh.model.time import Instant
 from keymesh.orbital import dispatch
 from keymesh.registry import certificate, commits, spaces
 
-Patch = tuple[Any, str, Callable[..., Any]]
+Patch = tuple[Any, Any, Callable[..., Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +52,11 @@ class Bug:
                 _set(holder, name, whole)
 
 
-def _get(holder: Any, name: str) -> Any:
+def _get(holder: Any, name: Any) -> Any:
     return holder[name] if isinstance(holder, dict) else getattr(holder, name)
 
 
-def _set(holder: Any, name: str, value: Any) -> None:
+def _set(holder: Any, name: Any, value: Any) -> None:
     if isinstance(holder, dict):
         holder[name] = value
     else:
@@ -62,6 +66,7 @@ def _set(holder: Any, name: str, value: Any) -> None:
 # --- leases ----------------------------------------------------------------------------------------------------------
 
 _credit_all = leases.credit_all
+_closing = leaving.on_closing
 _on_answer = leases.on_answer
 
 
@@ -96,6 +101,12 @@ def _settle_all(state: Any, sender: Any, message: Any, out: Any) -> Any:
     for lease in [x for x in state.edge_leases.values() if x.edge == sender]:
         last = state.edge_leases.pop(lease.lease_id)
     return last
+
+
+def _return_and_go_on(state: Any, now: Any, event: Any) -> list[Any]:
+    """Gives the leases back, and goes on using them."""
+    effects = _closing(copy(state), now, event)
+    return [e for e in effects if type(e) is Send]
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -231,6 +242,7 @@ BUGS: Final[tuple[Bug, ...]] = (
         seeds=(3,),
     ),
     Bug("edge-keeps-revoked-lease", ((edge_rules, "names_lease", _no),)),
+    Bug("edge-uses-what-it-gave-back", ((edge_machine._EVENTS, Closing, _return_and_go_on),)),
     Bug("edge-leases-forgotten", ((edges, "restore", _forget),), seeds=(23,)),
     Bug("one-ack-settles-all", ((revoking, "on_edge_ack", _settle_all),), seeds=(8,)),
     Bug("older-entry-applied", ((view, "_order", _apply_older),)),

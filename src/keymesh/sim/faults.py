@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from keymesh.edge.snapshot import Closing
 from keymesh.sim.keys import KeyShells
 from keymesh.sim.plan import Item
 from keymesh.sim.process import Process
@@ -26,6 +27,7 @@ class Faults:
             "cut-one-way": self._cut_one_way,
             "slow-link": self._slow,
             "crash": self._crash,
+            "retire": self._retire,
             "pause": self._pause,
             "clock-jump": self._jump,
             "clock-back": self._back,
@@ -106,6 +108,21 @@ class Faults:
             self.world.crash(proc, down_ms)
         elif proc.alive:
             proc.fuse = fuse
+
+    def _retire(self, name: str, linger_ms: int) -> bool:
+        """An Edge ends in order; its process lingers for a while, and another life follows."""
+        proc = self._proc(name)
+        if not proc.alive:
+            return False
+        life = proc.life
+        self.world.deliver(proc.machines[0], Closing())
+
+        def gone(a: Any, b: Any) -> None:
+            if proc.alive and proc.life == life:
+                self.world.crash(proc)
+
+        self.world.schedule(linger_ms, gone)
+        return True
 
     def _pause(self, name: str, length_ms: int) -> None:
         proc = self._proc(name)

@@ -17,6 +17,7 @@ FAULT_CLASSES: Final = (
     "cut-one-way",
     "slow-link",
     "crash",
+    "retire",
     "pause",
     "clock-jump",
     "clock-back",

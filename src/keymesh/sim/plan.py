@@ -133,6 +133,7 @@ class Planner:
             ("slow-link", (a, b, rng.randrange(500, ttl * 3 // 4), length)),
             ("crash", (proc, rng.randrange(0, 12), rng.choice((300, 700, 5_000, ttl)))),
             ("crash", (rng.choice(("registry", *REGIONS)), rng.randrange(0, 12), rng.choice((300, 700, 5_000)))),
+            ("retire", (edge_name(self._edge()), rng.choice((0, 1_000, ttl)))),
             ("pause", (proc, length)),
             ("clock-jump", (rng.choice((region, "registry")), rng.randrange(1_100, 60_000))),
             ("clock-back", (rng.choice((region, "registry")), rng.randrange(1_100, 60_000))),
