@@ -9,9 +9,10 @@ from keymesh.core.machine import step as core_step
 from keymesh.core.records import EdgeLeaseRecord
 from keymesh.core.state import NodeConfig
 from keymesh.model.ids import MeshName
-from keymesh.model.machine import REGISTRY, Booted, BootMark, ClockWentAhead, PersistFailed, Send, Wake
+from keymesh.model.machine import REGISTRY, Booted, BootMark, ClockWentAhead, PersistFailed, Send, Tick, Wake
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
+from keymesh.orbital.messages import Hello
 from keymesh.registry import certificate
 from keymesh.registry.machine import new_registry
 from keymesh.registry.machine import step as registry_step
@@ -56,6 +57,8 @@ def test_a_node_greets_a_registry_that_may_be_a_new_one() -> None:
     effects = core_step(node, Instant(5_000), Reconnected())
     assert [(e.to, e.message.node) for e in effects if type(e) is Send] == [(REGISTRY, "n1")]
     assert node.outstanding is nonce, "the heartbeat that is out still counts"
+    later = core_step(node, Instant(6_000), Tick())
+    assert [e.to for e in later if type(e) is Send and type(e.message) is Hello] == [REGISTRY], "it may have been lost"
 
 
 def test_an_edge_lease_outlives_a_jump_of_its_cores_clock() -> None:

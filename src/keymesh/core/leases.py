@@ -25,6 +25,8 @@ from keymesh.model.time import Instant, is_live
 from keymesh.orbital.messages import Hello
 
 PENDING_MAX = 1_000
+GREETINGS = 4
+GREET_MS = 500
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -83,8 +85,23 @@ def on_heartbeat_timer(state: NodeState, now: Instant, _: str, out: Out) -> None
     beat(state, now, out)
 
 
+def on_reconnected(state: NodeState, now: Instant, out: Out) -> None:
+    """Greet whoever is there now, a few times over: what it has for this node would wait for the next heartbeat."""
+    state.greetings = GREETINGS
+    greet_again(state, now, "", out)
+
+
+def greet_again(state: NodeState, now: Instant, _: str, out: Out) -> None:
+    """The next greeting, until the Registry is heard; the pauses double."""
+    if state.greetings == 0:
+        return
+    greet(state, out)
+    state.greetings -= 1
+    state.at(Instant(now + (GREET_MS << GREETINGS - state.greetings)), "greet")
+
+
 def greet(state: NodeState, out: Out) -> None:
-    """Ask for what was sent to nobody.  After a reconnection this does not wait for a heartbeat, nor void one."""
+    """Ask for what was sent to nobody.  Unlike a heartbeat it voids none that is out."""
     config = state.config
     out.append(Send(REGISTRY, Hello(region=config.region, node=config.node, boot_id=state.life)))
 
@@ -152,6 +169,7 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
         return
     state.outstanding = None
     state.greeted = True
+    state.greetings = 0
     state.answered_sent_at = outstanding.sent_at
     state.answered_root = answer.heads_root
     state.index_seen = max(state.index_seen, answer.index)

@@ -139,7 +139,7 @@ def _on_clock_went_ahead(state: NodeState, now: Instant, event: ClockWentAhead, 
 
 
 def _on_reconnected(state: NodeState, now: Instant, _: Reconnected, out: Out) -> None:
-    leases.greet(state, out)
+    leases.on_reconnected(state, now, out)
 
 
 def _on_unsealed(state: NodeState, now: Instant, event: Unsealed, out: Out) -> None:
@@ -207,6 +207,8 @@ def _on_received(state: NodeState, now: Instant, event: Received, out: Out) -> N
 
 
 def _on_task(state: NodeState, now: Instant, event: Received, out: Out) -> None:
+    if event.sender == REGISTRY:
+        state.greetings = 0
     apply.on_task(state, now, event.sender, event.message, out)
 
 
@@ -319,6 +321,7 @@ _MESSAGES: Final[dict[type, Callable[[NodeState, Instant, Received, Out], None]]
 
 _TIMERS: Final[dict[str, Callable[[NodeState, Instant, str, Out], None]]] = {
     "heartbeat": leases.on_heartbeat_timer,
+    "greet": leases.greet_again,
     "close": loading.on_close_timer,
     "load": loading.on_load_timer,
     "probe": l1_lease.on_probe_timer,

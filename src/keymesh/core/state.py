@@ -210,6 +210,7 @@ class NodeState:
     answered_root: Digest = ZERO_DIGEST
     index_seen: int = 0
     greeted: bool = False
+    greetings: int = 0  # to be said yet, since the Registry was lost
     heartbeat_at: Instant = START
     # work
     persisting: dict[str, Any] = field(default_factory=dict)  # token -> what waits for it

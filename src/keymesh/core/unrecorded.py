@@ -98,9 +98,18 @@ def _try_next(state: NodeState, now: Instant, out: Out) -> None:
         pending = state.unrecorded[key].pending
         puts = tuple(_puts(state, pending))
         if puts:
-            state.persist("again", pending, puts, (), out)
+            state.persist("again", pending, puts, tuple(_deletes(state, pending)), out)
             return
         _open(state, now, key, out)  # nothing is left to record
+
+
+def _deletes(state: NodeState, pending: object) -> Iterable[str]:
+    """Overlays that what is recorded now has caught up with."""
+    if isinstance(pending, apply.ApplyPending):
+        for new in pending.states:
+            holding = state.holding_or_new(new.head.entry.namespace)
+            if holding.overlay is not None and overlays.supersedes(new, holding.overlay):
+                yield overlay_name(holding.namespace)
 
 
 def _puts(state: NodeState, pending: object) -> Iterable[tuple[str, Any]]:

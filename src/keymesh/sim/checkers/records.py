@@ -85,7 +85,7 @@ class Records:
 
     def _judge_local_gone(self, m: Machine, namespace: str, command_id: str, effect: Persist) -> None:
         """A local suspension goes only once its entry, or a later one, is durable here (in this very write at the
-        latest), or once the Registry found its scope revoked."""
+        latest), or once a revocation of its scope is."""
         local = self.mesh.clients.locals.get((namespace, command_id))
         if local is None or local.recorded_at is None:
             return
@@ -93,8 +93,12 @@ class Records:
         held = lens.durable_seq(m, namespace)
         held = max([held, *(v.head.entry.seq for k, v in effect.puts if k == f"ns/{namespace}")])
         if fact is None:
-            revoked = self.ledger.open.get(local.event.scope)
-            if revoked is None or not revoked.revoked:
+            revocations = (
+                f.seq
+                for f in self.ledger.facts[namespace]
+                if f.kind == "revoke" and f.args["scope"] == local.event.scope
+            )
+            if not any(seq <= held for seq in revocations):
                 self.world.fail("I3", f"{m.address} drops local suspension {command_id}, which is not in the log")
         elif held < fact.seq:
             self.world.fail("I3", f"{m.address} drops local suspension {command_id} before {namespace}:{fact.seq}")
