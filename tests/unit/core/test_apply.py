@@ -427,6 +427,21 @@ def test_restrictions_of_an_unproven_lift_are_lifted_only_with_a_proof_too() -> 
     assert bench.may().reason == ""
 
 
+def test_what_is_recorded_late_takes_the_record_of_its_overlay_with_it() -> None:
+    """The older task lacks what the newer one, accepted but not recorded, restricts: so an overlay is recorded first."""
+    bench = Bench().up()
+    mesh = bench.mesh
+    older = mesh.restrict("suspend", SERVICE_SCOPE)
+    newer = mesh.restrict("suspend", SCOPE)
+    bench.disk_works = False
+    bench.give(newer)
+    bench.disk_works = True
+    bench.give(older)
+    bench.advance(1_000)
+    assert bench.holding().leaf == newer.leaf
+    assert overlay_name(TENANT) not in bench.disk
+
+
 def test_a_crash_while_an_unproven_lift_is_recorded() -> None:
     bench = Bench().up()
     mesh = bench.mesh
