@@ -94,7 +94,7 @@ class Proofs:
         return judged
 
 
-def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str) -> Change:
+def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str, seq: int) -> Change:
     """What changes; or a refusal that names the first row at fault.
 
     1. Every row is of this release, of this namespace, in its one form.
@@ -103,21 +103,23 @@ def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str) ->
     4. Rows that reach beyond the Registry's word are given, exactly, by an entry with that word.
     5. Nothing lifts a revocation.
     6. Each suspension that is gone has its later resume, committed.  (Last: see ``view``.)
-    Raises Refused or Integrity.
+
+    ``seq`` is of the entry that the new rows are after.  The holder may know restrictions beyond it: of them these
+    rows can't speak, so they lift nothing.  Raises Refused or Integrity.
     """
     for name in new:
         if old.get(name) != new[name]:
             check_row(namespace, name, new[name])
     _check_vanished(old, new)
     for name in sorted(n for n in new if n in old and old[n] != new[n]):
-        _check_moved(name, decode(name, old[name]), decode(name, new[name]))
+        _check_moved(name, decode(name, old[name]), decode(name, new[name]), seq)
     if namespace == MESH_NAMESPACE:
         _check_mesh(old, new, proofs)
     else:
         _check_tenant(old, new, proofs)
     before, after = restrictions_in(old), restrictions_in(new)
     change = _change(before, after)
-    _check_lifts(before, after, new, proofs)
+    _check_lifts(before, after, new, proofs, seq)
     return change
 
 
@@ -166,7 +168,7 @@ def _check_vanished(old: Rows, new: Rows) -> None:
             raise Integrity("row-vanished", f"{name} is gone", field=name)
 
 
-def _check_moved(name: str, old: Row, new: Row) -> None:
+def _check_moved(name: str, old: Row, new: Row, seq: int) -> None:
     match old, new:
         case KeyRow(), KeyRow():
             _check_key(name, old, new)
@@ -187,7 +189,7 @@ def _check_moved(name: str, old: Row, new: Row) -> None:
                 raise Integrity("unproven-change", f"{name} is another binding under the same name", field=name)
             if _BINDING_ORDER.index(new.state) < _BINDING_ORDER.index(old.state):
                 raise Integrity("row-regressed", f"{name} went back to {new.state}", field=name)
-        case RestrictionRow(), RestrictionRow():
+        case RestrictionRow(), RestrictionRow() if old.seq <= seq:
             _not_fallen(name, old.seq, new.seq)
         case _:  # others move freely, or not without proof (below)
             pass
@@ -329,14 +331,16 @@ def _change(before: dict[str, RestrictionRow], after: dict[str, RestrictionRow])
 
 
 def _check_lifts(
-    before: dict[str, RestrictionRow], after: dict[str, RestrictionRow], new: Rows, proofs: Proofs
+    before: dict[str, RestrictionRow], after: dict[str, RestrictionRow], new: Rows, proofs: Proofs, seq: int
 ) -> None:
     for scope, row in before.items():
         now = after.get(scope)
-        if row.state == "revoked" and (now is None or now.state != "revoked"):
+        if row.seq <= seq and row.state == "revoked" and (now is None or now.state != "revoked"):
             raise Integrity("revoked-lifted", f"{scope} was revoked, for good", field=f"restriction/{scope}")
-    for scope in (s for s in before if s not in after):
-        if not _lifted(scope, before[scope], get(new, f"restriction/{scope}", RestrictionRow), proofs):
+    for scope in (s for s, row in before.items() if s not in after or row.seq > seq):
+        if after.get(scope) != before[scope] and not _lifted(
+            scope, before[scope], get(new, f"restriction/{scope}", RestrictionRow), proofs
+        ):
             raise Refused("unproven-lift", f"no committed resume of {scope}", field=f"restriction/{scope}")
 
 

@@ -155,7 +155,9 @@ def _accept_newer(held: NamespaceState | None, state: NamespaceState, trusted: _
     if held is not None and held.head.hash == state.head.hash:
         change = transition.change_of(old, state.rows)  # a forced repeat: the rows were judged when first taken
     else:
-        change = transition.check_transition(old, state.rows, _proofs(state, trusted), namespace=entry.namespace)
+        change = transition.check_transition(
+            old, state.rows, _proofs(state, trusted), namespace=entry.namespace, seq=entry.seq
+        )
     return _accepted(state, change)
 
 

@@ -427,6 +427,26 @@ def test_restrictions_of_an_unproven_lift_are_lifted_only_with_a_proof_too() -> 
     assert bench.may().reason == ""
 
 
+@pytest.mark.parametrize("last", ["suspend", "revoke"])
+def test_an_older_state_restricts_although_a_newer_one_was_seen(last: str) -> None:
+    """It knows an older word on what the newer one restricted, and is not to be refused for that."""
+    bench = Bench().up()
+    mesh = bench.mesh
+    key, other = f"key:{TENANT}/files@1", f"service:{TENANT}/mail"
+    mesh.service(name="mail")
+    mesh.restrict("suspend", key)
+    mesh.restrict("resume", key)
+    bench.give(mesh.restrict("suspend", other))
+    older = mesh.restrict("suspend", SERVICE_SCOPE)
+    mesh.restrict("resume", SERVICE_SCOPE)
+    mesh.restrict("resume", other, committed=False)
+    bench.give(mesh.restrict(last, key))
+    assert set(bench.holding().restrictions) == {key, other}
+    bench.give(older)
+    assert set(bench.holding().restrictions) == {key, other, SERVICE_SCOPE}
+    assert bench.acks()[-1].reason == "unproven-lift"
+
+
 def test_what_is_recorded_late_takes_the_record_of_its_overlay_with_it() -> None:
     """The older task lacks what the newer one, accepted but not recorded, restricts: so an overlay is recorded first."""
     bench = Bench().up()
