@@ -448,7 +448,7 @@ def test_an_older_state_restricts_although_a_newer_one_was_seen(last: str) -> No
 
 
 def test_what_is_recorded_late_takes_the_record_of_its_overlay_with_it() -> None:
-    """The older task lacks what the newer one, accepted but not recorded, restricts: so an overlay is recorded first."""
+    """The older task lacks what the newer one, accepted but not recorded, restricts: an overlay is recorded first."""
     bench = Bench().up()
     mesh = bench.mesh
     older = mesh.restrict("suspend", SERVICE_SCOPE)
