@@ -6,6 +6,7 @@ as given; a denial still closes them.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final
 
 from keymesh.control.rows import L2_NAME
@@ -33,12 +34,13 @@ def covered_kinds(state: NodeState, namespace: str, service: str | None, version
     Remembered until a restriction or a local suspension comes or goes (``NodeState.restrictions_changed``).
     """
     use = (namespace, service, version)
-    found = state.covered.get(use)
-    if found is None:
+    try:
+        return state.covered[use]
+    except KeyError:
         if len(state.covered) >= COVERED_MAX:
             state.covered.clear()
         found = state.covered[use] = _covered_kinds(state, namespace, service, version)
-    return found
+        return found
 
 
 def _covered_kinds(state: NodeState, namespace: str, service: str | None, version: int | None) -> frozenset[str]:
@@ -61,9 +63,10 @@ def closed(state: NodeState, holding: Holding | None) -> bool:
     """Whether evidence, doubt or a denial keeps the tenant closed, leases aside."""
     if holding is None or holding.applied is None or holding.closed or state.mesh.closed:
         return True
-    for waiting in state.unrecorded.values():
-        if holding.namespace in waiting.namespaces or MESH_NAMESPACE in waiting.namespaces:
-            return True
+    if state.unrecorded:
+        for waiting in state.unrecorded.values():
+            if holding.namespace in waiting.namespaces or MESH_NAMESPACE in waiting.namespaces:
+                return True
     policy = holding.view.policy
     return policy is None or state.config.region not in policy.regions
 
@@ -135,6 +138,7 @@ def tenant_mode(state: NodeState, now: Instant, namespace: str) -> tuple[Mode, s
     return may.mode_of(context(state, namespace), now)
 
 
+@lru_cache(maxsize=4_096)
 def service_of(key: str) -> str | None:
     """The service whose key that is; None for L2."""
     return None if key == L2_NAME else key.partition("/")[2]

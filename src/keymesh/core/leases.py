@@ -50,9 +50,9 @@ def granted_ttl(answer_ttl_ms: int, settings: SettingsRow | None) -> int:
 
 def has_applied(applied: Leaf, offered: Leaf) -> bool:
     """Whether what is applied is at least what is offered; of the same order, it must be the same entry."""
-    if applied.order == offered.order:
+    if applied.epoch == offered.epoch and applied.seq == offered.seq:
         return applied.entry_hash == offered.entry_hash
-    return applied.order > offered.order
+    return (applied.epoch, applied.seq) > (offered.epoch, offered.seq)
 
 
 def answers(outstanding: Outstanding | None, nonce: str) -> bool:

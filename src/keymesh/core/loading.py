@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from keymesh.control.messages import PendingItem
 from keymesh.control.rows import L2_NAME, KeyRow
 from keymesh.core import context, l1_proof
 from keymesh.core.events import DropKeys, KeyRef, KeysLoaded, LoadKeys
 from keymesh.core.state import Holding, NodeState, Out, note, spread
-from keymesh.core.views import LIVE_STATES, TenantView, key_state
+from keymesh.core.views import LIVE_WORDS, TenantView
 from keymesh.model.time import Instant
 
 BACKOFF_MIN_MS = 1_000
@@ -38,9 +39,7 @@ def key_ref(namespace: str, name: KeyName, row: KeyRow) -> KeyRef:
 
 def wanted(view: TenantView, restricted: Callable[[str, int], bool]) -> dict[KeyName, KeyRow]:
     """Key versions that belong in memory: live, and under no restriction."""
-    return {
-        name: row for name, row in sorted(view.keys.items()) if key_state(row) in LIVE_STATES and not restricted(*name)
-    }
+    return {name: row for name, row in sorted(view.keys.items()) if row.state in LIVE_WORDS and not restricted(*name)}
 
 
 def plan(
@@ -48,19 +47,21 @@ def plan(
 ) -> LoadPlan:
     """Actions that take ``loaded`` to what is wanted.  An L3 waits until the L2 that it is wrapped under is loaded."""
     want = wanted(view, restricted)
-    drops = tuple(ref.kid for name, ref in sorted(loaded.items()) if name not in want or want[name].kid != ref.kid)
+    drops = tuple([ref.kid for name, ref in sorted(loaded.items()) if name not in want or want[name].kid != ref.kid])
     missing = [
         key_ref(namespace, name, row)
         for name, row in want.items()
         if name not in loaded or loaded[name].kid != row.kid or loaded[name].revision < row.revision
     ]
+    if not missing:
+        return LoadPlan(drops, ())
     l2s = tuple(ref for ref in missing if ref.key == L2_NAME)
     parents = {ref.kid for name, ref in loaded.items() if name[0] == L2_NAME and ref.kid not in drops}
     return LoadPlan(drops, l2s or tuple(ref for ref in missing if ref.parent in parents))
 
 
 def _restricted(state: NodeState, holding: Holding) -> Callable[[str, int], bool]:
-    return lambda key, version: context.version_restricted(state, holding.namespace, key, version)
+    return partial(context.version_restricted, state, holding.namespace)
 
 
 # --- dropping --------------------------------------------------------------------------------------------------------
@@ -228,5 +229,5 @@ def _pending(state: NodeState, holding: Holding) -> Iterator[PendingItem]:
         ref = loaded.get(name)
         if ref is not None and ref.kid == row.kid and ref.revision >= row.revision:
             continue
-        if key_state(row) in LIVE_STATES and not context.version_restricted(state, holding.namespace, *name):
+        if row.state in LIVE_WORDS and not context.version_restricted(state, holding.namespace, *name):
             yield PendingItem(namespace=holding.namespace, key=name[0], version=name[1], revision=row.revision)

@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from keymesh.model.states import KeyState, Mode, Operation, state_allows
-from keymesh.model.time import NEVER, Instant, is_live
+from keymesh.model.time import NEVER, Instant
 
 FRESH_INTERVALS: Final = 3
 
@@ -77,24 +77,10 @@ MODE_ALLOWS: Final[dict[Mode, frozenset[Operation]]] = {
     Mode.SEALED: frozenset({Operation.RESTRICT}),
 }
 
-# Restrictions that cover what is asked, and their words.
-_RESTRICTED: Final = (
-    ("restricted_mesh", "restricted-mesh"),
-    ("restricted_region", "restricted-region"),
-    ("restricted_tenant", "restricted-tenant"),
-    ("restricted_service", "restricted-service"),
-    ("restricted_key", "restricted-key"),
-    ("restricted_local", "restricted-local"),
-)
-
 
 def is_fresh(sent_at: Instant | None, interval_ms: int | None, now: Instant) -> bool:
     """Whether the last accepted answer's heartbeat was sent at most three intervals ago, and not in the future."""
     return sent_at is not None and interval_ms is not None and 0 <= now - sent_at <= FRESH_INTERVALS * interval_ms
-
-
-def _live(until: Instant | None, now: Instant) -> bool:
-    return until is not None and is_live(until, now)
 
 
 def mode_of(ctx: MayContext, now: Instant) -> tuple[Mode, str]:
@@ -103,11 +89,11 @@ def mode_of(ctx: MayContext, now: Instant) -> tuple[Mode, str]:
         return Mode.SEALED, "sealed"
     if ctx.closed is not False:
         return Mode.CLOSED, "closed"
-    if not _live(ctx.lease_until, now):
+    if ctx.lease_until is None or now >= ctx.lease_until:
         return Mode.CLOSED, "lease"
-    if not _live(ctx.mesh_lease_until, now):
+    if ctx.mesh_lease_until is None or now >= ctx.mesh_lease_until:
         return Mode.CLOSED, "mesh-lease"
-    if not _live(ctx.l1_until, now):
+    if ctx.l1_until is None or now >= ctx.l1_until:
         return Mode.CLOSED, "l1-lease"
     if ctx.grantor is Grantor.VOTERS:
         return Mode.STANDBY, "standby"
@@ -131,16 +117,36 @@ def may(ctx: MayContext, operation: Operation, now: Instant) -> Verdict:
         return Verdict(True, mode, "", NEVER)
     if operation not in MODE_ALLOWS[mode]:
         return Verdict(False, mode, why, now)
-    for field, word in _RESTRICTED:
-        if getattr(ctx, field) is not False:
-            return Verdict(False, mode, word, now)
+    word = _restricted(ctx)
+    if word:
+        return Verdict(False, mode, word, now)
     if ctx.key_state is not NO_KEY and (ctx.key_state is None or not state_allows(ctx.key_state, operation)):
         return Verdict(False, mode, "key-state", now)
     return Verdict(True, mode, "", _until(ctx, operation))
 
 
+def _restricted(ctx: MayContext) -> str:
+    """The widest restriction that covers what is asked; empty for none."""
+    if ctx.restricted_mesh is not False:
+        return "restricted-mesh"
+    if ctx.restricted_region is not False:
+        return "restricted-region"
+    if ctx.restricted_tenant is not False:
+        return "restricted-tenant"
+    if ctx.restricted_service is not False:
+        return "restricted-service"
+    if ctx.restricted_key is not False:
+        return "restricted-key"
+    if ctx.restricted_local is not False:
+        return "restricted-local"
+    return ""
+
+
 def _until(ctx: MayContext, operation: Operation) -> Instant:
-    ends = [end for end in (ctx.lease_until, ctx.mesh_lease_until, ctx.l1_until) if end is not None]
+    until = NEVER
+    for end in (ctx.lease_until, ctx.mesh_lease_until, ctx.l1_until):
+        if end is not None and end < until:
+            until = end
     if operation is Operation.GRANT and ctx.answered_sent_at is not None and ctx.interval_ms is not None:
-        ends.append(Instant(ctx.answered_sent_at + FRESH_INTERVALS * ctx.interval_ms + 1))
-    return min(ends)
+        return min(until, Instant(ctx.answered_sent_at + FRESH_INTERVALS * ctx.interval_ms + 1))
+    return until

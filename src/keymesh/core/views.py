@@ -15,10 +15,12 @@ from keymesh.crypto.dsse import key_id
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE, KeyId, Namespace, TenantId
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
-from keymesh.model.states import KeyState
+from keymesh.model.states import KEY_STATES, KeyState
 
 REGISTRY_ROLE: Final = "registry"
 LIVE_STATES: Final = frozenset({KeyState.PRE_ACTIVE, KeyState.ACTIVE, KeyState.DEACTIVATED})
+LIVE_WORDS: Final = frozenset(state.value for state in LIVE_STATES)
+"""The same, as rows say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,7 @@ EMPTY_MESH: Final = MeshView()
 
 def key_state(row: r.KeyRow) -> KeyState | None:
     """The row's state, or None where this release does not know it."""
-    try:
-        return KeyState(row.state)
-    except ValueError:
-        return None
+    return KEY_STATES.get(row.state)
 
 
 def restriction_of(namespace: str, text: str, row: r.RestrictionRow) -> Restriction | None:

@@ -9,7 +9,14 @@ from enum import Enum, IntEnum
 from typing import Final
 
 
-class KeyState(Enum):
+class Word(Enum):
+    """A closed set of words.  Members are singletons, so identity is all that their hash needs (``Enum``'s own is a
+    Python function, and these are looked up in tables at every question)."""
+
+    __hash__ = object.__hash__
+
+
+class KeyState(Word):
     PRE_ACTIVE = "pre-active"
     ACTIVE = "active"
     SUSPENDED = "suspended"
@@ -19,7 +26,11 @@ class KeyState(Enum):
     DESTROYED_COMPROMISED = "destroyed-compromised"
 
 
-class Operation(Enum):
+KEY_STATES: Final = {state.value: state for state in KeyState}
+"""By their words in rows."""
+
+
+class Operation(Word):
     """What may be asked of a key, or of a tenant in a region."""
 
     WRAP = "wrap"  # protect new data or child keys: mint an L4, wrap an L3
@@ -30,7 +41,7 @@ class Operation(Enum):
     RESTRICT = "restrict"
 
 
-class Mode(Enum):
+class Mode(Word):
     """Names for the results of ``may`` (DESIGN section 3), per tenant and node."""
 
     SYNCED = "synced"
@@ -48,14 +59,14 @@ class Lane(IntEnum):
     ROUTINE = 2
 
 
-class IvkState(Enum):
+class IvkState(Word):
     ACTIVE = "active"
     GRACE = "grace"
     DEPRECATED = "deprecated"
     REVOKED = "revoked"
 
 
-class Custody(Enum):
+class Custody(Word):
     LEASED = "leased"
     CORE_HELD = "core-held"
 
