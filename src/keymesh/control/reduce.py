@@ -40,6 +40,7 @@ from keymesh.control.rows import (
     WantRow,
     get,
     l3_name,
+    rows_bytes,
 )
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
@@ -87,7 +88,7 @@ def plan(
     if kind not in _FIRST and not rows:
         raise Refused("unknown-namespace", f"{namespace} has no entries yet", field="namespace")
     _HANDLERS[kind](draft, typed)
-    if kind not in _RESTRICTING and sum(len(k) + len(v) for k, v in draft.rows.items()) > STATE_MAX_BYTES:
+    if kind not in _RESTRICTING and rows_bytes(draft.rows) > STATE_MAX_BYTES:
         raise Refused("too-large", f"the state of {namespace} would pass {STATE_MAX_BYTES} bytes")
     return draft.rows
 

@@ -174,6 +174,14 @@ _PREFIXED: Final[dict[str, type[Row]]] = {
 }
 
 
+@lru_cache(maxsize=16_384)
+def parts_of(name: str) -> tuple[str, str]:
+    """What kind of row ``name`` is, and of what: ``key`` and ``l2/1`` of ``key/l2/1``."""
+    head, _, rest = name.partition("/")
+    return head, rest
+
+
+@lru_cache(maxsize=16_384)
 def shape_of(name: str) -> type[Row] | None:
     """The row type that ``name`` holds, or None for a name that this release does not know."""
     head, slash, _ = name.partition("/")
@@ -189,23 +197,36 @@ def decode(name: str, raw: bytes) -> Row:
     shape = shape_of(name)
     if shape is None:
         raise Integrity("unknown-row", f"row {name!r} is not known to this release", field=name)
-    return _decoded(raw, shape)
+    row: Row = _decoded(raw, shape)
+    return row
+
+
+def decode_as(name: str, raw: bytes, shape: type[R]) -> R:
+    """As ``decode``, of a row that must be a ``shape``."""
+    if shape_of(name) is not shape:
+        raise Integrity("unknown-row", f"row {name!r} is not known to this release", field=name)
+    row: R = _decoded(raw, shape)
+    return row
 
 
 @lru_cache(maxsize=32_768)
-def _decoded(raw: bytes, shape: type[Row]) -> Row:
-    """Rows change seldom and are read at every step; they are frozen, so equal bytes may share one object."""
+def _decoded(raw: bytes, shape: type[Row]) -> Any:
+    """A ``shape``.  Rows change seldom and are read at every step; they are frozen, so equal bytes may share one
+    object."""
     return strict_json.decode(raw, shape, max_bytes=TASK_MAX_BYTES)
 
 
 def get(rows: Rows, name: str, shape: type[R]) -> R | None:
     """The row ``name`` as ``shape``, or None where absent."""
-    raw = rows.get(name)
-    if raw is None:
+    if name not in rows:
         return None
-    row = _decoded(raw, shape)
-    assert isinstance(row, shape)
+    row: R = _decoded(rows[name], shape)
     return row
+
+
+def rows_bytes(rows: Rows) -> int:
+    """The size of ``rows``, names included."""
+    return sum(map(len, rows)) + sum(map(len, rows.values()))
 
 
 def l3_name(service: ServiceName | str) -> str:
@@ -220,6 +241,7 @@ def key_row_name(key_name: str, version: int) -> str:
     return f"key/{key_name}/{version}"
 
 
+@lru_cache(maxsize=16_384)
 def split_key_row(name: str) -> tuple[str, int]:
     """(key_name, version) of ``key/<key_name>/<version>``."""
     _, _, rest = name.partition("/")

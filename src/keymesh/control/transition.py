@@ -27,8 +27,11 @@ from keymesh.control.rows import (
     WantRow,
     WrappingRow,
     decode,
+    decode_as,
     encode,
     get,
+    parts_of,
+    shape_of,
 )
 from keymesh.control.state import RESUME, Supported
 from keymesh.model import strict_json
@@ -107,16 +110,18 @@ def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str, se
     ``seq`` is of the entry that the new rows are after.  The holder may know restrictions beyond it: of them these
     rows can't speak, so they lift nothing.  Raises Refused or Integrity.
     """
-    for name in new:
-        if old.get(name) != new[name]:
-            check_row(namespace, name, new[name])
+    changed = [name for name in new if name not in old or old[name] != new[name]]
+    for name in changed:
+        check_row(namespace, name, new[name])
     _check_vanished(old, new)
-    for name in sorted(n for n in new if n in old and old[n] != new[n]):
-        _check_moved(name, decode(name, old[name]), decode(name, new[name]), seq)
+    changed.sort()
+    for name in changed:
+        if name in old:
+            _check_moved(name, decode(name, old[name]), decode(name, new[name]), seq)
     if namespace == MESH_NAMESPACE:
-        _check_mesh(old, new, proofs)
+        _check_mesh(old, new, changed, proofs)
     else:
-        _check_tenant(old, new, proofs)
+        _check_tenant(old, new, changed, proofs)
     before, after = restrictions_in(old), restrictions_in(new)
     change = _change(before, after)
     _check_lifts(before, after, new, proofs, seq)
@@ -221,15 +226,11 @@ def _args(item: Supported, shape: type[A]) -> A:
     return strict_json.convert(item.signed.entry.body.args, shape)
 
 
-def _differs(old: Rows, new: Rows, head: str) -> list[str]:
-    return sorted(n for n in new if n.partition("/")[0] == head and old.get(n) != new[n])
-
-
-def _check_mesh(old: Rows, new: Rows, proofs: Proofs) -> None:
+def _check_mesh(old: Rows, new: Rows, changed: list[str], proofs: Proofs) -> None:
     """Every row of the mesh but its restrictions is genesis' or a ``region.join``'s; an IVK generation may rise."""
     heads = ("settings", "root", "voters", "delegation", "region", "node")
     given: list[dict[str, Row]] | None = None
-    for name in [n for head in heads for n in _differs(old, new, head)]:
+    for name in [n for head in heads for n in changed if parts_of(n)[0] == head]:
         row = decode(name, new[name])
         before = get(old, name, RegionRow) if isinstance(row, RegionRow) else None
         if isinstance(row, RegionRow) and before is not None and _same_region(before, row):
@@ -269,7 +270,7 @@ def _given_mesh_rows(proofs: Proofs) -> Iterator[dict[str, Row]]:
         yield {f"region/{join.region}": join.row, **{f"node/{join.region}/{n}": r for n, r in join.nodes.items()}}
 
 
-def _check_tenant(old: Rows, new: Rows, proofs: Proofs) -> None:
+def _check_tenant(old: Rows, new: Rows, changed: list[str], proofs: Proofs) -> None:
     """Who the tenant is comes with its creation and never changes without its signers; a new binding is a switch's.
 
     A second ``tenant.create`` proves nothing to who holds the tenant: it would be signed by its own signers alone.
@@ -277,12 +278,16 @@ def _check_tenant(old: Rows, new: Rows, proofs: Proofs) -> None:
     for name in ("policy", "signers"):
         if name not in new:
             raise _unproven(name)
-        if old.get(name) != new[name] and (name in old or not _created(name, decode(name, new[name]), proofs)):
+        if name in changed and (name in old or not _created(name, decode(name, new[name]), proofs)):
             raise _unproven(name)
-    for name in _differs(old, new, "binding"):
-        if name not in old and not _bound(name, decode(name, new[name]), "policy" not in old, proofs):
+    for name in changed:
+        if (
+            parts_of(name)[0] == "binding"
+            and name not in old
+            and not _bound(name, decode(name, new[name]), "policy" not in old, proofs)
+        ):
             raise _unproven(name)
-    active = [n for n in new if n.startswith("binding/") and (b := get(new, n, BindingRow)) and b.state == "active"]
+    active = [n for n in new if shape_of(n) is BindingRow and (b := get(new, n, BindingRow)) and b.state == "active"]
     if len(active) != 1:
         raise Integrity("unproven-change", "a tenant has exactly one active binding", field="binding")
 
@@ -311,10 +316,10 @@ def _bound(name: str, row: Row, is_new_tenant: bool, proofs: Proofs) -> bool:
 def restrictions_in(rows: Rows) -> dict[str, RestrictionRow]:
     """Restrictions in force by ``rows``, by scope, sorted."""
     found = {}
-    for name in sorted(n for n in rows if n.startswith("restriction/")):
-        row = get(rows, name, RestrictionRow)
-        if row is not None and row.state in _RESTRICTED:
-            found[name.removeprefix("restriction/")] = row
+    for name in sorted([n for n in rows if shape_of(n) is RestrictionRow]):
+        row = decode_as(name, rows[name], RestrictionRow)
+        if row.state in _RESTRICTED:
+            found[parts_of(name)[1]] = row
     return found
 
 

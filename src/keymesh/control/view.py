@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from keymesh.control import commit, transition, trust
 from keymesh.control.entry import Entry, SignedEntry, parse_entry
 from keymesh.control.kinds import KINDS, Genesis
-from keymesh.control.rows import RestrictionRow, Rows, SignersRow, get
+from keymesh.control.rows import RestrictionRow, Rows, SignersRow, get, rows_bytes
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState, Supported
 from keymesh.control.transition import Change, Proofs
@@ -199,8 +199,10 @@ def _check_frame(task: Offer, *, pins: Pins, epoch: int) -> None:
 
 def state_bytes(state: NamespaceState) -> int:
     """The size of what travels: rows, entry and support."""
-    signed = len(state.head.envelope.payload) + sum(len(s.signed.envelope.payload) for s in state.support)
-    return signed + sum(len(k) + len(v) for k, v in state.rows.items())
+    signed = len(state.head.envelope.payload)
+    for supported in state.support:
+        signed += len(supported.signed.envelope.payload)
+    return signed + rows_bytes(state.rows)
 
 
 def check_signed(signed: SignedEntry) -> None:
@@ -260,7 +262,7 @@ def _verify_head(head: SignedEntry, trusted: _Trust) -> None:
 def _proofs(state: NamespaceState, trusted: _Trust) -> Proofs:
     """The head may be its own proof; every other comes from the support."""
     items = state.support
-    if all(s.signed.hash != state.head.hash for s in items):
+    if state.head.hash not in [s.signed.hash for s in items]:
         items = (*items, Supported(state.head))
     return Proofs(
         items,

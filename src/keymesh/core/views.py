@@ -6,7 +6,7 @@ Decides how doubt in a row is read: a restriction that cannot be understood rest
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, cast
+from typing import Final
 
 from keymesh.control import rows as r
 from keymesh.control.entry import SignedEntry
@@ -96,63 +96,50 @@ def _whole(namespace: str) -> Scope:
 def restrictions_in(namespace: str, rows: r.Rows) -> dict[str, Restriction]:
     """Scope text -> restriction, of those in force in ``rows``."""
     found: dict[str, Restriction] = {}
-    for name, raw in rows.items():
-        if name.startswith("restriction/"):
-            text = name.removeprefix("restriction/")
-            restriction = restriction_of(namespace, text, cast(r.RestrictionRow, r.decode(name, raw)))
-            if restriction is not None:
-                found[text] = restriction
+    for text, row in restriction_rows(rows).items():
+        restriction = restriction_of(namespace, text, row)
+        if restriction is not None:
+            found[text] = restriction
     return found
 
 
 def restriction_rows(rows: r.Rows) -> dict[str, r.RestrictionRow]:
     """Scope text -> row, lifted ones too."""
     return {
-        name.removeprefix("restriction/"): cast(r.RestrictionRow, r.decode(name, raw))
+        r.parts_of(name)[1]: r.decode_as(name, raw, r.RestrictionRow)
         for name, raw in rows.items()
-        if name.startswith("restriction/")
+        if r.shape_of(name) is r.RestrictionRow
     }
 
 
 def tenant_view(namespace: str, rows: r.Rows) -> TenantView:
     """Raises Integrity or Refused for a row that this release does not know (which ``control.view`` refuses first)."""
-    view = TenantView(restrictions=restrictions_in(namespace, rows), policy=_policy(rows))
+    view = TenantView(restrictions=restrictions_in(namespace, rows), policy=r.get(rows, "policy", r.PolicyRow))
     for name, raw in rows.items():
-        head, _, rest = name.partition("/")
+        head, rest = r.parts_of(name)
         if head == "key":
-            view.keys[r.split_key_row(name)] = cast(r.KeyRow, r.decode(name, raw))
+            view.keys[r.split_key_row(name)] = r.decode_as(name, raw, r.KeyRow)
         elif head == "service":
-            view.services[rest] = cast(r.ServiceRow, r.decode(name, raw))
+            view.services[rest] = r.decode_as(name, raw, r.ServiceRow)
         elif head == "binding":
-            view.bindings[rest] = cast(r.BindingRow, r.decode(name, raw))
+            view.bindings[rest] = r.decode_as(name, raw, r.BindingRow)
         elif head == "want":
-            view.wants[rest] = cast(r.WantRow, r.decode(name, raw)).version
+            view.wants[rest] = r.decode_as(name, raw, r.WantRow).version
         elif head == "rewrap":
-            view.rewraps[rest] = cast(r.RewrapRow, r.decode(name, raw)).parent
+            view.rewraps[rest] = r.decode_as(name, raw, r.RewrapRow).parent
         elif head == "wrapping":
-            view.wrapping[rest] = cast(r.WrappingRow, r.decode(name, raw)).version
+            view.wrapping[rest] = r.decode_as(name, raw, r.WrappingRow).version
     return view
-
-
-def _policy(rows: r.Rows) -> r.PolicyRow | None:
-    raw = rows.get("policy")
-    return None if raw is None else cast(r.PolicyRow, r.decode("policy", raw))
 
 
 def mesh_view(rows: r.Rows) -> MeshView:
     """The part of ``mesh`` that a node acts on.  Raises as ``tenant_view``."""
-    settings = rows.get("settings")
-    registry = rows.get(f"delegation/{REGISTRY_ROLE}")
+    registry = r.get(rows, f"delegation/{REGISTRY_ROLE}", r.DelegationRow)
     return MeshView(
-        settings=None if settings is None else cast(r.SettingsRow, r.decode("settings", settings)),
-        registry_keys={}
-        if registry is None
-        else {
-            KeyId(name): public
-            for name, public in cast(r.DelegationRow, r.decode(f"delegation/{REGISTRY_ROLE}", registry)).keys.items()
-        },
+        settings=r.get(rows, "settings", r.SettingsRow),
+        registry_keys={} if registry is None else {KeyId(name): public for name, public in registry.keys.items()},
         regions={
-            name.removeprefix("region/"): cast(r.RegionRow, r.decode(name, raw))
+            name.removeprefix("region/"): r.decode_as(name, raw, r.RegionRow)
             for name, raw in rows.items()
             if name.startswith("region/")
         },

@@ -21,7 +21,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NewType, Self
+from typing import Final, NewType, Self, final
 
 import msgspec
 
@@ -50,13 +50,15 @@ def leaf_hash(key: str, value: bytes) -> bytes:
     return _sha256(b"\0" + lp(key.encode()) + lp(value)).digest()
 
 
+@lru_cache(maxsize=16_384)
 def _node_hash(left: bytes, right: bytes) -> bytes:
+    """Maps change by a row at a time: of the next tree's nodes most have been hashed before."""
     return _sha256(b"\1" + left + right).digest()
 
 
 def root_of(rows: Mapping[str, bytes]) -> Digest:
     """The root over ``rows``, without building a tree."""
-    leaves = sorted((path_of(key), leaf_hash(key, value)) for key, value in rows.items())
+    leaves = sorted([(path_of(key), leaf_hash(key, value)) for key, value in rows.items()])
     return Digest(_hash_range(leaves, 0, len(leaves), 0, 0).hex())
 
 
@@ -65,6 +67,8 @@ def _hash_range(leaves: list[tuple[int, bytes]], start: int, end: int, depth: in
         return leaves[start][1]
     if start == end:
         return EMPTY_HASH
+    if end - start == 2:
+        return _hash_pair(leaves[start], leaves[start + 1], depth)
     half = base | 1 << (PATH_BITS - 1 - depth)
     middle = bisect_left(leaves, (half,), start, end)
     return _node_hash(
@@ -72,6 +76,17 @@ def _hash_range(leaves: list[tuple[int, bytes]], start: int, end: int, depth: in
     )
 
 
+def _hash_pair(low: tuple[int, bytes], high: tuple[int, bytes], depth: int) -> bytes:
+    """Two rows that share ``depth`` bits: they part at the first bit that differs, with nothing beside them above."""
+    parting = PATH_BITS - (low[0] ^ high[0]).bit_length()
+    running = _node_hash(low[1], high[1])
+    for level in range(parting - 1, depth - 1, -1):
+        goes_right = low[0] >> (PATH_BITS - 1 - level) & 1
+        running = _node_hash(EMPTY_HASH, running) if goes_right else _node_hash(running, EMPTY_HASH)
+    return running
+
+
+@final
 @dataclass(frozen=True, slots=True)
 class _Leaf:
     path: int
@@ -80,6 +95,7 @@ class _Leaf:
     hash: bytes
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class _Fork:
     left: _Node
@@ -100,24 +116,22 @@ def _bit(path: int, depth: int) -> int:
 
 def _fork(left: _Node, right: _Node) -> _Node:
     """The node over two halves; a single leaf rises, so that the form is independent of history."""
-    if left is None and not isinstance(right, _Fork):
+    if left is None and type(right) is not _Fork:
         return right
-    if right is None and not isinstance(left, _Fork):
+    if right is None and type(left) is not _Fork:
         return left
-    return _Fork(left, right, _node_hash(_hash(left), _hash(right)))
+    left_hash = EMPTY_HASH if left is None else left.hash
+    right_hash = EMPTY_HASH if right is None else right.hash
+    return _Fork(left, right, _node_hash(left_hash, right_hash))
 
 
 def _put(node: _Node, leaf: _Leaf, depth: int) -> _Node:
     if node is None:
         return leaf
-    if isinstance(node, _Leaf):
-        if node.path == leaf.path:
-            return leaf
-        pair: tuple[_Node, _Node] = (node, None) if _bit(node.path, depth) == 0 else (None, node)
-        node_left, node_right = pair
-    else:
-        node_left, node_right = node.left, node.right
-    if _bit(leaf.path, depth) == 0:
+    if type(node) is _Leaf and node.path == leaf.path:
+        return leaf
+    node_left, node_right = _halves(node, depth)
+    if leaf.path >> (PATH_BITS - 1 - depth) & 1 == 0:
         return _fork(_put(node_left, leaf, depth + 1), node_right)
     return _fork(node_left, _put(node_right, leaf, depth + 1))
 
@@ -192,11 +206,11 @@ class MapTree:
         return Digest(_hash(self._node).hex())
 
     def get(self, key: str) -> bytes | None:
-        leaf, _ = self._walk(path_of(key))
+        leaf = self._standing_at(path_of(key))
         return leaf.value if leaf is not None and leaf.key == key else None
 
     def set(self, key: str, value: bytes) -> MapTree:
-        leaf, _ = self._walk(path_of(key))
+        leaf = self._standing_at(path_of(key))
         if leaf is not None and leaf.key == key:
             if leaf.value == value:
                 return self
@@ -229,6 +243,14 @@ class MapTree:
 
     def __repr__(self) -> str:
         return f"<MapTree {self._size} rows {self.root[:16]}>"
+
+    def _standing_at(self, path: int) -> _Leaf | None:
+        """The leaf that stands where ``path`` leads."""
+        node, bit = self._node, PATH_BITS - 1
+        while type(node) is _Fork:
+            node = node.right if path >> bit & 1 else node.left
+            bit -= 1
+        return node
 
     def _walk(self, path: int) -> tuple[_Leaf | None, list[bytes]]:
         """The leaf that stands where ``path`` leads, and the hashes beside the way, root first."""

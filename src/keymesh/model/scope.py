@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 
 from keymesh.model.errors import Refused
 from keymesh.model.ids import (
@@ -76,6 +77,7 @@ class Scope:
                 return self.tenant == tenant and self.service == service and self.version == version
 
 
+@lru_cache(maxsize=4_096)
 def parse_scope(text: str) -> Scope:
     """The scope that ``text`` names.  Raises Refused naming the field ``scope`` and the accepted forms."""
     head, colon, rest = text.partition(":")

@@ -21,7 +21,7 @@ from keymesh.control.kinds import KINDS, Effect, Kind, ScopeArgs
 from keymesh.control.messages import Recorded
 from keymesh.control.rows import Rows, SignersRow
 from keymesh.control.signing import Suite, from_plain
-from keymesh.ledger.maptree import root_of
+from keymesh.control.view import rows_root
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, check_tenant, check_token
@@ -135,7 +135,7 @@ def plan_entry(
         issued_at=now,
     )
     after = reduce.apply(rows, draft, mesh_rows)
-    signed = sign_entry(msgspec.structs.replace(draft, state=root_of(after)), suite)
+    signed = sign_entry(msgspec.structs.replace(draft, state=rows_root(after)), suite)
     trust.verify_entry(signed, mesh_rows, signers, suite, pins=pins)
     return signed, after
 

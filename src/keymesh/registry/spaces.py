@@ -40,8 +40,8 @@ from keymesh.control.rows import (
 )
 from keymesh.control.state import RESUME as RESUME
 from keymesh.control.state import NamespaceState, Supported, support_after
+from keymesh.control.view import rows_root
 from keymesh.crypto.dsse import key_id
-from keymesh.ledger.maptree import root_of
 from keymesh.model.errors import Integrity
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Namespace
 from keymesh.model.machine import Address, node_address
@@ -104,7 +104,7 @@ def check_entry(state: RegistryState, signed: SignedEntry) -> dict[str, bytes]:
     check_next(space, signed)
     verify_signatures(state, signed)
     rows = reduce.apply(space.rows, signed.entry)
-    if root_of(rows) != signed.entry.state:
+    if rows_root(rows) != signed.entry.state:
         raise Integrity("state-mismatch", f"{space.name}: entry {signed.entry.seq} attests another state")
     return rows
 
@@ -222,8 +222,11 @@ def state_at(space: Space, seq: int) -> NamespaceState:
     if version is None:
         seq = space.offered if space.offered in space.versions else space.seq
         version = space.versions[seq]
-    support = tuple(Supported(s.signed, proof(space, s.signed.entry.seq)) for s in version.support)
-    return NamespaceState(head=space.entries[seq - 1], rows=version.rows, support=support)
+    if version.shown is None or version.proofs != len(space.commits):  # proofs only come, none goes or changes
+        support = tuple([Supported(s.signed, proof(space, s.signed.entry.seq)) for s in version.support])
+        version.shown = NamespaceState(head=space.entries[seq - 1], rows=version.rows, support=support)
+        version.proofs = len(space.commits)
+    return version.shown
 
 
 def rows_at(space: Space, seq: int) -> Rows:

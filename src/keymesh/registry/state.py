@@ -15,7 +15,7 @@ from keymesh.control.heads import HeadsTree
 from keymesh.control.messages import Sealed
 from keymesh.control.rows import PolicyRow, SettingsRow, SignersRow, VotersRow
 from keymesh.control.signing import Suite
-from keymesh.control.state import Supported
+from keymesh.control.state import NamespaceState, Supported
 from keymesh.model.ids import Digest, KeyId, MeshName, Namespace
 from keymesh.model.machine import Address
 from keymesh.model.time import NEVER, Instant
@@ -38,10 +38,15 @@ class RegistryConfig:
 
 @dataclass(slots=True)
 class Version:
-    """Rows of a namespace after one entry, and the entries that they rest on, without commit proofs."""
+    """Rows of a namespace after one entry, and the entries that they rest on, without commit proofs.
+
+    ``shown``: the state that was last made of it, when the namespace had ``proofs`` commit proofs.
+    """
 
     rows: dict[str, bytes]
     support: tuple[Supported, ...]
+    shown: NamespaceState | None = None
+    proofs: int = 0
 
 
 @dataclass(slots=True)
