@@ -73,7 +73,7 @@ def open_leases(state: NodeState, scope: Scope, now: Instant) -> list[EdgeLeaseR
 
 def leases_end_in_ms(leases: Iterable[EdgeLeaseRecord], now: Instant) -> int:
     """E, as a duration from now."""
-    return max((lease.end - now for lease in leases), default=0)
+    return max([lease.end - now for lease in leases], default=0)
 
 
 # --- boot ------------------------------------------------------------------------------------------------------------

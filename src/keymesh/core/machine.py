@@ -81,10 +81,15 @@ def step(state: NodeState, now: Instant, event: Any) -> Out:
         if state.timers and state.timers[0][0] < state.woken_at:
             state.woken_at = state.timers[0][0]
             out.append(Wake(state.woken_at))
-        records = [effect for effect in out if type(effect) is Persist]
-        if records:
-            out = [effect for effect in out if type(effect) is not Persist] + records
+        for effect in out:
+            if type(effect) is Persist:
+                return _records_last(out)
     return out
+
+
+def _records_last(out: Out) -> Out:
+    records = [effect for effect in out if type(effect) is Persist]
+    return [effect for effect in out if type(effect) is not Persist] + records
 
 
 # --- life ------------------------------------------------------------------------------------------------------------

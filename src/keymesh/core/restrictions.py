@@ -85,12 +85,15 @@ def durable(state: NodeState, holding: Holding) -> dict[str, Restriction]:
 
 def setting_entry(holding: Holding, restriction: Restriction) -> Digest | None:
     """Hash of the entry that set ``restriction``, where this node knows exactly that entry."""
-    if holding.applied is not None:
-        for signed in (holding.applied.head, *(s.signed for s in holding.applied.support)):
-            if signed.entry.seq == restriction.seq:
-                return signed.hash
+    applied, seq = holding.applied, restriction.seq
+    if applied is not None:
+        if applied.head.entry.seq == seq:
+            return applied.head.hash
+        for supported in applied.support:
+            if supported.signed.entry.seq == seq:
+                return supported.signed.hash
     overlay = holding.overlay
-    if overlay is not None and overlay.record.seq == restriction.seq:
+    if overlay is not None and overlay.record.seq == seq:
         return overlay.record.entry_hash
     return None
 

@@ -19,9 +19,8 @@ from keymesh.ledger.maptree import MapTree
 from keymesh.registry.records import EvidenceRecord, KillRecord
 
 
-def holder_evidence(node: str, word: EvidenceRecord | None, *, committed_at: int, ttl_ms: int) -> Holder:
-    """One holder by the evidence that ends sooner: its own word, or the bound."""
-    bound = evidence.bound_end(committed_at, ttl_ms)
+def holder_evidence(node: str, word: EvidenceRecord | None, *, bound: int) -> Holder:
+    """One holder by the evidence that ends sooner: its own word, or ``bound``, the end of every lease."""
     if word is not None:
         end = evidence.ack_end(word.received_at, word.edge_leases_end_in_ms, word.open_edge_leases)
         if end <= bound:
@@ -31,15 +30,13 @@ def holder_evidence(node: str, word: EvidenceRecord | None, *, committed_at: int
 
 def holders_evidence(record: KillRecord, words: Mapping[str, EvidenceRecord]) -> tuple[Holder, ...]:
     """Every holder of the record, each with its evidence, in order.  None is left out."""
-    return tuple(
-        holder_evidence(node, words.get(node), committed_at=record.committed_at, ttl_ms=record.ttl_ms)
-        for node in record.holders
-    )
+    bound = evidence.bound_end(record.committed_at, record.ttl_ms)
+    return tuple([holder_evidence(node, words.get(node), bound=bound) for node in record.holders])
 
 
 def end_of(record: KillRecord, words: Mapping[str, EvidenceRecord]) -> int:
     """T by the evidence so far."""
-    return evidence.certain_end(record.committed_at, (h.t for h in holders_evidence(record, words)))
+    return evidence.certain_end(record.committed_at, [h.t for h in holders_evidence(record, words)])
 
 
 def due_at(record: KillRecord, words: Mapping[str, EvidenceRecord], *, booted_at: int, hold_ms: int) -> int:

@@ -89,26 +89,27 @@ def wake(state: RegistryState, now: Instant, out: Effects) -> None:
     """Ask for a tick at the next deadline, where that is another one than was asked for."""
     at = next_due(state)
     if at != state.wake_at:
-        state.wake_at = Instant(max(at, now + 1))
+        state.wake_at = at if at > now else Instant(now + 1)
         out.append(Wake(state.wake_at))
 
 
 def next_due(state: RegistryState) -> Instant:
-    times = [sessions.next_due(state)]
+    due = sessions.next_due(state)
     if state.countersigning:
-        times.append(commits.next_due(state) or NEVER)
+        due = min(due, commits.next_due(state) or NEVER)
     if state.open_kills:
-        times.append(killswitch.next_due(state) or NEVER)
+        due = min(due, killswitch.next_due(state) or NEVER)
     if state.pre_active:
-        times.append(lifecycle.next_due(state) or NEVER)
-    times.extend(b.deadline for b in state.batches)
+        due = min(due, lifecycle.next_due(state) or NEVER)
+    for batch in state.batches:
+        due = min(due, batch.deadline)
     if state.read is not None:
-        times.append(Instant(state.read.began_at + reads.READ_TIMEOUT_MS))
+        due = min(due, Instant(state.read.began_at + reads.READ_TIMEOUT_MS))
     if state.read_retry_at is not None:
-        times.append(state.read_retry_at)
+        due = min(due, state.read_retry_at)
     if state.append is not None and not state.append.unknown:
-        times.append(Instant(state.append.sent_at + commands.APPEND_TIMEOUT_MS))
-    return min(times)
+        due = min(due, Instant(state.append.sent_at + commands.APPEND_TIMEOUT_MS))
+    return due
 
 
 # --- events ----------------------------------------------------------------------------------------------------------

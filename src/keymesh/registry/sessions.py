@@ -255,4 +255,8 @@ def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
 
 
 def next_due(state: RegistryState) -> Instant:
-    return min((s.due_at for s in state.sessions.values()), default=NEVER)
+    due = NEVER
+    for session in state.sessions.values():
+        if session.due_at < due:
+            due = session.due_at
+    return due

@@ -131,7 +131,7 @@ def test_t_is_never_before_the_commit_nor_after_the_bound_of_all(
             edge_leases_end_in_ms=e_ms,
             open_edge_leases=open_leases,
         )
-        held = certificate.holder_evidence("n", word, committed_at=committed, ttl_ms=TTL_MS)
+        held = certificate.holder_evidence("n", word, bound=evidence.bound_end(committed, TTL_MS))
         assert held.t <= evidence.bound_end(committed, TTL_MS)
         ends.append(held.t)
     assert evidence.certain_end(committed, ends) >= committed
