@@ -31,6 +31,7 @@ class Fact:
     logged_at: int
     committed_at: int | None
     restrictions: dict[str, tuple[str, int]]  # scope -> (state, seq) after this entry
+    in_force: dict[str, tuple[str, int]]  # of them, those that restrict
     signed: SignedEntry
     votes: set[str] = field(default_factory=set)
 
@@ -100,6 +101,7 @@ class Ledger:
             t,
             None if waits else t,
             restrictions,
+            {scope: word for scope, word in restrictions.items() if word[0] != "none"},
             signed,
         )
         self.facts.setdefault(e.namespace, []).append(fact)
@@ -151,11 +153,9 @@ class Ledger:
             hook(stretch)
 
     def may_hold(self, region: str, namespace: str) -> bool:
-        return namespace == MESH_NAMESPACE or region in self.allowed.get(namespace, frozenset())
+        return namespace == MESH_NAMESPACE or (namespace in self.allowed and region in self.allowed[namespace])
 
     def restricted(self, namespace: str, seq: int) -> dict[str, tuple[str, int]]:
         """The restrictions in force after entry ``seq``."""
         fact = self.fact(namespace, seq)
-        if fact is None:
-            return {}
-        return {s: v for s, v in fact.restrictions.items() if v[0] != "none"}
+        return {} if fact is None else fact.in_force

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from keymesh.crypto.dsse import Envelope, Signature, pae
@@ -99,5 +100,6 @@ def _stands_for(public_hex: str | None, key_id: KeyId) -> bool:
     return known == key_id
 
 
+@lru_cache(maxsize=16_384)
 def _tag(secret: bytes, payload: bytes, payload_type: str) -> bytes:
     return hashlib.blake2b(pae(payload, payload_type), key=secret, digest_size=64).digest()

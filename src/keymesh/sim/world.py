@@ -107,7 +107,7 @@ class World:
 
     def at(self, t: int, run: Callable[[Any, Any], None], a: Any = None, b: Any = None) -> None:
         self.seq += 1
-        heappush(self.heap, (max(t, self.t), self.seq, run, a, b))
+        heappush(self.heap, (t if t > self.t else self.t, self.seq, run, a, b))
 
     def run_until(self, end: int) -> None:
         """Everything that happens up to true time ``end``."""
@@ -242,14 +242,15 @@ class World:
         kind: type = type(event)
         if kind is Received:
             kind = type(event.message)
-            early = self.before.get(kind)
-            if early is not None:
-                for hook in early:
+            if kind in self.before:
+                for hook in self.before[kind]:
                     hook(machine, event)
         effects = machine.step(machine.state, Instant(now), event)
         self.steps += 1
         numbers = self._type_numbers
-        number = numbers.get(kind) or numbers.setdefault(kind, len(numbers) + 1)
+        if kind not in numbers:
+            numbers[kind] = len(numbers) + 1
+        number = numbers[kind]
         trace = self.trace * 1_000_003 ^ (t << 20 | machine.number << 12 | number << 6 | len(effects))
         if self.explain is not None and kind is not Tick:
             self._explain(machine, event, effects)
@@ -261,9 +262,8 @@ class World:
                 break
         self.trace = (trace ^ self.trace >> 7) & _MASK
         if proc.life == life:
-            hooks = self.after.get(kind)
-            if hooks is not None:
-                for hook in hooks:
+            if kind in self.after:
+                for hook in self.after[kind]:
                     hook(machine, event)
 
     def _burns(self, proc: Process) -> bool:
@@ -277,13 +277,13 @@ class World:
 
     def _send(self, machine: Machine, effect: Send) -> None:
         message = effect.message
-        hooks = self.on_send.get(type(message))
-        if hooks is not None:
-            for hook in hooks:
+        kind = type(message)
+        if kind in self.on_send:
+            for hook in self.on_send[kind]:
                 hook(machine, effect.to, message)
-        voter = type(message) in self.voter_messages
-        to = (self.voters if voter else self.machines).get(effect.to)
-        if to is not None:
+        machines = self.voters if kind in self.voter_messages else self.machines
+        if effect.to in machines:
+            to = machines[effect.to]
             self.network.send(machine.proc.name, to.proc.name, self._arrive, to, Received(machine.address, message))
 
     def _arrive(self, machine: Machine, event: Any) -> None:

@@ -17,13 +17,17 @@ from keymesh.sim.process import Machine
 SKEW = 1_000  # one in so many: the assumed bound on clock rates
 
 
-scope_of = lru_cache(maxsize=4_096)(parse_scope)
+scope_of = parse_scope
+_state_name = lru_cache(maxsize=1_024)(state_name)
 
 
 def durable_seq(m: Machine, namespace: str) -> int:
     """The seq that the node's disk holds of ``namespace``; 0 for none."""
-    held = m.disk.get(state_name(namespace))
-    return 0 if held is None else int(held.head.entry.seq)
+    name = _state_name(namespace)
+    if name not in m.disk:
+        return 0
+    seq: int = m.disk[name].head.entry.seq
+    return seq
 
 
 def durable_restrictions(m: Machine, namespace: str, ledger: Ledger) -> dict[str, int]:
