@@ -12,7 +12,7 @@ from keymesh.control.blind import blind
 from keymesh.control.entry import Entry, SignedEntry
 from keymesh.control.kinds import KINDS, Effect
 from keymesh.control.messages import Countersignature, CountersignRequest, Sealed
-from keymesh.control.rows import NodeRow, Rows, SettingsRow, VotersRow, get
+from keymesh.control.rows import NodeRow, Rows, SettingsRow, VotersRow, decode_as, get, shape_of
 from keymesh.control.signing import Suite
 from keymesh.crypto.dsse import key_id
 from keymesh.model.errors import KeymeshError
@@ -40,7 +40,8 @@ def needs_proof(mesh_rows: Rows) -> bool:
 def node_keys(mesh_rows: Rows, region: str) -> dict[KeyId, str]:
     """The signing keys of every node of ``region``: each may sign as its region's voter."""
     prefix = f"node/{region}/"
-    found = [row for n in mesh_rows if n.startswith(prefix) and (row := get(mesh_rows, n, NodeRow)) is not None]
+    nodes = [n for n in mesh_rows if shape_of(n) is NodeRow and n.startswith(prefix)]
+    found = [decode_as(n, mesh_rows[n], NodeRow) for n in nodes]
     return {key_id(bytes.fromhex(row.signing_key)): row.signing_key for row in found}
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Final
 
+from msgspec import structs
+
 from keymesh.control.rows import L2_NAME
 from keymesh.core import may
 from keymesh.core.may import NO_KEY, MayContext, NoKey, Verdict
@@ -25,6 +27,7 @@ TENANT: Final = ScopeKind.TENANT.value
 SERVICE: Final = ScopeKind.SERVICE.value
 KEY: Final = ScopeKind.KEY.value
 LOCAL: Final = "local"
+_KIND_WORDS: Final = {kind: kind.value for kind in ScopeKind}
 COVERED_MAX: Final = 4_096
 
 
@@ -46,16 +49,17 @@ def covered_kinds(state: NodeState, namespace: str, service: str | None, version
 def _covered_kinds(state: NodeState, namespace: str, service: str | None, version: int | None) -> frozenset[str]:
     region, tenant = RegionId(state.config.region), TenantId(namespace)
     name = None if service is None else ServiceName(service)
-    holding = state.tenants.get(namespace)
     found: set[str] = set()
-    for held in (state.mesh.restrictions, {} if holding is None else holding.restrictions):
-        for restriction in held.values():
-            scope = restriction.scope
-            if scope.covers(region=region, tenant=tenant, service=name, version=version):
-                found.add(scope.kind.value)
-    for suspension in state.locals.values():
-        if suspension.scope.covers(region=region, tenant=tenant, service=name, version=version):
-            found.add(LOCAL)
+    for holding in (state.mesh, state.tenants.get(namespace)):
+        if holding is not None and holding.restrictions:
+            for restriction in holding.restrictions.values():
+                scope = restriction.scope
+                if scope.covers(region=region, tenant=tenant, service=name, version=version):
+                    found.add(_KIND_WORDS[scope.kind])
+    if state.locals:
+        for suspension in state.locals.values():
+            if suspension.scope.covers(region=region, tenant=tenant, service=name, version=version):
+                found.add(LOCAL)
     return frozenset(found)
 
 
@@ -107,8 +111,9 @@ def context(
 
 def may_use(state: NodeState, now: Instant, namespace: str, service: str, version: int, op: Operation) -> Verdict:
     """Whether ``op`` is allowed on one version of a service's key; asked before the work and before its release."""
-    holding = state.tenants.get(namespace)
-    row = None if holding is None else holding.view.keys.get((f"l3/{service}", version))
+    row = None
+    if namespace in state.tenants:
+        row = state.tenants[namespace].view.keys.get((f"l3/{service}", version))
     key = None if row is None else key_state(row)
     return may.may(context(state, namespace, service=service, version=version, key=key), op, now)
 
@@ -121,6 +126,13 @@ def may_lease(state: NodeState, now: Instant, namespace: str, service: str) -> V
 def may_load(state: NodeState, now: Instant, namespace: str) -> Verdict:
     """Whether keys of the tenant may be brought into memory."""
     return may.may(context(state, namespace, l1_given=True), Operation.UNWRAP, now)
+
+
+def may_load_and_keep(state: NodeState, now: Instant, namespace: str) -> tuple[Verdict, Verdict]:
+    """``may_load`` and ``may_keep``, of one look at the state."""
+    ctx = context(state, namespace)
+    given = structs.replace(ctx, l1_until=NEVER)
+    return may.may(given, Operation.UNWRAP, now), may.may(ctx, Operation.UNWRAP, now)
 
 
 def may_mint(state: NodeState, now: Instant, namespace: str, service: str | None) -> Verdict:

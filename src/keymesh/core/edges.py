@@ -25,6 +25,7 @@ from keymesh.model.time import Instant
 from keymesh.orbital.edge_messages import ANNOUNCED, LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest
 
 RETRY_MS = 1_000
+_LEASED = Custody.LEASED.value
 LEASES_PER_EDGE_MAX = 64
 
 
@@ -67,13 +68,19 @@ def under(scope: Scope, region: str, lease: EdgeLeaseRecord) -> bool:
 
 def open_leases(state: NodeState, scope: Scope, now: Instant) -> list[EdgeLeaseRecord]:
     """Unsettled leases under ``scope`` that an Edge may still hold."""
+    if not state.edge_leases:
+        return []
     region = state.config.region
     return [lease for lease in state.edge_leases.values() if now < lease.end and under(scope, region, lease)]
 
 
 def leases_end_in_ms(leases: Iterable[EdgeLeaseRecord], now: Instant) -> int:
     """E, as a duration from now."""
-    return max([lease.end - now for lease in leases], default=0)
+    last_ms = 0
+    for lease in leases:
+        if lease.end - now > last_ms:
+            last_ms = lease.end - now
+    return last_ms
 
 
 # --- boot ------------------------------------------------------------------------------------------------------------
@@ -163,7 +170,7 @@ def _unleasable(state: NodeState, now: Instant, tenant: str, service: str) -> st
         return "restricted"  # in any mode, so that the Edge drops what it holds
     if not context.may_lease(state, now, tenant, service).allowed or _ttl(state, now, tenant, row) <= 0:
         return "closed"
-    if row.custody == Custody.LEASED.value and not leased_versions(state, tenant, service):
+    if row.custody == _LEASED and not leased_versions(state, tenant, service):
         return "restricted" if _all_restricted(state, holding, service) else "not-loaded"
     return None
 
@@ -198,14 +205,14 @@ def leased_versions(state: NodeState, tenant: str, service: str) -> tuple[Leased
     """
     holding = state.tenants[tenant]
     row = holding.view.services.get(service)
-    if row is None or row.custody != Custody.LEASED.value:
+    if row is None or row.custody != _LEASED:
         return ()
     key = l3_name(service)
     wrapping = holding.view.wrapping.get(key)
     found: list[LeasedVersion] = []
-    for (name, version), ref in sorted(holding.loaded.items()):
-        known = holding.view.keys.get((name, version))
-        if name != key or known is None or known.kid != ref.kid or not _usable(known, Operation.LEASE):
+    for version in sorted([version for name, version in holding.loaded if name == key]):
+        known = holding.view.keys.get((key, version))
+        if known is None or known.kid != holding.loaded[key, version].kid or not _usable(known, Operation.LEASE):
             continue
         if not context.version_restricted(state, tenant, key, version):
             may_wrap = version == wrapping and _usable(known, Operation.WRAP)

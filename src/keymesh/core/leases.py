@@ -202,11 +202,10 @@ def credit(state: NodeState, now: Instant, holding: Holding) -> bool:
 
 def may_credit(state: NodeState, holding: Holding, offer: Offer) -> bool:
     """Whether this node has applied at least what is offered, of the namespace and of ``mesh``."""
-    offered_mesh = offer.leaves.get(MESH_NAMESPACE)
-    offered = offer.leaves.get(holding.namespace)
-    if offered_mesh is None or offered is None:
+    leaves = offer.leaves
+    if MESH_NAMESPACE not in leaves or holding.namespace not in leaves:
         return False
-    return has_applied(state.mesh.leaf, offered_mesh) and has_applied(holding.leaf, offered)
+    return has_applied(state.mesh.leaf, leaves[MESH_NAMESPACE]) and has_applied(holding.leaf, leaves[holding.namespace])
 
 
 def void_all(state: NodeState, now: Instant, out: Out) -> None:

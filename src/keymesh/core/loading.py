@@ -47,7 +47,8 @@ def plan(
 ) -> LoadPlan:
     """Actions that take ``loaded`` to what is wanted.  An L3 waits until the L2 that it is wrapped under is loaded."""
     want = wanted(view, restricted)
-    drops = tuple([ref.kid for name, ref in sorted(loaded.items()) if name not in want or want[name].kid != ref.kid])
+    gone = [name for name, ref in loaded.items() if name not in want or want[name].kid != ref.kid]
+    drops = tuple([loaded[name].kid for name in sorted(gone)]) if gone else ()
     missing = [
         key_ref(namespace, name, row)
         for name, row in want.items()
@@ -118,10 +119,10 @@ def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> boo
     """Drop what must not be in memory, ask for what is missing, and have the end of the leases watched; whether all
     that is wanted is there."""
     namespace = holding.namespace
-    may_load = context.may_load(state, now, namespace)
-    lapsed = holding.l1.until is not None and not context.may_keep(state, now, namespace).allowed
-    restricted = may_load.reason.startswith("restricted")
-    if (not may_load.allowed and not restricted) or (lapsed and holding.loaded):
+    may_load, may_keep = context.may_load_and_keep(state, now, namespace)
+    lapsed = holding.l1.until is not None and not may_keep.allowed
+    closed = not may_load.allowed and not may_load.reason.startswith("restricted")
+    if closed or (lapsed and holding.loaded):
         drop_namespace(state, holding, out)
     planned = plan(namespace, holding.view, _restricted(state, holding), holding.loaded)
     _drop(holding, planned.drops, out)
@@ -130,7 +131,7 @@ def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> boo
     _watch(state, now, holding, may_load.until)
     if planned.loads and not _is_loading(holding, now):
         _load(state, now, holding, planned.loads, out)
-    return not planned.loads and not any(_pending(state, holding))
+    return not planned.loads and next(_pending(state, holding), None) is None
 
 
 def _watch(state: NodeState, now: Instant, holding: Holding, until: Instant) -> None:
@@ -226,8 +227,7 @@ def pending_items(state: NodeState) -> list[PendingItem]:
 def _pending(state: NodeState, holding: Holding) -> Iterator[PendingItem]:
     loaded = holding.loaded
     for name, row in holding.view.keys.items():
-        ref = loaded.get(name)
-        if ref is not None and ref.kid == row.kid and ref.revision >= row.revision:
+        if name in loaded and loaded[name].kid == row.kid and loaded[name].revision >= row.revision:
             continue
         if row.state in LIVE_WORDS and not context.version_restricted(state, holding.namespace, *name):
             yield PendingItem(namespace=holding.namespace, key=name[0], version=name[1], revision=row.revision)

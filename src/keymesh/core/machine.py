@@ -75,9 +75,9 @@ def step(state: NodeState, now: Instant, event: Any) -> Out:
     else with it.
     """
     out: Out = []
-    handler = _EVENTS.get(type(event))
-    if handler is not None and (state.booted or type(event) is Booted):
-        handler(state, now, event, out)
+    kind = type(event)
+    if kind in _EVENTS and (state.booted or kind is Booted):
+        _EVENTS[kind](state, now, event, out)
         if state.timers and state.timers[0][0] < state.woken_at:
             state.woken_at = state.timers[0][0]
             out.append(Wake(state.woken_at))
@@ -206,9 +206,9 @@ def _on_persist_failed(state: NodeState, now: Instant, event: PersistFailed, out
 
 
 def _on_received(state: NodeState, now: Instant, event: Received, out: Out) -> None:
-    handler = _MESSAGES.get(type(event.message))
-    if handler is not None:
-        handler(state, now, event, out)
+    kind = type(event.message)
+    if kind in _MESSAGES:
+        _MESSAGES[kind](state, now, event, out)
 
 
 def _on_task(state: NodeState, now: Instant, event: Received, out: Out) -> None:

@@ -31,13 +31,15 @@ Job = tuple[str, str, int]  # namespace, key, version
 
 def missing_versions(view: TenantView) -> list[tuple[str, int]]:
     """(key, version) to be made next: one at a time for each key, L2 before L3."""
-    keys = sorted(view.wants, key=lambda key: (key != L2_NAME, key))
-    return [(key, view.highest(key) + 1) for key in keys if view.wants[key] > view.highest(key)]
+    missing = [(key, highest + 1) for key, wanted in view.wants.items() if wanted > (highest := view.highest(key))]
+    return sorted(missing, key=lambda name: (name[0] != L2_NAME, name))
 
 
 def missing_rewraps(view: TenantView) -> list[tuple[str, int, KeyRow, str]]:
     """(key, version, row, parent) of live versions that are wanted under another parent, L2 before L3."""
     found: list[tuple[str, int, KeyRow, str]] = []
+    if not view.rewraps:
+        return found
     for (key, version), row in sorted(view.keys.items(), key=lambda item: (item[0][0] != L2_NAME, item[0])):
         parent = view.rewraps.get(key)
         if parent is not None and row.parent != parent and key_state(row) in LIVE_STATES:

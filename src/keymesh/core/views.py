@@ -49,7 +49,7 @@ class TenantView:
         return next((name for name, row in sorted(self.bindings.items()) if row.state == "active"), None)
 
     def highest(self, key: str) -> int:
-        return max((version for name, version in self.keys if name == key), default=0)
+        return max([version for name, version in self.keys if name == key], default=0)
 
 
 @dataclass(frozen=True, slots=True)

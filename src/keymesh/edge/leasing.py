@@ -179,10 +179,10 @@ def tick(state: EdgeState, now: Instant) -> list[Any]:
 def next_due(state: EdgeState) -> Instant:
     """When ``tick`` has something to do."""
     due = NEVER if state.lease is None else state.lease.deadline
-    if state.pending is not None:
-        due = min(due, Instant(state.pending.sent_at + state.patience_ms))
-    if state.next_request_at is not None:
-        due = min(due, state.next_request_at)
+    if state.pending is not None and state.pending.sent_at + state.patience_ms < due:
+        due = Instant(state.pending.sent_at + state.patience_ms)
+    if state.next_request_at is not None and state.next_request_at < due:
+        due = state.next_request_at
     return due
 
 

@@ -130,7 +130,7 @@ def _put(node: _Node, leaf: _Leaf, depth: int) -> _Node:
         return leaf
     if type(node) is _Leaf and node.path == leaf.path:
         return leaf
-    node_left, node_right = _halves(node, depth)
+    node_left, node_right = (node.left, node.right) if type(node) is _Fork else _halves(node, depth)
     if leaf.path >> (PATH_BITS - 1 - depth) & 1 == 0:
         return _fork(_put(node_left, leaf, depth + 1), node_right)
     return _fork(node_left, _put(node_right, leaf, depth + 1))

@@ -8,6 +8,7 @@ Digests and kids travel as lower-case hex so that they compare, sort and print a
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final, NewType
 
 from keymesh.model.errors import Refused
@@ -49,6 +50,7 @@ def check_label(field: str, value: str) -> str:
     return value
 
 
+@lru_cache(maxsize=4_096)
 def check_tenant(value: str) -> TenantId:
     """A tenant id: a label other than the reserved ``mesh``."""
     check_label("tenant", value)

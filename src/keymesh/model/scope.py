@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from functools import lru_cache
 
 from keymesh.model.errors import Refused
@@ -20,9 +19,10 @@ from keymesh.model.ids import (
     check_service,
     check_tenant,
 )
+from keymesh.model.states import Word
 
 
-class ScopeKind(Enum):
+class ScopeKind(Word):
     KEY = "key"
     SERVICE = "service"
     TENANT = "tenant"

@@ -85,7 +85,7 @@ ALLOWED: Final[dict[KeyState, frozenset[Operation]]] = {
 
 
 def state_allows(state: KeyState, operation: Operation) -> bool:
-    return operation in ALLOWED.get(state, frozenset())
+    return state in ALLOWED and operation in ALLOWED[state]
 
 
 TRANSITIONS: Final[dict[KeyState, frozenset[KeyState]]] = {
