@@ -140,6 +140,8 @@ def retry_at(urgent: Urgent) -> Instant:
 
 def due_urgent(queue: NodeQueue, now: Instant) -> list[Urgent]:
     """Lane 0 tasks to send now, oldest first; marks them sent."""
+    if not queue.urgent:
+        return []
     due = [u for u in queue.urgent.values() if retry_at(u) <= now]
     due.sort(key=lambda u: u.offered_at)
     for urgent in due:
@@ -150,12 +152,24 @@ def due_urgent(queue: NodeQueue, now: Instant) -> list[Urgent]:
 
 def gate_opens_at(queue: NodeQueue) -> Instant:
     """Lower lanes wait for young Lane 0 tasks: until the youngest unacknowledged one is ``GATE_MS`` old."""
-    return Instant(max((u.offered_at + GATE_MS for u in queue.urgent.values()), default=0))
+    if not queue.urgent:
+        return Instant(0)
+    return Instant(max([u.offered_at for u in queue.urgent.values()]) + GATE_MS)
+
+
+def has_lower(queue: NodeQueue) -> bool:
+    """Whether anything waits in the lower lanes."""
+    return bool(queue.lower[Lane.ONBOARDING] or queue.lower[Lane.ROUTINE])
+
+
+def is_idle(queue: NodeQueue) -> bool:
+    """Whether nothing waits and nothing is out."""
+    return not queue.urgent and queue.flight is None and not has_lower(queue)
 
 
 def next_lower(queue: NodeQueue, now: Instant) -> Flight | None:
     """The lower-lane task to hand out now, if one may be; it is then in flight."""
-    if queue.flight is not None or now < gate_opens_at(queue):
+    if queue.flight is not None or not has_lower(queue) or now < gate_opens_at(queue):
         return None
     for lane in LOWER_LANES:
         for namespace in queue.lower[lane]:
@@ -193,12 +207,12 @@ def resend_lower(queue: NodeQueue, now: Instant, *, heard_since: bool) -> tuple[
 
 def next_due(queue: NodeQueue) -> Instant:
     """When this queue wants to be looked at again; NEVER where nothing waits."""
-    if not queue.urgent and queue.flight is None and not any(queue.lower.values()):
-        return NEVER
-    due = min((retry_at(u) for u in queue.urgent.values()), default=NEVER)
+    due = NEVER
+    if queue.urgent:
+        due = min([retry_at(u) for u in queue.urgent.values()])
     if queue.flight is not None:
         return Instant(min(due, max(lower_retry_at(queue.flight), gate_opens_at(queue))))
-    if any(queue.lower.values()):
+    if has_lower(queue):
         return Instant(min(due, gate_opens_at(queue)))
     return Instant(due)
 

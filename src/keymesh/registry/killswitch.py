@@ -170,7 +170,7 @@ def on_ack(state: RegistryState, now: Instant, session: Session, ack: Ack, seale
 def on_evidence_persisted(state: RegistryState, now: Instant, found: EvidenceRecord, out: list[Any]) -> None:
     kill = state.kills[(found.namespace, found.command_id)]
     if certificate.is_better(found, kill.evidence.get(found.node)):
-        kill.evidence[found.node] = found
+        kill.evidence = {**kill.evidence, found.node: found}
     certify(state, now, (found.namespace, found.command_id), out)
 
 
@@ -208,7 +208,13 @@ def certify(state: RegistryState, now: Instant, key: Key, out: list[Any]) -> Non
 
 
 def due_at(state: RegistryState, kill: Kill) -> int:
-    return certificate.due_at(kill.record, kill.evidence, booted_at=state.booted_at, hold_ms=kill.hold_ms)
+    """Asked at every step, so reckoned once for each record, its words and our clock's jumps (all immutable)."""
+    record, words, hold_ms = kill.record, kill.evidence, kill.hold_ms
+    due = kill.due
+    if due is None or due[0] is not record or due[1] is not words or due[2] != hold_ms:
+        at = certificate.due_at(record, words, booted_at=state.booted_at, hold_ms=hold_ms)
+        due = kill.due = (record, words, hold_ms, at)
+    return due[3]
 
 
 def is_due(state: RegistryState, kill: Kill, now: Instant) -> bool:
@@ -240,12 +246,13 @@ def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
 
 
 def next_due(state: RegistryState) -> Instant | None:
-    times = []
+    found: int | None = None
     for key in state.open_kills.values():
         kill = state.kills[key]
         if kill.record.holders and not kill.persisting:
-            times.append(max(due_at(state, kill), kill.retry_at))
-    return Instant(min(times)) if times else None
+            at = max(due_at(state, kill), kill.retry_at)
+            found = at if found is None or at < found else found
+    return None if found is None else Instant(found)
 
 
 def _set(kill: Kill, **fields: Any) -> None:

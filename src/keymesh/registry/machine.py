@@ -71,9 +71,12 @@ def persist_last(state: RegistryState, out: Effects) -> None:
     Nothing that a step does rests on its own records (what does waits for ``Persisted``), so a disk that fails takes
     no send, append or projection with it; and no record of the step is left without an answer.
     """
-    persists = [e for e in out if type(e) is Persist]
-    if not persists:
+    for effect in out:
+        if type(effect) is Persist:
+            break
+    else:
         return
+    persists = [e for e in out if type(e) is Persist]
     last: dict[str, Any] = {}
     for persist in persists:
         last.update(persist.puts)

@@ -77,6 +77,9 @@ def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -
     Whatever changes a queue calls this afterwards.
     """
     queue = session.queue
+    if dispatch.is_idle(queue):
+        session.due_at = NEVER
+        return
     for urgent in dispatch.due_urgent(queue, now):
         out.append(Send(session.address, task_for(state, session, urgent.item, Lane.RESTRICTION)))
     if queue.flight is None:
@@ -116,8 +119,9 @@ def mesh_for(mesh: Space, needed_seq: int) -> Any:
 def carried_lane(session: Session, namespace: Namespace, seq: int, lane: Lane) -> Lane:
     """The most urgent lane among what the node has not acknowledged up to ``seq``: a state carries all before it."""
     queue = session.queue
-    if any(key[0] == namespace and u.item.seq <= seq for key, u in queue.urgent.items()):
-        return Lane.RESTRICTION
+    for key, urgent in queue.urgent.items():
+        if key[0] == namespace and urgent.item.seq <= seq:
+            return Lane.RESTRICTION
     waits = queue.lower[Lane.ONBOARDING].get(namespace)
     return Lane.ONBOARDING if lane is Lane.ROUTINE and waits and waits[0].seq <= seq else lane
 

@@ -187,10 +187,11 @@ class Countersigning:
 @dataclass(slots=True)
 class Kill:
     record: KillRecord
-    evidence: dict[str, EvidenceRecord]
+    evidence: Mapping[str, EvidenceRecord]  # replaced, never changed, once the records are read
     persisting: bool = False
     retry_at: int = 0
     hold_ms: int = 0  # by how much our clock has jumped ahead since this record is open
+    due: tuple[KillRecord, Mapping[str, EvidenceRecord], int, int] | None = None  # record, words, hold_ms -> when
 
 
 @dataclass(slots=True)
