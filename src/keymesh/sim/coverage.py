@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from keymesh.core.records import state_name
 from keymesh.model.machine import REGISTRY
+from keymesh.model.states import Mode
 from keymesh.sim.checkers import lens
 from keymesh.sim.ledger import Fact
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.process import Machine
 
+_MODE_WORDS: Final = {mode: mode.value for mode in Mode}
 _MODES: Final = (
     ("none", "closed"),
     ("none", "synced"),
@@ -106,9 +107,9 @@ class Coverage:
         t = self.world.t
         for m in self.nodes:
             for tenant in self.mesh.world.ledger.allowed:
-                if state_name(tenant) not in m.disk:
+                if lens.record_of(tenant) not in m.disk:
                     continue
-                mode = "sealed" if not m.proc.alive else lens.node_mode(m, t, tenant)[0].value
+                mode = "sealed" if not m.proc.alive else _MODE_WORDS[lens.node_mode(m, t, tenant)[0]]
                 self.move("mode", f"{m.address}/{tenant}", mode)
                 self.world.sometimes[f"mode-{mode}"] += 1
         registry = self.world.machines[REGISTRY]

@@ -31,7 +31,7 @@ class Fact:
     logged_at: int
     committed_at: int | None
     restrictions: dict[str, tuple[str, int]]  # scope -> (state, seq) after this entry
-    in_force: dict[str, tuple[str, int]]  # of them, those that restrict
+    in_force: dict[str, int]  # scope -> seq, of those of them that restrict
     signed: SignedEntry
     votes: set[str] = field(default_factory=set)
 
@@ -71,8 +71,12 @@ class Ledger:
         return facts[-1] if facts else None
 
     def fact(self, namespace: str, seq: int) -> Fact | None:
-        facts = self.facts.get(namespace, [])
-        return facts[seq - 1] if 0 < seq <= len(facts) else None
+        if seq < 1 or namespace not in self.facts:
+            return None
+        try:
+            return self.facts[namespace][seq - 1]
+        except IndexError:
+            return None
 
     def append(self, index: int, signed: SignedEntry, t: int) -> Fact:
         """A true commit to the log at ``t``."""
@@ -101,7 +105,7 @@ class Ledger:
             t,
             None if waits else t,
             restrictions,
-            {scope: word for scope, word in restrictions.items() if word[0] != "none"},
+            {scope: seq for scope, (word, seq) in restrictions.items() if word != "none"},
             signed,
         )
         self.facts.setdefault(e.namespace, []).append(fact)
@@ -155,7 +159,7 @@ class Ledger:
     def may_hold(self, region: str, namespace: str) -> bool:
         return namespace == MESH_NAMESPACE or (namespace in self.allowed and region in self.allowed[namespace])
 
-    def restricted(self, namespace: str, seq: int) -> dict[str, tuple[str, int]]:
-        """The restrictions in force after entry ``seq``."""
+    def restricted(self, namespace: str, seq: int) -> dict[str, int]:
+        """The restrictions in force after entry ``seq``: scope -> the entry that set it.  Not to be changed."""
         fact = self.fact(namespace, seq)
         return {} if fact is None else fact.in_force

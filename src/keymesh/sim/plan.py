@@ -49,9 +49,9 @@ class Planner:
                 self.rng.choice(_DIRECTED)(self)
             else:
                 self._random_fault(self._when())
-        while sum(i.what not in COMMANDS for i in self.items) < self.o.faults:
+        while self._faults() < self.o.faults:
             self._random_fault(self._when())
-        while sum(i.what in COMMANDS for i in self.items) < self.o.commands:
+        while len(self.items) - self._faults() < self.o.commands:
             self._random_command(self._when())
         self._revoke_late()
         return tuple(sorted(self.items, key=lambda i: i.at_ms))
@@ -66,6 +66,9 @@ class Planner:
         """A fault of a class that this seed has on."""
         if self.o.on(name):
             self.add(at, what, *args)
+
+    def _faults(self) -> int:
+        return len([i for i in self.items if i.what not in COMMANDS])
 
     def _when(self) -> int:
         return self.rng.randrange(FAULTS_FROM_MS, self.o.heal_at_ms - 1_000)

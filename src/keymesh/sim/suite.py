@@ -59,10 +59,10 @@ class FakeSuite:
         return FakeSealed(message, self.key_id, _Proof(self._secret, message))
 
     def unseal(self, sealed: Any, shape: type[T], keys: Mapping[KeyId, str]) -> T:
-        if type(sealed) is not FakeSealed or not _stands_for(keys.get(sealed.key_id), sealed.key_id):
+        if type(sealed) is not FakeSealed or not _stands_for(keys, sealed.key_id):
             raise Integrity.opaque()
         proof, message = sealed.proof, sealed.message
-        if type(message) is not shape or proof.message is not message or proof.secret != _SECRETS.get(sealed.key_id):
+        if type(message) is not shape or proof.message is not message or proof.secret != _SECRETS[sealed.key_id]:
             raise Integrity.opaque()
         return message
 
@@ -74,30 +74,29 @@ class FakeSuite:
     def signers(self, envelope: Envelope, keys: Mapping[KeyId, str]) -> frozenset[KeyId]:
         if len(envelope.signatures) > SIGNATURES_MAX:
             raise Refused.bad_field("signatures", f"at most {SIGNATURES_MAX}, got {len(envelope.signatures)}")
-        return frozenset(s.keyid for s in envelope.signatures if _vouches(s, envelope, keys))
+        return frozenset([s.keyid for s in envelope.signatures if _vouches(s, envelope, keys)])
 
 
 def _vouches(signature: Signature, envelope: Envelope, keys: Mapping[KeyId, str]) -> bool:
-    secret = _SECRETS.get(signature.keyid)
-    if secret is None or not _stands_for(keys.get(signature.keyid), signature.keyid):
+    if signature.keyid not in _SECRETS or not _stands_for(keys, signature.keyid):
         return False
-    return signature.sig == _tag(secret, envelope.payload, envelope.payload_type)
+    return signature.sig == _tag(_SECRETS[signature.keyid], envelope.payload, envelope.payload_type)
 
 
 _FIT: Final[dict[str, KeyId]] = {}
 
 
-def _stands_for(public_hex: str | None, key_id: KeyId) -> bool:
-    """Whether ``key_id`` is the hash of that key: so that no key stands twice."""
-    if public_hex is None:
+def _stands_for(keys: Mapping[KeyId, str], key_id: KeyId) -> bool:
+    """Whether ``key_id`` is among ``keys`` as the hash of its key: so that no key stands twice."""
+    if key_id not in keys:
         return False
-    known = _FIT.get(public_hex)
-    if known is None:
+    public_hex = keys[key_id]
+    if public_hex not in _FIT:
         try:
-            known = _FIT[public_hex] = KeyId(hashlib.sha256(bytes.fromhex(public_hex)).hexdigest())
+            _FIT[public_hex] = KeyId(hashlib.sha256(bytes.fromhex(public_hex)).hexdigest())
         except ValueError:
             return False
-    return known == key_id
+    return _FIT[public_hex] == key_id
 
 
 @lru_cache(maxsize=16_384)

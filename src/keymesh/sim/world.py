@@ -325,7 +325,8 @@ class World:
     def _wake(self, machine: Machine, effect: Wake) -> None:
         at = machine.wake_at = effect.at
         if at < NEVER:
-            self.at(machine.proc.clock.true_time(at), self._tick, (machine, machine.proc.life), at)
+            proc = machine.proc
+            self.at(proc.clock.true_time(at), self._tick, (machine, proc.life), at)
 
     def _tick(self, life: Any, at: Any) -> None:
         machine, number = life

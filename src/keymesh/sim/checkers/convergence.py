@@ -33,7 +33,7 @@ class Convergence:
             for namespace, facts in self.ledger.restrictions.items():
                 if not self.ledger.may_hold(m.proc.region, namespace):
                     continue
-                for text, (_state, seq) in self.ledger.restricted(namespace, len(self.ledger.facts[namespace])).items():
+                for text, seq in self.ledger.restricted(namespace, len(self.ledger.facts[namespace])).items():
                     if self.ledger.facts[namespace][seq - 1].logged_at > since or not facts:
                         continue
                     if lens.durable_restrictions(m, namespace, self.ledger).get(text, 0) < seq:

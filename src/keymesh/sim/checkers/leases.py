@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keymesh.control.messages import AnswerMessage, HeartbeatMessage, Poll, PollAnswer
+from keymesh.core import context
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.machine import Address, Booted, ClockWentBack, Received
 from keymesh.model.states import KeyState
@@ -22,6 +23,7 @@ from keymesh.sim.process import Machine
 
 _NEVER = -(2**40)
 _GRACE_MS = 5
+_ACTIVE = KeyState.ACTIVE.value
 
 
 @dataclass(slots=True)
@@ -235,12 +237,12 @@ class Leases:
             holding = m.state.tenants.get(tenant)
             if holding is None or holding.closed or m.state.unrecorded:
                 continue
-            for (ns, key, version), _kid in self.ledger.kids.items():
-                row = holding.view.keys.get((key, version)) if ns == tenant and key != "l2" else None
-                if row is None or row.state != KeyState.ACTIVE.value:
+            scopes = [s for s in restricted if s.tenant is None or s.tenant == tenant]
+            for (key, version), row in holding.view.keys.items():
+                service = context.service_of(key)
+                if service is None or row.state != _ACTIVE or (tenant, key, version) not in self.ledger.kids:
                     continue
-                service = key.partition("/")[2]
-                if any(_covers(s, m.proc.region, tenant, service, version) for s in restricted):
+                if any(_covers(s, m.proc.region, tenant, service, version) for s in scopes):
                     continue
                 verdict = lens.node_allows(m, self.world.t, tenant, service, version)
                 if not verdict.allowed:
@@ -251,9 +253,9 @@ class Leases:
         """Everything that anyone, anywhere, may have restricted: the node may know of it before it is durable."""
         out = []
         for text, word in self.ledger.words.items():
-            scope = lens.scope_of(text)
-            if word.kind != "resume" or word.committed_at is None or word.seq > lens.durable_seq(m, scope.namespace):
-                out.append(scope)
+            lifted = word.kind == "resume" and word.committed_at is not None
+            if not lifted or word.seq > lens.durable_seq(m, word.namespace):
+                out.append(lens.scope_of(text))
         out += [lens.scope_of(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region
                 and lens.holds_local(m, x.event)]  # fmt: skip
         return out

@@ -18,12 +18,13 @@ SKEW = 1_000  # one in so many: the assumed bound on clock rates
 
 
 scope_of = parse_scope
-_state_name = lru_cache(maxsize=1_024)(state_name)
+overlay_record_of = lru_cache(maxsize=1_024)(overlay_name)
+record_of = lru_cache(maxsize=1_024)(state_name)
 
 
 def durable_seq(m: Machine, namespace: str) -> int:
     """The seq that the node's disk holds of ``namespace``; 0 for none."""
-    name = _state_name(namespace)
+    name = record_of(namespace)
     if name not in m.disk:
         return 0
     seq: int = m.disk[name].head.entry.seq
@@ -32,12 +33,14 @@ def durable_seq(m: Machine, namespace: str) -> int:
 
 def durable_restrictions(m: Machine, namespace: str, ledger: Ledger) -> dict[str, int]:
     """scope -> seq of every restriction of ``namespace`` that the node's disk holds."""
-    out = {s: v[1] for s, v in ledger.restricted(namespace, durable_seq(m, namespace)).items()}
-    overlay = m.disk.get(overlay_name(namespace))
-    if overlay is not None:
-        for scope, row in overlay.rows.items():
-            if row.state != "none" and row.seq > out.get(scope, 0):
-                out[scope] = row.seq
+    held = ledger.restricted(namespace, durable_seq(m, namespace))
+    name = overlay_record_of(namespace)
+    if name not in m.disk:
+        return held
+    out = dict(held)
+    for scope, row in m.disk[name].rows.items():
+        if row.state != "none" and row.seq > out.get(scope, 0):
+            out[scope] = row.seq
     return out
 
 
@@ -56,6 +59,8 @@ def lease_covered(m: Machine, scope: Scope) -> bool:
     if lease is None:
         return False
     config = m.state.config
+    if not tenant_of(scope, config.tenant):
+        return False
     region, tenant = RegionId(config.region), TenantId(config.tenant)
     service = ServiceName(config.service)
     return any(scope.covers(region=region, tenant=tenant, service=service, version=v.version) for v in lease.versions)
@@ -85,18 +90,18 @@ def node_restricts(m: Machine, scope: Scope, namespace: str) -> bool:
     holding = state.tenants.get(namespace)
     if holding is None or holding.closed or state.mesh.closed:
         return True
-    return any(r.scope == scope for r in holding.restrictions.values()) or any(
-        s.scope == scope for s in state.locals.values()
-    )
+    return scope in [r.scope for r in holding.restrictions.values()] or scope in [
+        s.scope for s in state.locals.values()
+    ]
 
 
 def uses_of(scope: Scope, ledger: Ledger) -> list[tuple[str, str, int]]:
     """(tenant, service, version) of every service key version that ``scope`` may cover, region aside."""
     out = []
     for tenant, key, version in ledger.kids:
-        if key == "l2":
+        service = context.service_of(key)
+        if service is None:
             continue
-        service = key.partition("/")[2]
         if scope.kind in (ScopeKind.MESH, ScopeKind.REGION) or (
             scope.tenant == tenant and scope.service in (None, service) and scope.version in (None, version)
         ):

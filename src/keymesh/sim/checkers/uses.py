@@ -97,14 +97,15 @@ class Uses:
         for m in self.nodes:
             if not m.proc.alive or (scope.kind is ScopeKind.REGION and scope.region != m.proc.region):
                 continue
+            memory = {} if m.proc.paused else self.mesh.keys.memory.get(m.proc.name, {})
             for tenant, service, version in uses:
-                if not self.ledger.may_hold(m.proc.region, tenant) or tenant not in m.state.tenants:
+                if tenant not in m.state.tenants or not self.ledger.may_hold(m.proc.region, tenant):
                     continue
                 verdict = lens.node_allows(m, t, tenant, service, version)
                 if verdict.allowed:
                     self.world.fail(invariant, f"{m.address} still allows {tenant}/{service}@{version} under {text}")
                 kid = self.ledger.kids[tenant, f"l3/{service}", version]
-                if not m.proc.paused and kid in self.mesh.keys.memory.get(m.proc.name, {}).get(tenant, ()):
+                if tenant in memory and kid in memory[tenant]:
                     self.world.fail(invariant, f"{m.address} keeps {tenant}/{service}@{version} in memory under {text}")
 
     def _published(self, m: Machine) -> None:
