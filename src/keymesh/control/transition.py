@@ -9,9 +9,10 @@ Sources: DESIGN section 2; ``model/README.md``, traces 3 and 4.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, TypeVar
+
+from msgspec import Struct
 
 from keymesh.control import checks
 from keymesh.control.kinds import Args, Genesis, RegionJoin, ScopeArgs, SwitchL1, TenantCreate
@@ -63,23 +64,21 @@ def _closure() -> dict[str, frozenset[str]]:
 REACHABLE: Final = _closure()
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(Struct, frozen=True):
     """Scopes that the new rows restrict and the old did not (or by another entry), and those that they free; sorted."""
 
     restricts: tuple[str, ...]
     lifts: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Proofs:
+class Proofs(Struct, frozen=True):
     """The entries that came with the state.  ``verify`` raises where one is not what its signers made; ``committed``
     tells whether the voters' majority signed it.  Both are asked only for entries that are needed."""
 
     support: tuple[Supported, ...]
     verify: Callable[[Supported], None]
     committed: Callable[[Supported], bool]
-    _judged: dict[Digest, bool] = field(default_factory=dict)
+    _judged: dict[Digest, bool] = {}
 
     def of(self, kind: str) -> Iterator[Supported]:
         """Verified entries of ``kind``; others count for nothing."""

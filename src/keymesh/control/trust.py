@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from keymesh.control.checks import EVERY_KIND, namespace_fits
 from keymesh.control.entry import AUTHORITY_PAYLOAD_TYPE, Authority, SignedEntry
@@ -25,6 +25,7 @@ from keymesh.model.scope import parse_scope
 
 REGISTRY_ROLE: Final = "registry"
 OFFICERS_ROLE: Final = "officers"
+_REGISTRY_ROW: Final = f"delegation/{REGISTRY_ROLE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +194,8 @@ def _signers(kind: Kind, args: Mapping[str, Any], held: SignersRow | None) -> Qu
     return Quorum(_ids(signers.keys), signers.threshold)
 
 
-def _ids(keys: Mapping[str, str]) -> dict[KeyId, str]:
-    return {KeyId(name): public for name, public in keys.items()}
+def _ids(keys: dict[str, str]) -> dict[KeyId, str]:
+    return cast(dict[KeyId, str], keys)
 
 
 def _delegates(row: DelegationRow, kind: str) -> bool:
@@ -209,7 +210,7 @@ def verify_online(signed: SignedEntry, mesh_rows: Rows, suite: Suite) -> None:
 
     Of an unknown kind only the signature is judged: a later release may have been delegated it.
     """
-    row = get(mesh_rows, f"delegation/{REGISTRY_ROLE}", DelegationRow)
+    row = get(mesh_rows, _REGISTRY_ROW, DelegationRow)
     if row is None or len(suite.signers(signed.envelope, _ids(row.keys))) < max(row.threshold, 1):
         raise Integrity("bad-signature", "not signed by a threshold of the Registry's keys", field="signatures")
     kind = signed.entry.kind

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Final, Protocol
 
+from msgspec import Struct
+
 from keymesh.control import commit, transition, trust
 from keymesh.control.entry import Entry, SignedEntry, parse_entry
 from keymesh.control.kinds import KINDS, Genesis
@@ -52,8 +54,7 @@ class Offered:
     force: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Struct, frozen=True):
     """``restricts``: scopes newly restricted, to be applied before anything is recorded; ``lifts``: scopes freed."""
 
     state: NamespaceState
@@ -62,8 +63,7 @@ class Accepted:
     is_restriction: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(Struct, frozen=True):
     """Nothing newer than what is held: acknowledge, change nothing."""
 
 
@@ -100,8 +100,7 @@ class NeedsMesh:
 Outcome = Accepted | Stale | Fork | RefusedTask | NeedsMesh
 
 
-@dataclass(frozen=True, slots=True)
-class _Trust:
+class _Trust(Struct, frozen=True):
     """What signatures are judged by."""
 
     mesh_rows: Rows
@@ -199,10 +198,8 @@ def _check_frame(task: Offer, *, pins: Pins, epoch: int) -> None:
 
 def state_bytes(state: NamespaceState) -> int:
     """The size of what travels: rows, entry and support."""
-    signed = len(state.head.envelope.payload)
-    for supported in state.support:
-        signed += len(supported.signed.envelope.payload)
-    return signed + rows_bytes(state.rows)
+    payloads = [state.head.envelope.payload, *[s.signed.envelope.payload for s in state.support]]
+    return sum(map(len, payloads)) + rows_bytes(state.rows)
 
 
 def check_signed(signed: SignedEntry) -> None:
@@ -296,7 +293,7 @@ def _order(held: NamespaceState | None, state: NamespaceState, *, force: bool) -
         return None if force else Stale()
     if is_fork(mine, other):
         return Fork(held, state)
-    return Stale() if state.leaf.order < held.leaf.order else None
+    return Stale() if (other.entry.epoch, other.entry.seq) < (mine.entry.epoch, mine.entry.seq) else None
 
 
 def is_fork(mine: SignedEntry, other: SignedEntry) -> bool:

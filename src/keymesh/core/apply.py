@@ -123,9 +123,10 @@ def on_applied(state: NodeState, now: Instant, pending: ApplyPending, out: Out) 
     """The record is durable: it applies, is acknowledged, and what it allows is done."""
     for new in pending.states:
         holding = state.holding_or_new(new.head.entry.namespace)
-        if holding.leaf.order > new.leaf.order:
+        leaf = new.leaf
+        if (holding.leaf.epoch, holding.leaf.seq) > (leaf.epoch, leaf.seq):
             continue  # recorded on a second try that had left it out
-        if new.leaf == holding.leaf:
+        if leaf == holding.leaf:
             loading.doubt_all(holding)
         install(state, now, holding, new)
         _reopen(state, holding, out)

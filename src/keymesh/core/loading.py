@@ -7,8 +7,10 @@ wiped at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+
+from msgspec import Struct
 
 from keymesh.control.messages import PendingItem
 from keymesh.control.rows import L2_NAME, KeyRow
@@ -25,8 +27,7 @@ LOAD_TIMEOUT_MS = 30_000
 KeyName = tuple[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadPlan:
+class LoadPlan(Struct, frozen=True):
     """What to do with memory; ``drops`` come first, so that stopping half-way has only made the node safer."""
 
     drops: tuple[str, ...]  # kids
@@ -46,7 +47,10 @@ def plan(
     namespace: str, view: TenantView, restricted: Callable[[str, int], bool], loaded: Mapping[KeyName, KeyRef]
 ) -> LoadPlan:
     """Actions that take ``loaded`` to what is wanted.  An L3 waits until the L2 that it is wrapped under is loaded."""
-    want = wanted(view, restricted)
+    return _plan(namespace, wanted(view, restricted), loaded)
+
+
+def _plan(namespace: str, want: Mapping[KeyName, KeyRow], loaded: Mapping[KeyName, KeyRef]) -> LoadPlan:
     gone = [name for name, ref in loaded.items() if name not in want or want[name].kid != ref.kid]
     drops = tuple([loaded[name].kid for name in sorted(gone)]) if gone else ()
     missing = [
@@ -61,8 +65,20 @@ def plan(
     return LoadPlan(drops, l2s or tuple(ref for ref in missing if ref.parent in parents))
 
 
-def _restricted(state: NodeState, holding: Holding) -> Callable[[str, int], bool]:
-    return partial(context.version_restricted, state, holding.namespace)
+def _wanted(state: NodeState, holding: Holding) -> Mapping[KeyName, KeyRow]:
+    """``wanted`` of a tenant here.
+
+    Remembered for the view that it was made of, until a restriction or a local suspension comes or goes
+    (``NodeState.restrictions_changed``).
+    """
+    namespace, view = holding.namespace, holding.view
+    if namespace in state.wanted and state.wanted[namespace][0] is view:
+        return state.wanted[namespace][1]
+    if len(state.wanted) >= context.COVERED_MAX:
+        state.wanted.clear()
+    want = wanted(view, partial(context.version_restricted, state, namespace))
+    state.wanted[namespace] = (view, want)
+    return want
 
 
 # --- dropping --------------------------------------------------------------------------------------------------------
@@ -70,7 +86,7 @@ def _restricted(state: NodeState, holding: Holding) -> Callable[[str, int], bool
 
 def drop_restricted(state: NodeState, holding: Holding, out: Out) -> None:
     """Wipe what a restriction now covers."""
-    kids = plan(holding.namespace, holding.view, _restricted(state, holding), holding.loaded).drops
+    kids = _plan(holding.namespace, _wanted(state, holding), holding.loaded).drops
     _drop(holding, kids, out)
 
 
@@ -124,7 +140,7 @@ def reconcile(state: NodeState, now: Instant, holding: Holding, out: Out) -> boo
     closed = not may_load.allowed and not may_load.reason.startswith("restricted")
     if closed or (lapsed and holding.loaded):
         drop_namespace(state, holding, out)
-    planned = plan(namespace, holding.view, _restricted(state, holding), holding.loaded)
+    planned = _plan(namespace, _wanted(state, holding), holding.loaded)
     _drop(holding, planned.drops, out)
     if not may_load.allowed:
         return False
@@ -225,9 +241,9 @@ def pending_items(state: NodeState) -> list[PendingItem]:
 
 
 def _pending(state: NodeState, holding: Holding) -> Iterator[PendingItem]:
-    loaded = holding.loaded
+    loaded, want = holding.loaded, _wanted(state, holding)
     for name, row in holding.view.keys.items():
         if name in loaded and loaded[name].kid == row.kid and loaded[name].revision >= row.revision:
             continue
-        if row.state in LIVE_WORDS and not context.version_restricted(state, holding.namespace, *name):
+        if name in want:
             yield PendingItem(namespace=holding.namespace, key=name[0], version=name[1], revision=row.revision)

@@ -44,7 +44,7 @@ def overlay_of(head: SignedEntry, rows: dict[str, RestrictionRow], corr: str) ->
 
 
 def supersedes(new: NamespaceState, overlay: Overlay) -> bool:
-    return new.leaf.order >= (overlay.record.epoch, overlay.record.seq)
+    return (new.head.entry.epoch, new.head.entry.seq) >= (overlay.record.epoch, overlay.record.seq)
 
 
 def lay_over(state: NodeState, now: Instant, holding: Holding, record: OverlayRecord, out: Out) -> bool:

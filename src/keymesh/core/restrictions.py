@@ -23,7 +23,7 @@ from keymesh.model.time import Instant
 def union(applied: Mapping[str, Restriction], overlay: Overlay | None) -> dict[str, Restriction]:
     """Both together.  Of one scope, the later word counts, except that ``revoked`` stays."""
     found = dict(applied)
-    for text, beyond in {} if overlay is None else overlay.restrictions.items():
+    for text, beyond in () if overlay is None else overlay.restrictions.items():
         held = found.get(text)
         if held is None or (held.state != "revoked" and beyond.seq > held.seq) or beyond.state == "revoked":
             found[text] = beyond

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from keymesh.control.entry import Leaf
 from keymesh.control.heads import HeadsTree
+from keymesh.control.rows import KeyRow
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
 from keymesh.core.events import KeyMinted, KeyRef, KeyRewrapped
@@ -186,6 +187,7 @@ class NodeState:
     tenants: dict[str, Holding] = field(default_factory=dict)
     locals: dict[LocalKey, LocalSuspension] = field(default_factory=dict)
     covered: dict[tuple[str, str | None, int | None], frozenset[str]] = field(default_factory=dict)  # see context
+    wanted: dict[str, tuple[TenantView, Mapping[tuple[str, int], KeyRow]]] = field(default_factory=dict)  # see loading
     # this life
     booted: bool = False
     life: str = ""
@@ -251,6 +253,7 @@ class NodeState:
     def restrictions_changed(self) -> None:
         """A restriction or a local suspension came or went: nothing remembered about them holds."""
         self.covered.clear()
+        self.wanted.clear()
 
     def draw(self, what: str) -> str:
         """128 bits in hex that nobody can foretell and that never come again in this life."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from keymesh.control import rows as r
 from keymesh.control.entry import SignedEntry
 from keymesh.control.state import NamespaceState
@@ -23,8 +25,7 @@ LIVE_WORDS: Final = frozenset(state.value for state in LIVE_STATES)
 """The same, as rows say it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Restriction:
+class Restriction(Struct, frozen=True):
     """A scope under restriction, as an entry set it."""
 
     scope: Scope

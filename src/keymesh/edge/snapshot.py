@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec import Struct
+
 from keymesh.control.rows import ServiceRow
 from keymesh.control.signing import Suite
 from keymesh.model.machine import Address
@@ -65,8 +67,7 @@ class LeaseSnapshot:
 # --- effects ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Publish:
+class Publish(Struct, frozen=True):
     """Replace what the hot path uses, at once.  ``lease`` None: nothing may be used; wipe the keys.
 
     ``reason``: ``granted``, or why there is no lease: ``revoked``, ``expired``, ``clock``, ``edge-closed`` or the

@@ -6,6 +6,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from keymesh.control.rows import ServiceRow
 from keymesh.edge.snapshot import EdgeConfig, LeaseSnapshot
 from keymesh.model.machine import Address, edge_address
@@ -16,8 +18,7 @@ ACKED_MAX: Final = 4_096
 GRANTED_MAX: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(Struct, frozen=True):
     """The one lease request in flight."""
 
     nonce: str

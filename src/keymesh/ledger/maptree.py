@@ -87,8 +87,7 @@ def _hash_pair(low: tuple[int, bytes], high: tuple[int, bytes], depth: int) -> b
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Leaf:
+class _Leaf(msgspec.Struct, frozen=True):
     path: int
     key: str
     value: bytes
@@ -96,8 +95,7 @@ class _Leaf:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class _Fork:
+class _Fork(msgspec.Struct, frozen=True):
     left: _Node
     right: _Node
     hash: bytes
@@ -203,7 +201,7 @@ class MapTree:
 
     @property
     def root(self) -> Digest:
-        return Digest(_hash(self._node).hex())
+        return EMPTY_ROOT if self._node is None else Digest(self._node.hash.hex())
 
     def get(self, key: str) -> bytes | None:
         leaf = self._standing_at(path_of(key))

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from msgspec import Struct
+
 from keymesh.model.ids import Namespace
 from keymesh.model.limits import TASK_TRIES_MAX
 from keymesh.model.states import Lane
@@ -29,8 +31,7 @@ MERGE_AFTER: Final = 256
 LOWER_LANES: Final = (Lane.ONBOARDING, Lane.ROUTINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(Struct, frozen=True):
     """One entry that a node has to reach.  ``scope`` is set for restrictions, ``merged`` counts what it stands for."""
 
     namespace: Namespace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -60,10 +59,10 @@ def test_a_tampered_object_does_not_open() -> None:
     sealed = a.seal(POLL)
     other = msgspec.structs.replace(POLL, poll_id=8)
     for forged in (
-        replace(sealed, message=other),
-        replace(sealed, message=msgspec.structs.replace(POLL)),
-        replace(sealed, key_id=b.key_id),
-        replace(b.seal(POLL), key_id=a.key_id),
+        msgspec.structs.replace(sealed, message=other),
+        msgspec.structs.replace(sealed, message=msgspec.structs.replace(POLL)),
+        msgspec.structs.replace(sealed, key_id=b.key_id),
+        msgspec.structs.replace(b.seal(POLL), key_id=a.key_id),
     ):
         with pytest.raises(Integrity):
             a.unseal(forged, Poll, keys_of(a, b))
