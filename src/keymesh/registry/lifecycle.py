@@ -262,5 +262,6 @@ def _is_signed(
 
 def next_due(state: RegistryState) -> Instant | None:
     """When the oldest Pre-Active version stops waiting for regions that do not load it."""
-    ages = [since + desired.ACTIVATE_AFTER_MS for since, _ in state.pre_active.values()]
-    return Instant(min(ages)) if ages else None
+    if not state.pre_active:
+        return None
+    return Instant(min([since for since, _ in state.pre_active.values()]) + desired.ACTIVATE_AFTER_MS)

@@ -57,7 +57,7 @@ def step(state: RegistryState, now: Instant, event: Any) -> Effects:
     """Take one event; the effects are to be carried out in order.  An event type that is not ours is our bug."""
     out: Effects = []
     _EVENTS[type(event)](state, now, event, out)
-    if state.read is None:
+    if state.read is None and reads.wants_read(state):
         reads.begin(state, now, out)
     wake(state, now, out)
     if out:
@@ -105,11 +105,12 @@ def next_due(state: RegistryState) -> Instant:
     if state.pre_active:
         due = min(due, lifecycle.next_due(state) or NEVER)
     for batch in state.batches:
-        due = min(due, batch.deadline)
-    if state.read is not None:
-        due = min(due, Instant(state.read.began_at + reads.READ_TIMEOUT_MS))
-    if state.read_retry_at is not None:
-        due = min(due, state.read_retry_at)
+        if batch.deadline < due:
+            due = batch.deadline
+    if state.read is not None and state.read.began_at + reads.READ_TIMEOUT_MS < due:
+        due = Instant(state.read.began_at + reads.READ_TIMEOUT_MS)
+    if state.read_retry_at is not None and state.read_retry_at < due:
+        due = state.read_retry_at
     if state.append is not None and not state.append.unknown:
         due = min(due, Instant(state.append.sent_at + commands.APPEND_TIMEOUT_MS))
     return due
@@ -156,11 +157,11 @@ def _command(state: RegistryState, now: Instant, event: Command, out: Effects) -
 
 
 def _received(state: RegistryState, now: Instant, event: Received, out: Effects) -> None:
-    handler = _MESSAGES.get(type(event.message))
-    if handler is None:
-        out.append(Note("unknown-message", "wire", (("sender", str(event.sender)),)))
+    kind = type(event.message)
+    if kind in _MESSAGES:
+        _MESSAGES[kind](state, now, event.sender, event.message, out)
     else:
-        handler(state, now, event.sender, event.message, out)
+        out.append(Note("unknown-message", "wire", (("sender", str(event.sender)),)))
 
 
 def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effects) -> None:

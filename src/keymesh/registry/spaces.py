@@ -55,8 +55,7 @@ VERSIONS_KEPT = 512
 
 def space_of(state: RegistryState, namespace: str) -> Space:
     """The namespace, empty where the log has nothing of it."""
-    space = state.spaces.get(namespace)
-    return space if space is not None else Space(Namespace(namespace))
+    return state.spaces[namespace] if namespace in state.spaces else Space(Namespace(namespace))
 
 
 def pins_of(config: RegistryConfig) -> trust.Pins:
@@ -218,10 +217,9 @@ def state_at(space: Space, seq: int) -> NamespaceState:
     An entry whose rows are no longer kept gives the newest offered state instead (or the newest of all where nothing
     kept is offered): it contains it.
     """
-    version = space.versions.get(seq)
-    if version is None:
+    if seq not in space.versions:
         seq = space.offered if space.offered in space.versions else space.seq
-        version = space.versions[seq]
+    version = space.versions[seq]
     if version.shown is None or version.proofs != len(space.commits):  # proofs only come, none goes or changes
         support = tuple([Supported(s.signed, proof(space, s.signed.entry.seq)) for s in version.support])
         version.shown = NamespaceState(head=space.entries[seq - 1], rows=version.rows, support=support)
