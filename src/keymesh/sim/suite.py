@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Final, TypeVar
+
+from msgspec import Struct
 
 from keymesh.crypto.dsse import Envelope, Signature, pae
 from keymesh.model.errors import Integrity, Refused
@@ -22,19 +23,20 @@ T = TypeVar("T")
 _SECRETS: Final[dict[KeyId, bytes]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class _Proof:
-    secret: bytes = field(repr=False)
-    message: Any = field(repr=False)
+class _Proof(Struct, frozen=True):
+    secret: bytes
+    message: Any
 
 
-@dataclass(frozen=True, slots=True)
-class FakeSealed:
+class FakeSealed(Struct, frozen=True):
     """``message`` as the holder of ``key_id`` sealed it."""
 
     message: Any
     key_id: KeyId
-    proof: _Proof = field(repr=False)
+    proof: _Proof
+
+    def __repr__(self) -> str:
+        return f"FakeSealed(message={self.message!r}, key_id={self.key_id!r})"
 
 
 class FakeSuite:

@@ -66,10 +66,9 @@ class Leases:
         mesh.keys.probed.append(self._probed)
 
     def shadow(self, address: Address) -> Shadow:
-        found = self.shadows.get(address)
-        if found is None:
-            found = self.shadows[address] = Shadow()
-        return found
+        if address not in self.shadows:
+            self.shadows[address] = Shadow()
+        return self.shadows[address]
 
     # --- what truly happened ----------------------------------------------------------------------------------------
 
@@ -140,7 +139,7 @@ class Leases:
     def _ttl(self, namespace: str) -> int:
         own = self.ledger.ttl_ms.get(namespace)
         ttl = self.mesh.options.ttl_ms
-        return ttl if own is None else min(ttl, own)
+        return ttl if own is None or own > ttl else own
 
     def _judge(self, m: Machine) -> None:
         """No lease of this node is longer than true events allow, nor rests on less than was committed."""
@@ -149,7 +148,7 @@ class Leases:
         for holding in (m.state.mesh, *m.state.tenants.values()):
             lease = holding.lease
             namespace = holding.namespace
-            if lease is None or lease.until == shadow.until.get(namespace):
+            if lease is None or (namespace in shadow.until and lease.until == shadow.until[namespace]):
                 continue
             shadow.until[namespace] = lease.until
             ttl = self._ttl(namespace)
