@@ -8,16 +8,12 @@ from keymesh.core.machine import new_node
 from keymesh.core.machine import step as core_step
 from keymesh.core.records import EdgeLeaseRecord
 from keymesh.core.state import NodeConfig
-from keymesh.model.ids import MeshName
-from keymesh.model.machine import REGISTRY, Booted, BootMark, ClockWentAhead, PersistFailed, Send, Tick, Wake
+from keymesh.model.machine import REGISTRY, Booted, BootMark, ClockWentAhead, PersistFailed, Send, Tick
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
 from keymesh.orbital.messages import Hello
 from keymesh.registry import certificate
-from keymesh.registry.machine import new_registry
-from keymesh.registry.machine import step as registry_step
 from keymesh.registry.records import EvidenceRecord, KillRecord
-from keymesh.registry.state import RegistryConfig
 from keymesh.sim.suite import FakeSuite
 
 NODE = "node:eu-west/n1"
@@ -32,20 +28,6 @@ def _node() -> NodeConfig:
 
 def _booted() -> Booted:
     return Booted({}, BootMark("k", 0), b"\1" * 32)
-
-
-def test_a_node_whose_write_failed_asks_for_its_wake_again() -> None:
-    """The failed step's later effects are dropped; a machine that counts on its dropped Wake never beats again."""
-    node = new_node(_node())
-    assert any(type(e) is Wake for e in core_step(node, Instant(0), _booted()))
-    assert any(type(e) is Wake for e in core_step(node, Instant(0), PersistFailed("whatever")))
-
-
-def test_a_registry_whose_write_failed_asks_for_its_wake_again() -> None:
-    suite = FakeSuite("registry")
-    registry = new_registry(RegistryConfig(MeshName("m"), suite, FakeSuite("root").keys, 1))
-    assert any(type(e) is Wake for e in registry_step(registry, Instant(0), _booted()))
-    assert any(type(e) is Wake for e in registry_step(registry, Instant(0), PersistFailed("whatever")))
 
 
 def test_a_node_greets_a_registry_that_may_be_a_new_one() -> None:

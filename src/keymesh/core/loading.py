@@ -31,7 +31,7 @@ class LoadPlan(Struct, frozen=True):
     """What to do with memory; ``drops`` come first, so that stopping half-way has only made the node safer."""
 
     drops: tuple[str, ...]  # kids
-    loads: tuple[KeyRef, ...]  # L2 versions before L3, never both kinds
+    loads: tuple[KeyRef, ...]  # L2 versions before L3
 
 
 def key_ref(namespace: str, name: KeyName, row: KeyRow) -> KeyRef:
@@ -46,7 +46,8 @@ def wanted(view: TenantView, restricted: Callable[[str, int], bool]) -> dict[Key
 def plan(
     namespace: str, view: TenantView, restricted: Callable[[str, int], bool], loaded: Mapping[KeyName, KeyRef]
 ) -> LoadPlan:
-    """Actions that take ``loaded`` to what is wanted.  An L3 waits until the L2 that it is wrapped under is loaded."""
+    """Actions that take ``loaded`` to what is wanted.  An L3 waits until the L2 that it is wrapped under is loaded, and
+    for no other: one L2 that can't be had keeps nothing but its own L3s away."""
     return _plan(namespace, wanted(view, restricted), loaded)
 
 
@@ -62,7 +63,7 @@ def _plan(namespace: str, want: Mapping[KeyName, KeyRow], loaded: Mapping[KeyNam
         return LoadPlan(drops, ())
     l2s = tuple(ref for ref in missing if ref.key == L2_NAME)
     parents = {ref.kid for name, ref in loaded.items() if name[0] == L2_NAME and ref.kid not in drops}
-    return LoadPlan(drops, l2s or tuple(ref for ref in missing if ref.parent in parents))
+    return LoadPlan(drops, (*l2s, *(ref for ref in missing if ref.parent in parents)))
 
 
 def _wanted(state: NodeState, holding: Holding) -> Mapping[KeyName, KeyRow]:

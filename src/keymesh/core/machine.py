@@ -54,7 +54,7 @@ from keymesh.model.machine import (
     PersistFailed,
     Received,
     Tick,
-    Wake,
+    ask_tick,
 )
 from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import EdgeAckMessage, LeaseRequest, LeaseReturnedMessage
@@ -78,9 +78,8 @@ def step(state: NodeState, now: Instant, event: Any) -> Out:
     kind = type(event)
     if kind in _EVENTS and (state.booted or kind is Booted):
         _EVENTS[kind](state, now, event, out)
-        if state.timers and state.timers[0][0] < state.woken_at:
-            state.woken_at = state.timers[0][0]
-            out.append(Wake(state.woken_at))
+        due = state.timers[0][0] if state.timers else NEVER
+        state.woken_at = ask_tick(state.woken_at, due, now, out)
         for effect in out:
             if type(effect) is Persist:
                 return _records_last(out)
@@ -190,7 +189,6 @@ def _on_persisted(state: NodeState, now: Instant, event: Persisted, out: Out) ->
 
 
 def _on_persist_failed(state: NodeState, now: Instant, event: PersistFailed, out: Out) -> None:
-    state.woken_at = NEVER  # the failed step's later effects are dropped, its Wake among them
     pending = state.persisting.pop(event.token, None)
     if isinstance(pending, edges.GrantPending):
         edges.on_grant_failed(state, pending, out)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from keymesh.edge import leasing, leaving, revoking, usage
 from keymesh.edge.snapshot import Closing, Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
 from keymesh.edge.state import EdgeState, new_edge
-from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick, Wake
+from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick, ask_tick
 from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import LeaseGrant, LeaseReady, LeaseRefused, Revocation, UsageRecorded
 from keymesh.orbital.messages import Hello
@@ -25,10 +25,7 @@ def step(state: EdgeState, now: Instant, event: Any) -> list[Any]:
     if state.closed and not _outlives(event):
         return []
     effects = _EVENTS[type(event)](state, now, event)
-    due = leasing.next_due(state)
-    if due != state.woken_at:
-        state.woken_at = due
-        effects.append(Wake(due))
+    state.woken_at = ask_tick(state.woken_at, leasing.next_due(state), now, effects)
     return effects
 
 

@@ -12,7 +12,7 @@ from typing import Any, NewType
 
 from msgspec import Struct
 
-from keymesh.model.time import Instant
+from keymesh.model.time import NEVER, Instant
 
 Address = NewType("Address", str)
 """``registry``, ``node:<region>/<node>``, ``edge:<region>/<tenant>/<service>/<instance>``."""
@@ -103,3 +103,13 @@ class Note(Struct, frozen=True):
     name: str
     correlation_id: str
     fields: tuple[tuple[str, str | int], ...] = ()
+
+
+def ask_tick(asked: Instant, due: Instant, now: Instant, out: list[Any]) -> Instant:
+    """Have the next ``Tick`` come at ``due``; what a machine keeps as ``asked`` until that tick (then NEVER again).
+
+    A deadline that is due already is asked for once, for the next instant: later steps don't put it off.
+    """
+    if due != asked:
+        out.append(Wake(NEVER if due >= NEVER else max(due, Instant(now + 1))))
+    return due

@@ -54,11 +54,12 @@ class Urgent:
 
 @dataclass(slots=True)
 class Flight:
-    """The one lower-lane task that is out.  ``sent`` counts sends, ``tries`` counts those the node must have seen."""
+    """The one lower-lane task that is out.  ``sent`` counts sends, ``tries`` counts those the node must have seen;
+    ``sent_at`` None: whatever was sent may be lost."""
 
     lane: Lane
     item: Item
-    sent_at: Instant
+    sent_at: Instant | None
     sent: int = 1
     tries: int = 0
 
@@ -185,6 +186,8 @@ def next_lower(queue: NodeQueue, now: Instant) -> Flight | None:
 
 
 def lower_retry_at(flight: Flight) -> Instant:
+    if flight.sent_at is None:
+        return Instant(0)
     return Instant(flight.sent_at + min(LOWER_RETRY_MS * 2 ** min(flight.sent - 1, 10), LOWER_RETRY_MAX_MS))
 
 
@@ -310,5 +313,5 @@ def resend_all(queue: NodeQueue) -> None:
         urgent.sent_at = None
         urgent.sent = 0
     if queue.flight is not None:
-        queue.flight.sent_at = Instant(0)
+        queue.flight.sent_at = None
         queue.flight.sent = 1

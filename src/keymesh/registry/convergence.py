@@ -6,7 +6,7 @@ Level, not edge: whatever was lost on the way, a heartbeat shows it.  The queues
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from keymesh.control.messages import Heartbeat
 from keymesh.control.rows import RestrictionRow, get
@@ -19,6 +19,8 @@ from keymesh.orbital.dispatch import Item
 from keymesh.orbital.messages import Hello
 from keymesh.registry import sessions, spaces
 from keymesh.registry.state import RegionHeads, RegistryState, Session, Space
+
+GREETING_GAP_MS: Final = 1_000
 
 
 def compare(state: RegistryState, now: Instant, session: Session, beat: Heartbeat, out: list[Any]) -> None:
@@ -135,11 +137,20 @@ def catch_up_restrictions(state: RegistryState, now: Instant, session: Session) 
                 dispatch.offer_urgent(session.queue, sessions.restriction_item(space, signed), now)
 
 
+def is_repeated(session: Session, message: Hello, now: Instant) -> bool:
+    """Whether the same life greeted a moment ago: all was sent then, and Lane 0 goes out again by itself."""
+    last = session.greeted_at
+    return last is not None and message.boot_id == session.greeted_as and now < last + GREETING_GAP_MS
+
+
 def on_hello(state: RegistryState, now: Instant, sender: Address, message: Hello, out: list[Any]) -> None:
     """A node (re)connected: what is out may be lost, so it goes out again."""
     session = state.sessions.get(sender)
     if session is None or (message.region, message.node) != (session.region, session.node) or not state.booted:
         return
+    if is_repeated(session, message, now):
+        return
+    session.greeted_at, session.greeted_as = now, message.boot_id
     dispatch.resend_all(session.queue)
     if not session.known:
         catch_up_restrictions(state, now, session)

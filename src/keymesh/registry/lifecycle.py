@@ -260,8 +260,16 @@ def _is_signed(
     return True
 
 
+def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
+    """Review what has waited long enough.  Once: what is not activated then waits for the next heartbeat's review."""
+    due = next_due(state)
+    if due is not None and due <= now:
+        state.reviewed_at = now
+        review(state, now, None, out)
+
+
 def next_due(state: RegistryState) -> Instant | None:
-    """When the oldest Pre-Active version stops waiting for regions that do not load it."""
-    if not state.pre_active:
-        return None
-    return Instant(min([since for since, _ in state.pre_active.values()]) + desired.ACTIVATE_AFTER_MS)
+    """When the next Pre-Active version stops waiting for regions that do not load it."""
+    marks = [since + desired.ACTIVATE_AFTER_MS for since, _ in state.pre_active.values()]
+    ahead = [mark for mark in marks if mark > state.reviewed_at]
+    return Instant(min(ahead)) if ahead else None

@@ -28,7 +28,7 @@ from keymesh.model.machine import (
     PersistFailed,
     Received,
     Tick,
-    Wake,
+    ask_tick,
 )
 from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.messages import Hello
@@ -59,7 +59,7 @@ def step(state: RegistryState, now: Instant, event: Any) -> Effects:
     _EVENTS[type(event)](state, now, event, out)
     if state.read is None and reads.wants_read(state):
         reads.begin(state, now, out)
-    wake(state, now, out)
+    state.wake_at = ask_tick(state.wake_at, next_due(state), now, out)
     if out:
         persist_last(state, out)
     return out
@@ -88,15 +88,10 @@ def persist_last(state: RegistryState, out: Effects) -> None:
     out.append(Persist(token, puts, tuple(name for name, record in last.items() if record is None)))
 
 
-def wake(state: RegistryState, now: Instant, out: Effects) -> None:
-    """Ask for a tick at the next deadline, where that is another one than was asked for."""
-    at = next_due(state)
-    if at != state.wake_at:
-        state.wake_at = at if at > now else Instant(now + 1)
-        out.append(Wake(state.wake_at))
-
-
 def next_due(state: RegistryState) -> Instant:
+    """The next deadline; a tick that comes then leaves none behind that is due."""
+    if state.halted:
+        return NEVER
     due = sessions.next_due(state)
     if state.countersigning:
         due = min(due, commits.next_due(state) or NEVER)
@@ -146,9 +141,7 @@ def _tick(state: RegistryState, now: Instant, event: Tick, out: Effects) -> None
     heartbeats.answer_ready(state, now, out)
     sessions.tick(state, now, out)
     killswitch.tick(state, now, out)
-    due = lifecycle.next_due(state)
-    if due is not None and due <= now:
-        lifecycle.review(state, now, None, out)
+    lifecycle.tick(state, now, out)
     commands.pump(state, now, out)
 
 
@@ -176,7 +169,6 @@ def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effect
 
 
 def _persist_failed(state: RegistryState, now: Instant, event: PersistFailed, out: Effects) -> None:
-    state.wake_at = NEVER  # the failed step's later effects are dropped, its Wake among them
     for token in state.transactions.pop(event.token, ()):
         match state.persisting.pop(token, None):
             case CommitRecord() as proof:

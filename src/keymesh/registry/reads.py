@@ -92,6 +92,8 @@ def on_unavailable(state: RegistryState, now: Instant, event: LogUnavailable, ou
 
 def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
     """What was never answered is asked anew; a late answer to the old token is then nobody's."""
+    if state.read_retry_at is not None and now >= state.read_retry_at:
+        state.read_retry_at = None
     if state.read is not None and now >= state.read.began_at + READ_TIMEOUT_MS:
         give_up(state, now)
     append = state.append

@@ -85,7 +85,8 @@ def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -
     if queue.flight is None:
         flight = dispatch.next_lower(queue, now)
     else:
-        heard = session.heard_at is not None and session.heard_at > queue.flight.sent_at
+        sent_at, heard_at = queue.flight.sent_at, session.heard_at
+        heard = sent_at is not None and heard_at is not None and heard_at > sent_at
         flight, parked = dispatch.resend_lower(queue, now, heard_since=heard)
         if parked is not None:
             park(state, session, parked, out)

@@ -122,6 +122,8 @@ class Session:
     pending: frozenset[tuple[str, str, int]] = frozenset()
     acked_at: dict[str, Instant] = field(default_factory=dict)
     heard_at: Instant | None = None
+    greeted_at: Instant | None = None
+    greeted_as: str = ""  # the boot id of the last Hello
     boot_id: str = ""
     counter: int = 0
     old_boots: deque[str] = field(default_factory=lambda: deque(maxlen=64))
@@ -234,6 +236,7 @@ class RegistryState:
     evidence: dict[tuple[str, str], dict[str, EvidenceRecord]] = field(default_factory=dict)  # by kill, then node
     parked_records: list[ParkedRecord] = field(default_factory=list)  # from earlier lives, until their node is read
     pre_active: dict[tuple[str, str, int], tuple[Instant, int]] = field(default_factory=dict)  # since, seq
+    reviewed_at: Instant = field(default=Instant(0))  # when one that had waited long enough was last looked at
     holders: dict[tuple[str, str, int], frozenset[str]] = field(default_factory=dict)
     retiring: set[str] = field(default_factory=set)  # namespaces with a binding to retire
     asked: set[tuple[str, str]] = field(default_factory=set)  # internal commands under way

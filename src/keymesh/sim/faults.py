@@ -31,6 +31,7 @@ class Faults:
             "pause": self._pause,
             "clock-jump": self._jump,
             "clock-back": self._back,
+            "clock-in-write": self._jump_in_write,
             "reboot": self._reboot,
             "disk-full": self._disk_full,
             "torn-write": self._torn,
@@ -62,7 +63,7 @@ class Faults:
             customer.unreachable.clear()
         for proc in world.processes.values():
             proc.fuse = -1
-            proc.torn = proc.disk_full = 0
+            proc.torn = proc.disk_full = proc.jump_in_write = 0
             if proc.paused:
                 proc.paused = 1
                 world.unpause(proc, proc.life)
@@ -131,6 +132,9 @@ class Faults:
 
     def _jump(self, name: str, by_ms: int) -> None:
         self.world.step_wall_clock(self._proc(name).host, by_ms)
+
+    def _jump_in_write(self, name: str, by_ms: int) -> None:
+        self._proc(name).jump_in_write = by_ms
 
     def _back(self, name: str, by_ms: int) -> None:
         self.world.step_wall_clock(self._proc(name).host, -by_ms)

@@ -69,7 +69,7 @@ class KeyShells:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.blobs: dict[str, dict[tuple[str, str, int, int], Blob]] = {}
+        self.blobs: dict[str, dict[tuple[str, str], Blob]] = {}  # region -> (tenant, digest)
         self.memory: dict[str, dict[str, set[str]]] = {}  # process -> namespace -> kids
         self.ivk: dict[str, int] = {}
         self.customers: dict[str, Customer] = {}
@@ -157,7 +157,7 @@ class KeyShells:
 
     def _fetch(self, region: str, ref: KeyRef) -> Blob | None:
         """From this region's store, else from any allowed region that can be reached now."""
-        place = (ref.namespace, ref.key, ref.version, ref.revision)
+        place = (ref.namespace, ref.digest)
         own = self.blobs.setdefault(region, {})
         blob = own.get(place)
         if blob is not None and blob.digest == ref.digest:
@@ -236,7 +236,7 @@ class KeyShells:
         kid = f"{material:016x}{self._minted:016x}"
         blob = Blob(kid, f"{material ^ 1:064x}", e.parent, material)
         for region in holders:
-            self.blobs.setdefault(region, {})[e.namespace, e.key, e.version, 1] = blob
+            self.blobs.setdefault(region, {})[e.namespace, blob.digest] = blob
         self.world.reply(life, KeyMinted(e.namespace, e.key, e.version, kid, blob.digest, e.parent, tuple(holders)))
 
     def _mint_refusal(self, m: Machine, namespace: str, key: str, parent: str) -> str:
@@ -270,7 +270,7 @@ class KeyShells:
         digest = f"{mix(old.material, stream_of(e.parent), e.revision):064x}"
         blob = Blob(ref.kid, digest, e.parent, old.material)
         for region in holders:
-            self.blobs.setdefault(region, {})[ref.namespace, ref.key, ref.version, e.revision] = blob
+            self.blobs.setdefault(region, {})[ref.namespace, blob.digest] = blob
         self.world.reply(life, KeyRewrapped(ref.namespace, ref.key, ref.version, e.revision, digest, e.parent))
 
     def _wipe(self, m: Machine, e: WipeMinted) -> None:

@@ -21,6 +21,7 @@ FAULT_CLASSES: Final = (
     "pause",
     "clock-jump",
     "clock-back",
+    "clock-in-write",
     "clock-drift",
     "disk-full",
     "torn-write",

@@ -140,6 +140,7 @@ class Planner:
             ("pause", (proc, length)),
             ("clock-jump", (rng.choice((region, "registry")), rng.randrange(1_100, 60_000))),
             ("clock-back", (rng.choice((region, "registry")), rng.randrange(1_100, 60_000))),
+            ("clock-in-write", (region, rng.choice((rng.randrange(1_100, ttl), -rng.randrange(1_100, 60_000))))),
             ("disk-full", (rng.choice(("registry", *REGIONS)), rng.randrange(2_000, ttl))),
             ("torn-write", (rng.choice(("registry", *REGIONS)),)),
             ("log-unavailable", (rng.choice((3_000, 20_000, ttl * 3 // 2)),)),

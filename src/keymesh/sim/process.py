@@ -36,8 +36,8 @@ class Process:
     """``fuse`` >= 0: dies before that many effects more.  ``paused``: overlapping SIGSTOPs; what arrives then waits."""
 
     __slots__ = (
-        "alive", "clock", "disk_full", "fuse", "host", "inbox", "life", "machines", "name", "paused", "ppm", "region",
-        "restart_at", "rotten", "torn",
+        "alive", "clock", "disk_full", "fuse", "host", "inbox", "jump_in_write", "life", "machines", "name", "paused",
+        "ppm", "region", "restart_at", "rotten", "torn",
     )  # fmt: skip
 
     def __init__(self, name: str, region: str, host: HostClock, t: int) -> None:
@@ -53,6 +53,7 @@ class Process:
         self.inbox: list[tuple[Machine, Any]] = []
         self.fuse = -1
         self.disk_full = 0
+        self.jump_in_write = 0  # ms by which the wall clock is set before the next record is answered
         self.torn = 0  # so many persists to come are lost whole, with the process
         self.rotten: set[str] = set()  # record keys whose stored bytes rotted
         self.restart_at = 0

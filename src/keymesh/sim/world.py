@@ -319,6 +319,11 @@ class World:
             self.sometimes["crash-after-persist-before-persisted"] += 1
             self.crash(proc)
             return False
+        if proc.jump_in_write:
+            by_ms, proc.jump_in_write = proc.jump_in_write, 0
+            self.step_wall_clock(proc.host, by_ms)
+            if not proc.alive:
+                return False
         self.run(machine, Persisted(effect.token))
         return None
 

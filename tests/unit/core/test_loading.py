@@ -42,6 +42,17 @@ def test_l2_first_then_l3_of_loaded_parents() -> None:
     assert [ref.kid for ref in second.loads] == ["b"]
 
 
+def test_an_l2_that_cannot_be_had_keeps_only_its_own_l3s_away() -> None:
+    view = TenantView(
+        keys={
+            ("l2", 1): row("a"), ("l2", 2): row("z"), ("l3/pay", 1): row("b", parent="a"),
+            ("l3/x", 1): row("c", parent="z"),
+        }
+    )  # fmt: skip
+    held = {("l2", 1): key_ref(TENANT, ("l2", 1), view.keys["l2", 1])}
+    assert [ref.kid for ref in planned(view, held, NONE).loads] == ["z", "b"]
+
+
 @pytest.mark.parametrize("state", KeyState)
 def test_which_states_belong_in_memory(state: KeyState) -> None:
     view = TenantView(keys={("l2", 1): row("a", state=state)})

@@ -169,7 +169,11 @@ class Bench:
         self.feed(Booted(records=dict(self.records), mark=BootMark("b", 0), entropy=entropy))
 
     def feed(self, event: Any) -> None:
-        for effect in machine.step(self.state, self.now, event):
+        effects = machine.step(self.state, self.now, event)
+        assert type(event) is not Tick or machine.next_due(self.state) > self.now, (
+            "what a tick leaves due comes at once"
+        )
+        for effect in effects:
             match effect:
                 case Persist():
                     if not self.persists:
