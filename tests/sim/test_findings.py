@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from tests.unit.core.bench import Bench, Edge
+
 from keymesh.core import edges
 from keymesh.core.events import Reconnected
 from keymesh.core.machine import new_node
 from keymesh.core.machine import step as core_step
 from keymesh.core.records import EdgeLeaseRecord
 from keymesh.core.state import NodeConfig
-from keymesh.model.machine import REGISTRY, Booted, BootMark, ClockWentAhead, PersistFailed, Send, Tick
+from keymesh.model.machine import (
+    REGISTRY,
+    Booted,
+    BootMark,
+    ClockWentAhead,
+    Persist,
+    Persisted,
+    PersistFailed,
+    Send,
+    Tick,
+)
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
+from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.orbital.messages import Hello
 from keymesh.registry import certificate
 from keymesh.registry.records import EvidenceRecord, KillRecord
@@ -91,3 +104,19 @@ def test_what_an_earlier_life_waited_for_is_waited_for_anew() -> None:
 
 def test_a_word_that_nothing_is_open_needs_no_waiting_in_any_life() -> None:
     assert certificate.due_at(_record(), _word(2_000, 0, 0), booted_at=50_000, hold_ms=0) == 2_000
+
+
+def test_a_lease_granted_late_ends_with_the_nodes_own() -> None:
+    """The wall clock gained most of the node's lease while the record was written."""
+    bench, edge = Bench().up(), Edge()
+    bench.crash_at_persist = True
+    bench.receive(edge.request(), edge.address)
+    (record,) = bench.effects(Persist)[-1:]
+    bench.crash_at_persist = False
+    lease = bench.holding().lease
+    assert lease is not None
+    bench.now = Instant(lease.until - 700)
+    bench.take()
+    bench.feed(Persisted(record.token))
+    (grant,) = bench.sent(LeaseGrant)
+    assert 0 < grant.ttl_ms <= 700

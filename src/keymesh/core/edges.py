@@ -240,7 +240,7 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
     holding = state.tenants[record.tenant]
     service = _service(holding, record.service)
     versions = leased_versions(state, record.tenant, record.service)
-    ttl_ms = record.ttl_ms
+    ttl_ms = edge_ttl(record.ttl_ms, now, own_leases(state, record.tenant))  # the clock may have gone on meanwhile
     verdict = context.may_lease(state, now, record.tenant, record.service)
     same = tuple(version.version for version in versions) == record.versions
     if not verdict.allowed or service is None or holding.applied is None or not same or ttl_ms <= 0:
