@@ -21,7 +21,7 @@ from keymesh.registry.events import Command, CommandDone
 from keymesh.sim.clocks import WALL_EPOCH_MS
 from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.options import NODE, Options, TenantSpec
-from keymesh.sim.plan import Item
+from keymesh.sim.plan import NEWEST, Item
 from keymesh.sim.process import Machine
 from keymesh.sim.suite import FakeSuite
 from keymesh.sim.world import World
@@ -167,6 +167,8 @@ class Clients:
     # --- what the items mean -----------------------------------------------------------------------------------------
 
     def _scope_command(self, item: Item, scope: str) -> None:
+        if scope.endswith(f"@{NEWEST}"):
+            scope = self._newest(scope.removesuffix(NEWEST))
         parsed = parse_scope(scope)
         wide = parsed.needs_four_eyes
         args = {"scope": scope, "reason": "", "abandon_children": True}
@@ -174,6 +176,12 @@ class Clients:
             head = self.world.ledger.head(parsed.namespace)
             args["upto_seq"] = 0 if head is None else head.restrictions.get(scope, ("", 0))[1]
         self.ask(item.what, parsed.namespace, args, by=self.officers if wide else ())
+
+    def _newest(self, prefix: str) -> str:
+        """The scope of the newest version that was made of a service key; ``prefix`` is all of it but the number."""
+        tenant, _, service = prefix.removeprefix("key:").removesuffix("@").partition("/")
+        made = [v for (t, key, v) in self.world.ledger.kids if (t, key) == (tenant, f"l3/{service}")]
+        return f"{prefix}{max(made, default=1)}"
 
     def _want_key(self, item: Item | None, tenant: str, key: str) -> None:
         facts = self.world.ledger.facts.get(tenant, ())

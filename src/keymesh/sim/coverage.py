@@ -9,7 +9,7 @@ from keymesh.model.states import Mode
 from keymesh.sim.checkers import lens
 from keymesh.sim.ledger import Fact
 from keymesh.sim.mesh import Mesh
-from keymesh.sim.process import Machine
+from keymesh.sim.process import Machine, Process
 
 _MODE_WORDS: Final = {mode: mode.value for mode in Mode}
 _MODES: Final = (
@@ -75,6 +75,7 @@ class Coverage:
         self.seen: dict[tuple[str, str], str] = {}
         self.nodes = [m for m in world.machines.values() if m.kind == "node"]
         world.on_logged.append(self._logged)
+        world.on_crash.append(self._crashed)
 
     def move(self, kind: str, what: str, to: str, *, start: str = "none") -> None:
         key = (kind, what)
@@ -98,6 +99,14 @@ class Coverage:
             what = f"{fact.namespace}/l3/{service}/{version}"
             if ("key", what) in self.seen:
                 self.move("key", what, "compromised")
+
+    def _crashed(self, proc: Process) -> None:
+        """A dead node is sealed, however soon it is back."""
+        for m in proc.machines:
+            if m.kind == "node":
+                for tenant in self.world.ledger.allowed:
+                    if ("mode", f"{m.address}/{tenant}") in self.seen:
+                        self.move("mode", f"{m.address}/{tenant}", "sealed")
 
     def published(self, m: Machine, reason: str) -> None:
         self.move("edge-lease", m.proc.name, "granted" if m.published is not None else reason)

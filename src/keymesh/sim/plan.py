@@ -34,6 +34,9 @@ COMMANDS: Final = frozenset(
 )  # fmt: skip
 
 
+NEWEST: Final = "newest"
+
+
 class Planner:
     """Draws a plan from a seed's options."""
 
@@ -181,6 +184,10 @@ class Planner:
             tenant = self._tenant()
             at = self.rng.randrange(self.o.heal_at_ms * 3 // 4, self.o.heal_at_ms - 2 * self.o.ttl_ms)
             self.add(at, "revoke", f"key:{tenant.name}/{self.rng.choice(tenant.services)}@1")
+        wants = [i for i in self.items if i.what == "want-key" and str(i.args[1]) != "l2"]
+        if wants:  # the version that comes of it, perhaps before it is active
+            last = max(wants, key=lambda i: i.at_ms)
+            self.add(last.at_ms + 1_500, "revoke", f"key:{last.args[0]}/{str(last.args[1])[3:]}@{NEWEST}")
 
 
 def edge_name(edge: EdgeSpec) -> str:
