@@ -1,13 +1,15 @@
 """Bounded mailboxes behind long polls: what a server wants to tell peers that only ever call in.
 
 A message leaves its mailbox when a poll takes it; if that answer is lost, so is the message, and the machine that
-sent it sends it again.
+sent it sends it again.  What is sent again while its earlier copy still waits takes that copy's place: a peer that was
+away finds each thing once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
+from collections.abc import Hashable
 from itertools import islice
 from typing import Any, Final
 
@@ -25,17 +27,23 @@ class Mailbox:
     """At most ``MAILBOX_MAX`` messages; the oldest gives way."""
 
     def __init__(self) -> None:
-        self._items: deque[Any] = deque(maxlen=MAILBOX_MAX)
+        self._items: OrderedDict[Hashable, Any] = OrderedDict()
         self._filled = asyncio.Event()
         self._waiting = 0
 
-    def put(self, item: Any) -> None:
-        self._items.append(item)
+    def put(self, item: Any, *, key: Hashable = None) -> None:
+        """Behind the others; or, where one with the same ``key`` still waits, in that one's place."""
+        self._items[object() if key is None else key] = item
+        if len(self._items) > MAILBOX_MAX:
+            self._items.popitem(last=False)
         self._filled.set()
 
-    async def take(self, *, timeout_s: float, max_items: int = 64) -> list[Any]:
-        """What is there, oldest first; waits up to ``timeout_s`` for the first one."""
-        if not self._items:
+    async def take(self, *, timeout_s: float, max_items: int = 64, max_bytes: int | None = None) -> list[Any]:
+        """What is there, oldest first; waits up to ``timeout_s`` for the first one.
+
+        Where ``max_bytes`` is given the items are bytes; the first is taken however large it is.
+        """
+        if not self._items and timeout_s > 0:
             self._filled.clear()
             self._waiting += 1
             try:
@@ -44,7 +52,15 @@ class Mailbox:
                 return []
             finally:
                 self._waiting -= 1
-        return [self._items.popleft() for _ in range(min(max_items, len(self._items)))]
+        taken: list[Any] = []
+        size = 0
+        while self._items and len(taken) < max_items:
+            if max_bytes is not None:
+                size += len(next(iter(self._items.values())))
+                if taken and size > max_bytes:
+                    break
+            taken.append(self._items.popitem(last=False)[1])
+        return taken
 
     def is_empty(self) -> bool:
         return not self._items

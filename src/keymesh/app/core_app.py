@@ -72,6 +72,7 @@ log = logging.getLogger("keymesh.core")
 
 CHANNELS: Final = ("lane0", "lane1", "lane2", "control")
 POLL_TIMEOUT_S: Final = 30.0
+PROBE_TIMEOUT_S: Final = 5.0
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
 IN_FLIGHT_MAX: Final = 256
 IVK_UPKEEP_S: Final = 60.0
@@ -222,17 +223,19 @@ class CoreProcess:
     async def _follow(self, channel: str) -> None:
         """One lane's long poll, for ever; each answer's messages reach the machines in order.
 
-        After a loss the machine greets the Registry, which may be a new one: with each try, since the first answer can
-        take as long as a poll, and with that answer, since the try may have come too early.
+        After a loss the first poll is answered at once, and when it is, the machine greets the Registry, which may be
+        a new one; a Registry that still reads its log is not there yet.
         """
         client = self._registry_client()
+        path = f"/v1/channels/{channel}"
         backoff = BACKOFF_MIN_S
         is_lost = False
         while True:
-            if is_lost and channel == CHANNELS[0]:
-                self.shell.feed(Reconnected())
             try:
-                _, body = await client.request("GET", f"/v1/channels/{channel}", timeout_s=POLL_TIMEOUT_S)
+                if is_lost:
+                    _, body = await client.request("GET", path, query={"wait": "no"}, timeout_s=PROBE_TIMEOUT_S)
+                else:
+                    _, body = await client.request("GET", path, timeout_s=POLL_TIMEOUT_S)
                 if is_lost and channel == CHANNELS[0]:
                     self.shell.feed(Reconnected())
                 is_lost = False

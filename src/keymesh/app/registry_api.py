@@ -92,10 +92,10 @@ class RegistryApi:
             Operation("GET", "/v1/openapi.json", self._openapi, None),
         )
         return [
-            Route(method=o.method, path=o.path, handler=self._once_booted(o.handler), allow=admin) for o in self._table
+            Route(method=o.method, path=o.path, handler=self.once_booted(o.handler), allow=admin) for o in self._table
         ]
 
-    def _once_booted(self, handler: Handler) -> Handler:
+    def once_booted(self, handler: Handler) -> Handler:
         """Until the log has been read nothing is known to be absent: not now, rather than a final no."""
 
         async def handle(request: Request) -> Response | Stream:

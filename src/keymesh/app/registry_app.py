@@ -11,8 +11,10 @@ import asyncio
 import logging
 import sys
 import time
+from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
 from keymesh.adapters.http_messages import Request, Response, Route
@@ -62,7 +64,9 @@ log = logging.getLogger("keymesh.registry")
 
 POLL_S = 20.0
 BOOT_CHECK_S, BOOT_CHECKS_MAX = 0.01, 6_000
-CHANNELS = ("lane0", "lane1", "lane2", "control")
+TAKE_MOST: Final = {"lane0": 16, "lane1": 1, "lane2": 1, "control": 64}  # for one poll; what is out may be lost
+TAKE_BYTES: Final = 512 * 1024  # beyond the first message: a slow link brings what is urgent in pieces
+APPEND_TIMES_MAX: Final = 10_000
 
 
 class RegistryProcess:
@@ -78,8 +82,8 @@ class RegistryProcess:
         self.projection = self._open_projection()
         self._delivered: dict[tuple[str, str], int] = {}
         self._shown_kills: dict[tuple[str, str], Any] = {}
-        self.append_started: dict[tuple[str, str], int] = {}
-        self.appended: dict[tuple[str, str], int] = {}
+        self.append_started: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self.appended: OrderedDict[tuple[str, str], int] = OrderedDict()
         self.records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
         self.receipts = FileReceiptLog(
             directory / "receipts.jsonl",
@@ -88,6 +92,7 @@ class RegistryProcess:
             keys={signer.key_id: signer.public_key},
         )
         self.mailboxes = Mailboxes()
+        self.api = RegistryApi(self)
         self.assigned = ASSIGNED
         self.waiting: dict[tuple[str, str], tuple[Command, asyncio.Future[CommandDone]]] = {}
         self.certified = asyncio.Condition()
@@ -126,15 +131,15 @@ class RegistryProcess:
             die("a background task failed", failed)
 
     def _send(self, to: str, message: Any) -> None:
+        raw = MESSAGES.encode(message)
         if isinstance(message, Task):
-            channel = f"lane{int(message.lane)}"
+            self.mailboxes.of(to, f"lane{int(message.lane)}").put(raw, key=(message.task_id, message.force))
         else:
-            channel = "control"
-        self.mailboxes.of(to, channel).put(MESSAGES.encode(message))
+            self.mailboxes.of(to, "control").put(raw, key=raw)
 
     async def _append(self, effect: AppendLog) -> None:
         names = [(e.entry.namespace, e.entry.command_id) for e in effect.entries]
-        self.append_started.update(dict.fromkeys(names, time.time_ns()))
+        _note_time(self.append_started, names)
         try:
             index = await self.log.append(effect.entries)
         except Conflict:
@@ -144,7 +149,7 @@ class RegistryProcess:
             await asyncio.sleep(0.1)
             self.shell.feed(AppendUnknown(effect.token))
         else:
-            self.appended.update(dict.fromkeys(names, time.time_ns()))
+            _note_time(self.appended, names)
             self.shell.feed(Appended(effect.token, index))
 
     async def _read(self, effect: ReadLog) -> None:
@@ -233,15 +238,27 @@ class RegistryProcess:
         return Response(status=204)
 
     async def channel(self, request: Request) -> Response:
+        """What waits for that node; with ``?wait=no`` at once, also where that is nothing."""
         identity = request.identity
         assert isinstance(identity, CoreIdentity)
         name = request.params["channel"]
-        if name not in CHANNELS:
+        if name not in TAKE_MOST:
             raise Refused("not-found", "no such channel", field="channel")
         items = await self.mailboxes.of(node_address(identity.region, identity.node), name).take(
-            timeout_s=POLL_S, max_items=1 if name != "control" else 64
+            timeout_s=0 if request.query.get("wait") == "no" else POLL_S,
+            max_items=TAKE_MOST[name],
+            max_bytes=TAKE_BYTES,
         )
         return Response(body=b"[" + b",".join(items) + b"]")
+
+    def node_routes(self) -> list[Route]:
+        """For Cores.  What came before the log is read would be lost: a node is told to come back."""
+        is_node = _allow(CoreIdentity)
+        booted = self.api.once_booted
+        return [
+            Route(method="POST", path="/v1/messages", handler=booted(self.node_messages), allow=is_node, quiet=True),
+            Route(method="GET", path="/v1/channels/{channel}", handler=booted(self.channel), allow=is_node, quiet=True),
+        ]
 
     # --- life ----------------------------------------------------------------------------------------------------
 
@@ -252,20 +269,13 @@ class RegistryProcess:
         )
         await self._catch_up()
         self.shell.boot()
-        api = RegistryApi(self)
-        is_node = _allow(CoreIdentity)
-        routes = [
-            Route(method="POST", path="/v1/messages", handler=self.node_messages, allow=is_node, quiet=True),
-            Route(method="GET", path="/v1/channels/{channel}", handler=self.channel, allow=is_node, quiet=True),
-            *api.routes(),
-        ]
         metrics = HttpMetrics()
         metrics.registry.register(RegistryCollector(self))
         server = await serve(
-            routes,
+            [*self.node_routes(), *self.api.routes()],
             tls=tls.server(lambda i: isinstance(i, CoreIdentity | AdminIdentity | RegistryIdentity)),
             port=self.plan.registry_port,
-            readiness=api.readiness,
+            readiness=self.api.readiness,
             metrics=metrics,
         )
         renewal = asyncio.create_task(
@@ -295,6 +305,13 @@ class RegistryProcess:
         self.projection.close()
         self.receipts.close()
         await self.log.close()
+
+
+def _note_time(times: OrderedDict[tuple[str, str], int], names: Iterable[tuple[str, str]]) -> None:
+    """Now, for each of ``names``; only the newest are kept."""
+    times.update(dict.fromkeys(names, time.time_ns()))
+    while len(times) > APPEND_TIMES_MAX:
+        times.popitem(last=False)
 
 
 def _allow(*kinds: type) -> Any:

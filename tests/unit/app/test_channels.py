@@ -51,6 +51,41 @@ async def test_a_full_mailbox_drops_its_oldest() -> None:
     assert (len(taken), taken[0], taken[-1]) == (MAILBOX_MAX, 3, MAILBOX_MAX + 2)
 
 
+async def test_a_copy_takes_the_place_of_the_one_that_still_waits() -> None:
+    box = Mailbox()
+    box.put("a1", key="a")
+    for n in range(2 * MAILBOX_MAX):
+        box.put(f"b{n}", key="b")
+    box.put("c1", key="c")
+    box.put("a2", key="a")
+    assert await box.take(timeout_s=1, max_items=2) == ["a2", f"b{2 * MAILBOX_MAX - 1}"]
+    box.put("a3", key="a")  # the earlier one is taken: this one is behind
+    assert await box.take(timeout_s=1) == ["c1", "a3"]
+    assert box.is_empty()
+
+
+async def test_what_has_no_key_is_never_a_copy() -> None:
+    box = Mailbox()
+    for _ in range(3):
+        box.put("same")
+    assert await box.take(timeout_s=1) == ["same"] * 3
+
+
+async def test_an_answer_has_a_size_but_for_its_first_message() -> None:
+    box = Mailbox()
+    for size in (9, 2, 3, 4):
+        box.put(b"x" * size)
+    sizes = [[len(one) for one in await box.take(timeout_s=1, max_bytes=5)] for _ in range(3)]
+    assert sizes == [[9], [2, 3], [4]]
+
+
+async def test_a_poll_that_does_not_wait_is_answered_at_once() -> None:
+    box = Mailbox()
+    assert await box.take(timeout_s=0) == []
+    box.put("a")
+    assert await box.take(timeout_s=0) == ["a"]
+
+
 async def test_each_peer_and_channel_has_its_own() -> None:
     boxes = Mailboxes()
     boxes.of("a", "lane0").put(1)

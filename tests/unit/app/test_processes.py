@@ -14,11 +14,13 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from tests.unit.app.founded import founded
+from tests.unit.registry.harness import node, with_tenant
 
 from keymesh.access.identity import Identity, parse_identity
 from keymesh.adapters import pki, seals
-from keymesh.adapters.http_messages import JSON, OCTETS, Request, Response, Router
-from keymesh.adapters.tls import Peer
+from keymesh.adapters.http_messages import JSON, OCTETS, Request, Response, Router, problem_response
+from keymesh.adapters.http_server import serve
+from keymesh.adapters.tls import Credentials, MeshTls, Peer
 from keymesh.app.channels import split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
@@ -30,6 +32,7 @@ from keymesh.app.signing_keys import load_signer
 from keymesh.control.kinds import TenantCreate
 from keymesh.control.rows import PolicyRow, SignersRow
 from keymesh.control.trust import make_authority
+from keymesh.core.events import Reconnected
 from keymesh.crypto.dsse import envelope_to_json
 from keymesh.crypto.wrap import digest
 from keymesh.model import strict_json
@@ -38,7 +41,7 @@ from keymesh.model.ids import CorrelationId, MeshName
 from keymesh.model.time import Instant
 from keymesh.orbital import edge_wire
 from keymesh.orbital.edge_messages import UsageReport
-from keymesh.orbital.messages import Hello
+from keymesh.orbital.messages import Hello, Task
 from keymesh.orbital.wire import MESSAGES
 from keymesh.registry.events import Command, CommandDone
 
@@ -358,6 +361,95 @@ async def test_nodes_speak_in_messages_and_listen_on_channels(monkeypatch: pytes
             await poll("lane3")
 
 
+async def test_a_new_restriction_does_not_wait_behind_copies_of_old_ones() -> None:
+    """A node that was away for an hour: each restriction waits for it once, and one poll brings them."""
+    bench = with_tenant()
+    async with registry() as (process, _):
+        face = Face(process.node_routes())
+
+        def deliver() -> int:
+            sent = [(to, m) for to, m in bench.sent if to == node("us-east") and isinstance(m, Task)]
+            bench.sent.clear()
+            for to, message in sent:
+                process._send(to, message)
+            return len(sent)
+
+        bench.ok(bench.scope_command("suspend", "tenant:acme", "s1"))
+        deliver()
+        bench.advance(3_600_000)
+        assert deliver() > 100
+        bench.ok(bench.scope_command("suspend", "service:acme/pay", "s2"))
+        deliver()
+        tasks = [MESSAGES.from_plain(one) for one in await face.ask("GET", "/v1/channels/lane0", CORE)]
+        assert [task.state.head.entry.command_id for task in tasks] == ["s1", "s2"]
+        assert await face.ask("GET", "/v1/channels/lane0", CORE, wait="no") == []
+
+
+async def test_a_registry_that_still_reads_its_log_keeps_no_node_waiting_and_takes_nothing_from_it() -> None:
+    async with registry(boot=False) as (process, _):
+        face = Face(process.node_routes())
+        hello = MESSAGES.encode(Hello(region="us-east", node="n1", boot_id="b"))
+        for method, path, body in (
+            ("POST", "/v1/messages", hello),
+            *(("GET", f"/v1/channels/{name}", None) for name in ("lane0", "lane1", "lane2", "control")),
+        ):
+            async with asyncio.timeout(5):
+                with pytest.raises(Unavailable) as early:
+                    await face.ask(method, path, CORE, body)
+            assert early.value.code == "booting"
+            answer = problem_response(early.value, "c")
+            assert (answer.status, dict(answer.headers)) == (503, {"Retry-After": "1"})
+
+
+async def test_a_core_greets_a_registry_once_it_is_there_and_not_before() -> None:
+    """Over the wire: refused while the log is read, the greeting comes with the first answer, and only with that."""
+    with founded() as (layout, plan):
+        async with life_of_registry(layout, plan, boot=False) as (process, _):
+            tls = MeshTls(Credentials(layout.registry / "tls.pem"), MeshName(plan.mesh), layout.ca.read_bytes())
+            server = await serve(
+                process.node_routes(), tls=tls.server(lambda i: True), port=plan.registry_port, readiness=list
+            )
+            node_of_us = CoreProcess(layout, plan, "us-east")
+            greetings: list[Any] = []
+            greeted = asyncio.Event()
+            feed = node_of_us.shell.feed
+
+            def watched(event: Any) -> None:
+                feed(event)
+                if event == Reconnected():
+                    greetings.append(event)
+                    greeted.set()
+
+            node_of_us.shell.feed = watched  # type: ignore[method-assign]
+            node_of_us.voter.boot()
+            node_of_us.shell.boot()
+            following = asyncio.create_task(node_of_us._follow("lane0"))
+            try:
+                await asyncio.sleep(0.5)  # several tries
+                assert not greetings
+                await process._catch_up()
+                process.shell.boot()
+                await asyncio.gather(*process.tasks)
+                async with asyncio.timeout(10):
+                    await greeted.wait()
+                await asyncio.sleep(0.3)
+                assert len(greetings) == 1
+            finally:
+                following.cancel()
+                await asyncio.gather(following, return_exceptions=True)
+                await close_core(node_of_us)
+                await server.close()
+
+
+async def test_when_entries_were_appended_is_kept_of_the_newest_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keymesh.app.registry_app.APPEND_TIMES_MAX", 3)
+    async with registry() as (process, face):
+        for n in range(5):
+            await create(process, face, f"t{n}")
+        for times in (process.append_started, process.appended):
+            assert list(times) == [(f"t{n}", f"c-t{n}") for n in (2, 3, 4)]
+
+
 def test_an_answer_that_is_no_array_of_messages_is_refused() -> None:
     assert split_messages(b"") == []
     for body in (b"{}", b"1", b"[", b"[1.5]", b'"x"', b"null"):
@@ -409,18 +501,22 @@ async def core(region: str = "us-east") -> AsyncIterator[tuple[CoreProcess, Face
         try:
             yield process, Face([*process.edges.routes(), *CoreApi(process).routes()])
         finally:
-            process.shell.stop()
-            process.voter.stop()
-            for task in process.tasks:
-                task.cancel()
-            await asyncio.gather(*process.tasks, return_exceptions=True)
-            await process.keys.close()
-            for client in (*process._registry_clients, *process._peers.values()):
-                await client.close()
-            process.records.close()
-            process.voter_records.close()
-            process.receipts.close()
-            process.store.close()
+            await close_core(process)
+
+
+async def close_core(process: CoreProcess) -> None:
+    process.shell.stop()
+    process.voter.stop()
+    for task in process.tasks:
+        task.cancel()
+    await asyncio.gather(*process.tasks, return_exceptions=True)
+    await process.keys.close()
+    for client in (*process._registry_clients, *process._peers.values()):
+        await client.close()
+    process.records.close()
+    process.voter_records.close()
+    process.receipts.close()
+    process.store.close()
 
 
 async def test_a_core_makes_its_seal_at_the_first_start_and_opens_it_at_the_next() -> None:
