@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -15,14 +16,17 @@ PUBLIC_MODE: Final = 0o644
 
 def check_writable(path: Path) -> None:
     """That ``write_file`` could put something there now.  Raises OSError."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    _check_replaceable(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
         pass
 
 
 def write_file(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:
-    """Replace ``path`` in one durable step: a crash leaves the old file or the new one."""
+    """Replace ``path`` in one durable step: a crash leaves the old file or the new one.
+
+    Raises OSError, also where what is there is no regular file.
+    """
+    _check_replaceable(path)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             os.fchmod(file.fileno(), mode)
@@ -39,3 +43,15 @@ def write_file(path: Path, content: bytes, *, mode: int = PRIVATE_MODE) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def _check_replaceable(path: Path) -> None:
+    """A device or a pipe would not be written to: its name would be taken from it."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))

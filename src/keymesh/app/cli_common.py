@@ -6,12 +6,16 @@ import argparse
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from keymesh.adapters.files import check_writable
+from keymesh.app.cli_errors import BadUsage
 
 _PIPE_COLUMNS: Final = 1_000  # what reads a pipe folds for itself
 
@@ -25,6 +29,18 @@ def emit(args: argparse.Namespace, value: Any, human: Callable[[], None]) -> Non
         print(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True))
     else:
         human()
+
+
+def check_output(output: Path, what: str, *, otherwise: str) -> None:
+    """That ``what`` will have a place, before anything is asked.  Raises BadUsage, which names ``otherwise``."""
+    try:
+        check_writable(output)
+    except OSError as bad:
+        raise BadUsage(
+            "not-writable",
+            f"{what} cannot be written to {output} ({bad.strerror}), and nothing was done: {otherwise}",
+            field="output",
+        ) from bad
 
 
 def show_utc(unix_ms: int) -> str:

@@ -12,8 +12,8 @@ import msgspec
 
 from keymesh.adapters.files import PUBLIC_MODE, check_writable, write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
-from keymesh.app.cli_common import emit, facts, show_utc, stderr, stdout
-from keymesh.app.cli_errors import BadUsage, plain_error, report_error
+from keymesh.app.cli_common import check_output, emit, facts, show_utc, stderr, stdout
+from keymesh.app.cli_errors import plain_error, report_error
 from keymesh.control.kinds import ScopeArgs
 from keymesh.model import strict_json
 from keymesh.model.errors import ExitCode, Refused, Unavailable
@@ -98,11 +98,15 @@ async def _locally(
 
 
 def run_kill(args: argparse.Namespace) -> int:
-    """Suspend or revoke, wait for the certificate, write it."""
+    """Suspend or revoke, wait for the certificate, write it.
+
+    The file decides the exit code only where it was asked for: by its name, or by fetching it.
+    """
     scope = parse_scope(args.scope)
     output = Path(args.output or f"{str(scope).replace(':', '-').replace('/', '-')}.cert.json")
+    is_wanted = args.output is not None or args.command_id is not None
     if not args.no_wait:
-        _check_output(output)
+        _check_place(output, is_wanted=is_wanted)
 
     async def work(client: AdminClient) -> Any:
         if scope.region is not None and scope.region not in client.plan.regions:
@@ -124,27 +128,34 @@ def run_kill(args: argparse.Namespace) -> int:
         return {**shown, **found}
 
     shown = run_with_client(args.dir, work)
-    lost = None
-    if "certificate" in shown:
-        lost = keep_certificate(shown, output)
-        shown |= {"file": str(output)} if lost is None else {"ok": False, "file": None, "error": plain_error(lost)}
+    lost = keep_certificate(shown, output) if "certificate" in shown else None
+    if lost is not None:
+        shown |= {"ok": not is_wanted, "file": None, "error": plain_error(lost)}
+    elif "certificate" in shown:
+        shown |= {"file": str(output)}
     emit(args, shown, lambda: _show_kill(shown))
-    if lost is not None and not args.json:
+    if lost is None:
+        return int(ExitCode.DONE)
+    if not is_wanted:
+        _warn(lost.message)
+    elif not args.json:
         report_error(args, lost)
-    return int(ExitCode.DONE if lost is None else lost.exit_code)
+    return int(lost.exit_code if is_wanted else ExitCode.DONE)
 
 
-def _check_output(output: Path) -> None:
-    """That the certificate will have a place.  Raises BadUsage, before anything is asked."""
+def _check_place(output: Path, *, is_wanted: bool) -> None:
+    """Before anything is asked.  A place that nobody named stops nothing: what counts is the restriction."""
+    if is_wanted:
+        check_output(output, "the certificate", otherwise="name another file with -o, or take none with --no-wait")
+        return
     try:
         check_writable(output)
     except OSError as bad:
-        raise BadUsage(
-            "not-writable",
-            f"the certificate cannot be written to {output} ({bad.strerror}), and nothing was done: "
-            "name another file with -o, or take none with --no-wait",
-            field="output",
-        ) from bad
+        _warn(f"the certificate cannot be written to {output} ({bad.strerror}); going on: it can be fetched later")
+
+
+def _warn(text: str) -> None:
+    stderr.print(f"warning: {text}", markup=False, style="yellow")
 
 
 def keep_certificate(shown: Any, output: Path) -> Refused | None:
@@ -208,7 +219,7 @@ async def _is_unknown(client: AdminClient, scope: Scope) -> bool:
 
 def _show_kill(shown: Any) -> None:
     if "warning" in shown:
-        stderr.print(f"warning: {shown['warning']}", markup=False, style="yellow")
+        _warn(shown["warning"])
     values = {"status": shown["status"]}
     if shown["status"] == "local":
         stdout.print("The Registry does not answer.  In force in these regions now, to be recorded on contact:")

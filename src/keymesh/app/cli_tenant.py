@@ -11,7 +11,7 @@ import msgspec
 
 from keymesh.adapters.files import write_file
 from keymesh.app.admin_client import AdminClient, named_conflict, new_command_id, run_with_client, wait_for_key
-from keymesh.app.cli_common import emit, facts, stderr, stdout, table
+from keymesh.app.cli_common import check_output, emit, facts, stderr, stdout, table
 from keymesh.app.l1_url import resolve_l1
 from keymesh.app.signing_keys import load_signer
 from keymesh.control.kinds import SwitchL1, TenantCreate
@@ -137,6 +137,7 @@ def run_export(args: argparse.Namespace) -> int:
     """The wrapped chain from any allowed region that answers."""
     tenant = check_tenant(args.tenant)
     output = Path(args.output or f"{tenant}.chain")
+    check_output(output, "the chain", otherwise="name another file with -o")
     if output.exists() and not args.force:
         raise Refused("exists", f"{output} exists; --force replaces it", field="output")
 

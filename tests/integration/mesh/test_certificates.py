@@ -6,6 +6,7 @@ import asyncio
 import time
 from pathlib import Path
 
+import pytest
 from tests.integration.mesh.live import US, LiveMesh, until
 
 
@@ -61,6 +62,28 @@ async def test_a_certificate_that_could_not_be_kept_is_fetched_again(mesh: LiveM
     again = await mesh.cli("suspend", scope, "--command-id", done["command_id"], "-o", kept)
     assert (again["status"], again["file"]) == ("certified", str(kept))
     assert (await mesh.cli("verify", kept))["command_id"] == done["command_id"]
+    await mesh.resume(scope, US)
+
+
+async def test_a_place_that_nobody_named_does_not_keep_a_restriction_back(
+    mesh: LiveMesh, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scope = await held_service(mesh)
+    monkeypatch.chdir(tmp_path)
+    taken = tmp_path / f"{scope.replace(':', '-').replace('/', '-')}.cert.json"
+    taken.mkdir()
+    done = await mesh.cli("suspend", scope)
+    assert (done["ok"], done["status"], done["file"]) == (True, "certified", None)
+    assert done["error"]["code"] == "not-written" and done["command_id"] in done["error"]["message"]
+    warned = capsys.readouterr().err
+    assert "going on" in warned and f"--command-id {done['command_id']} -o FILE" in warned
+    assert await restricted(mesh, scope)
+    refused = await mesh.cli("suspend", scope, "--command-id", done["command_id"], code=2)  # only for the file
+    assert refused["error"]["code"] == "not-writable"
+    taken.rmdir()
+    again = await mesh.cli("suspend", scope, "--command-id", done["command_id"])
+    assert again["file"] == taken.name
+    assert (await mesh.cli("verify", taken))["command_id"] == done["command_id"]
     await mesh.resume(scope, US)
 
 

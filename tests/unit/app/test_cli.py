@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -286,6 +287,21 @@ def test_a_users_mistake_is_one_line_and_exit_1(
     assert said.err.startswith("error: ")
     assert cli.main([*words, "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["suspend", "tenant:acme"], ["revoke", "tenant:acme"], ["tenant", "export", "acme", "--force"]],
+    ids=" ".join,
+)
+def test_an_output_that_is_no_file_is_refused_before_anything_is_asked(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output in (os.devnull, str(tmp_path), str(tmp_path / "absent" / "file")):
+        assert cli.main([*words, "-o", output, "--dir", "/absent", "--json"]) == 2
+        error = json.loads(capsys.readouterr().out)["error"]
+        assert (error["code"], error["field"]) == ("not-writable", "output")
+        assert output in error["message"] and "nothing was done" in error["message"]
 
 
 def test_a_certificate_file_of_somebody_else_is_shown_not_interpreted(
