@@ -115,15 +115,25 @@ class Supervisor:
             task.cancel()
         await asyncio.gather(*keepers, waiter, stopper, place, return_exceptions=True)
         server.close()
-        if is_in_place(lock, self.layout):  # else the socket there is another's
-            self.layout.control_socket.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if is_in_place(lock, self.layout):  # else the socket there is another's
+                self.layout.control_socket.unlink(missing_ok=True)
 
     async def _until_gone(self, lock: IO[str]) -> None:
-        """Returns once the directory is no longer this supervisor's."""
+        """Returns once the directory is no longer this supervisor's; while nobody can tell, it still is."""
+        is_warned = False
         while True:
             await asyncio.sleep(PLACE_CHECK_S)
-            if not is_in_place(lock, self.layout):
-                break
+            try:
+                if not is_in_place(lock, self.layout):
+                    break
+            except OSError as unknown:
+                if not is_warned:
+                    is_warned = True
+                    log.warning(
+                        "the directory cannot be looked at",
+                        extra={"fields": {"dir": str(self.layout.root), "reason": unknown.strerror}},
+                    )
         log.critical("the directory is gone", extra={"fields": {"dir": str(self.layout.root)}})
 
     async def _keep(self, child: Child) -> None:

@@ -29,7 +29,10 @@ def take_lock(layout: Layout) -> IO[str]:
 
 
 def is_in_place(lock: IO[str], layout: Layout) -> bool:
-    """Whether ``lock`` is still the directory's: not where that was deleted or moved, or made again by another."""
+    """Whether ``lock`` is still the directory's: not where that was deleted or moved, or made again by another.
+
+    Raises OSError where that cannot be told.
+    """
     held = os.fstat(lock.fileno())
     try:
         there = layout.lock.stat()

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.unit.app.founded import plan_for
+from tests.unit.app.founded import plan_for, short_dir
 
 from keymesh.app.layout import Layout
 from keymesh.app.supervisor import Supervisor, children_of
-from keymesh.app.supervisor_client import is_in_place, take_lock
+from keymesh.app.supervisor_client import ask_supervisor, is_in_place, take_lock
 from keymesh.model.errors import Refused
 
 
@@ -91,6 +94,65 @@ def test_a_lock_knows_its_directory(tmp_path: Path) -> None:
         layout.root.rmdir()
         layout.root.write_text("")
         assert not is_in_place(lock, layout)
+
+
+async def test_a_directory_that_cannot_be_looked_at_is_still_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("keymesh.app.supervisor.PLACE_CHECK_S", 0.001)
+    boss = supervisor(tmp_path / "m")
+    boss.layout.root.mkdir()
+    stat = Path.stat
+    looked = 0
+
+    def failing(path: Path, **how: Any) -> os.stat_result:
+        nonlocal looked
+        if path != boss.layout.lock:
+            return stat(path, **how)
+        looked += 1
+        code = (errno.EACCES, errno.ESTALE, errno.EIO)[looked % 3]
+        raise OSError(code, os.strerror(code), str(path))
+
+    with take_lock(boss.layout) as lock:
+        watching = asyncio.create_task(boss._until_gone(lock))
+        with monkeypatch.context() as broken:
+            broken.setattr(Path, "stat", failing)
+            await asyncio.sleep(0.1)
+            assert not watching.done()
+            assert looked > 3
+            assert [r.levelname for r in caplog.records if "cannot be looked at" in r.message] == ["WARNING"]
+        await asyncio.sleep(0.02)
+        assert not watching.done()  # it can be told again
+        boss.layout.root.rename(tmp_path / "elsewhere")
+        await asyncio.wait_for(watching, 5)
+
+
+async def test_a_supervisor_ends_in_order_where_its_directory_cannot_be_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with short_dir() as path:
+        boss = supervisor(path)
+        boss.children.clear()
+        stat = Path.stat
+
+        def failing(looked_at: Path, **how: Any) -> os.stat_result:
+            if looked_at == boss.layout.lock:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(looked_at))
+            return stat(looked_at, **how)
+
+        with take_lock(boss.layout) as lock:
+            monkeypatch.setattr(Path, "stat", failing)
+            running = asyncio.create_task(boss.run(lock))
+            status = None
+            for _ in range(500):
+                await asyncio.sleep(0.01)
+                status = await asyncio.to_thread(ask_supervisor, boss.layout, {"do": "status"})
+                if status is not None:
+                    break
+            assert status is not None
+            assert status["children"] == {}
+            await asyncio.to_thread(ask_supervisor, boss.layout, {"do": "stop"})
+            await asyncio.wait_for(running, 5)
 
 
 def test_one_supervisor_for_a_directory(tmp_path: Path) -> None:
