@@ -74,18 +74,20 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     return changes
 
 
+def _policy_of(shown: Any) -> ServiceRow:
+    """The whole policy, as it was read.  Raises Refused where a field is missing: nothing is reset unseen."""
+    fields = ServiceRow.__struct_fields__
+    if missing := [name for name in fields if name not in shown]:
+        raise Refused.bad_field("policy", f"the Registry does not show {', '.join(missing)}; is it of another version?")
+    return msgspec.convert({name: shown[name] for name in fields}, ServiceRow)
+
+
 async def change_policy(client: AdminClient, shown: Any, changes: dict[str, Any]) -> Any:
     """Put ``changes`` in place of what ``shown`` (the service as it was read) has; None where it has them already.
 
     Raises Refused where the policy has changed since it was read: nobody's change is lost unseen.
     """
-    row = ServiceRow(
-        version=shown["version"],
-        custody=shown["custody"],
-        edge_ttl_ms=shown["edge_ttl_ms"],
-        mint_budget=shown["mint_budget"],
-        open_budget=shown["open_budget"],
-    )
+    row = _policy_of(shown)
     changed = msgspec.structs.replace(row, **changes)
     if changed == row:
         return None

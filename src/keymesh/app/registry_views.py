@@ -94,11 +94,7 @@ def show_service(space: TenantRows, name: str) -> ServiceView:
     return ServiceView(
         tenant=space.name,
         service=name,
-        version=row.version,
-        custody=row.custody,
-        edge_ttl_ms=row.edge_ttl_ms,
-        mint_budget=row.mint_budget,
-        open_budget=row.open_budget,
+        **msgspec.structs.asdict(row),
         wrapping=None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
         state=_scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
     )

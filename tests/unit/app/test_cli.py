@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +25,9 @@ from keymesh.app.cli_common import _cell, emit, facts, table
 from keymesh.app.cli_errors import guarded
 from keymesh.app.cli_mesh import timing_of
 from keymesh.app.cli_seal import parse_context
-from keymesh.app.cli_service import _service_name
+from keymesh.app.cli_service import _policy_of, _service_name
+from keymesh.app.registry_views import TenantRows, show_service
+from keymesh.control.rows import PolicyRow, ServiceRow
 from keymesh.model.errors import Integrity, Refused, Unavailable
 
 pytestmark = pytest.mark.usefixtures("template")
@@ -393,6 +396,20 @@ def test_contexts_are_pairs() -> None:
         with pytest.raises(Refused) as refused:
             parse_context(bad)
         assert refused.value.field == "context"
+
+
+def test_the_whole_policy_of_a_service_is_shown_and_carried_over() -> None:
+    """A field that the policy gains is shown, and a change of another keeps it."""
+    row = ServiceRow(version=3, custody="leased", edge_ttl_ms=7_000, mint_budget=5, open_budget=None)
+    policy = PolicyRow(version=1, home="us-east", domain="us", regions=("us-east",), admins=())
+    space = TenantRows("acme", policy, {"service/pay": msgspec.json.encode(row)}, 4)
+    shown = msgspec.to_builtins(show_service(space, "pay"))
+    assert set(ServiceRow.__struct_fields__) < set(shown)
+    assert _policy_of(shown | {"index": 4}) == row
+    for name in ServiceRow.__struct_fields__:
+        with pytest.raises(Refused) as refused:
+            _policy_of({k: v for k, v in shown.items() if k != name})
+        assert name in refused.value.message
 
 
 def test_a_service_is_named_whole_or_in_two() -> None:
