@@ -1,4 +1,4 @@
-"""Bounded mailboxes behind long polls: what a server wants to tell peers that only ever call in.
+"""Bounded mailboxes behind long polls: what a server wants to tell peers that only ever call in; and the poll.
 
 A message leaves its mailbox when a poll takes it; if that answer is lost, so is the message, and the machine that
 sent it sends it again.  What is sent again while its earlier copy still waits takes that copy's place: a peer that was
@@ -8,19 +8,27 @@ away finds each thing once.
 from __future__ import annotations
 
 import asyncio
+import logging
+import random
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from itertools import islice
 from typing import Any, Final
 
+from keymesh.adapters.http_client import PeerClient
 from keymesh.model import strict_json
-from keymesh.model.errors import Refused
+from keymesh.model.errors import Integrity, Refused, Unavailable
+
+log = logging.getLogger("keymesh.channels")
 
 MAILBOX_MAX = 4096
 MAILBOXES_MAX = 65_536
 _LOOK_AT = 64
 
 ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
+POLL_TIMEOUT_S: Final = 30.0
+PROBE_TIMEOUT_S: Final = 5.0
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
 
 
 class Mailbox:
@@ -108,3 +116,29 @@ def split_messages(body: bytes, *, max_bytes: int = ANSWER_MAX_BYTES) -> list[An
     if not isinstance(plain, list):
         raise Refused.bad_field("channel", "an array of messages")
     return plain
+
+
+async def follow(
+    client: PeerClient, channel: str, *, receive: Callable[[bytes], None], on_return: Callable[[], None]
+) -> None:
+    """Long polls of the Registry's ``channel``, for ever; ``receive`` gets each answer.
+
+    After a loss the first poll is answered at once, and when it is, ``on_return`` is called, before its ``receive``; a
+    Registry that still reads its log is not there yet.
+    """
+    backoff = BACKOFF_MIN_S
+    is_lost = False
+    while True:
+        query, limit_s = ({"wait": "no"}, PROBE_TIMEOUT_S) if is_lost else (None, POLL_TIMEOUT_S)
+        try:
+            _, body = await client.request("GET", f"/v1/channels/{channel}", query=query, timeout_s=limit_s)
+            if is_lost:
+                on_return()
+            is_lost = False
+            backoff = BACKOFF_MIN_S
+            receive(body)
+        except (Unavailable, Refused, Integrity) as lost:
+            is_lost = True
+            log.info("channel lost", extra={"fields": {"channel": channel, "reason": lost.code}})
+            await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
+            backoff = min(BACKOFF_MAX_S, backoff * 2)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import random
 import sys
 import time
 from collections import deque
@@ -27,7 +26,7 @@ from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.system import SystemEntropy
 from keymesh.adapters.tls import Credentials, MeshTls
 from keymesh.app.blob_peers import BlobPeers
-from keymesh.app.channels import ANSWER_MAX_BYTES, Mailboxes, split_messages
+from keymesh.app.channels import ANSWER_MAX_BYTES, POLL_TIMEOUT_S, Mailboxes, follow, split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_edges import EdgeDoor
 from keymesh.app.core_keys import CoreKeys
@@ -61,7 +60,7 @@ from keymesh.core.records import RECORD_TYPES
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import KeyPages, SecretBytes, harden_process
-from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.errors import Integrity, KeymeshError, Refused
 from keymesh.model.ids import MESH_NAMESPACE, KeyId, MeshName
 from keymesh.model.machine import REGISTRY, Received
 from keymesh.model.states import IvkState
@@ -71,9 +70,6 @@ from keymesh.orbital.wire import MESSAGES, Codec
 log = logging.getLogger("keymesh.core")
 
 CHANNELS: Final = ("lane0", "lane1", "lane2", "control")
-POLL_TIMEOUT_S: Final = 30.0
-PROBE_TIMEOUT_S: Final = 5.0
-BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
 IN_FLIGHT_MAX: Final = 256
 IVK_UPKEEP_S: Final = 60.0
 
@@ -221,31 +217,13 @@ class CoreProcess:
             log.debug("message not delivered", extra={"fields": {"reason": lost.code}})
 
     async def _follow(self, channel: str) -> None:
-        """One lane's long poll, for ever; each answer's messages reach the machines in order.
+        """One lane's long poll, for ever; after a loss the machine greets the Registry, which may be a new one."""
 
-        After a loss the first poll is answered at once, and when it is, the machine greets the Registry, which may be
-        a new one; a Registry that still reads its log is not there yet.
-        """
-        client = self._registry_client()
-        path = f"/v1/channels/{channel}"
-        backoff = BACKOFF_MIN_S
-        is_lost = False
-        while True:
-            try:
-                if is_lost:
-                    _, body = await client.request("GET", path, query={"wait": "no"}, timeout_s=PROBE_TIMEOUT_S)
-                else:
-                    _, body = await client.request("GET", path, timeout_s=POLL_TIMEOUT_S)
-                if is_lost and channel == CHANNELS[0]:
-                    self.shell.feed(Reconnected())
-                is_lost = False
-                backoff = BACKOFF_MIN_S
-                self._receive_all(body)
-            except (Unavailable, Refused, Integrity) as lost:
-                is_lost = True
-                log.info("channel lost", extra={"fields": {"channel": channel, "reason": lost.code}})
-                await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
-                backoff = min(BACKOFF_MAX_S, backoff * 2)
+        def on_return() -> None:
+            if channel == CHANNELS[0]:
+                self.shell.feed(Reconnected())
+
+        await follow(self._registry_client(), channel, receive=self._receive_all, on_return=on_return)
 
     def _receive_all(self, body: bytes) -> None:
         for plain in split_messages(body):
