@@ -6,7 +6,7 @@ and is durable before it is granted.  Revocations and what settles a lease are i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from keymesh.control.evidence import stretched
@@ -68,10 +68,14 @@ def under(scope: Scope, region: str, lease: EdgeLeaseRecord) -> bool:
 
 def open_leases(state: NodeState, scope: Scope, now: Instant) -> list[EdgeLeaseRecord]:
     """Unsettled leases under ``scope`` that an Edge may still hold."""
-    if not state.edge_leases:
-        return []
+    return list(newest_open(state, scope, now))
+
+
+def newest_open(state: NodeState, scope: Scope, now: Instant) -> Iterator[EdgeLeaseRecord]:
+    """As ``open_leases``, one by one; of each tenant the newest first, which most often ends last."""
     region = state.config.region
-    return [lease for lease in state.edge_leases.values() if now < lease.end and under(scope, region, lease)]
+    leases = state.edge_leases.newest_first(scope.tenant)
+    return (lease for lease in leases if now < lease.end and under(scope, region, lease))
 
 
 def leases_end_in_ms(leases: Iterable[EdgeLeaseRecord], now: Instant) -> int:
@@ -97,11 +101,19 @@ def restore(state: NodeState, record: EdgeLeaseRecord, now: Instant) -> None:
 
 
 def extend_all(state: NodeState, by_ms: int) -> None:
-    """Our clock jumped ahead; the Edges' clocks may not have: their leases end so much later by ours."""
+    """Our clock jumped ahead; the Edges' clocks may not have: their leases end so much later by ours.
+
+    Also those that are still being recorded, which an Edge counts from its sending.  ``boottime_end_ms`` counts on a
+    clock that did not jump, and stays.
+    """
     for lease_id, lease in state.edge_leases.items():
         end = Instant(lease.end + by_ms)
         state.edge_leases[lease_id] = replace(lease, end=end)
         state.at(end, "edge-end", lease_id)
+    for token, pending in state.persisting.items():
+        if isinstance(pending, GrantPending):
+            later = replace(pending.record, end=Instant(pending.record.end + by_ms))
+            state.persisting[token] = replace(pending, record=later)
 
 
 # --- requests --------------------------------------------------------------------------------------------------------
@@ -176,8 +188,9 @@ def _unleasable(state: NodeState, now: Instant, tenant: str, service: str) -> st
 
 
 def leases_of(state: NodeState, edge: Address) -> int:
-    """How many leases that Edge has, or will have once they are recorded."""
-    held = sum(1 for lease in state.edge_leases.values() if lease.edge == edge)
+    """How many leases that Edge has, or will have once they are recorded, or gave back before their end: else an
+    Edge that takes and returns would have records written without limit."""
+    held = len(state.edge_leases.of_edge(edge)) + len(state.edge_returned.of_edge(edge))
     return held + sum(1 for p in state.persisting.values() if isinstance(p, GrantPending) and p.record.edge == edge)
 
 

@@ -149,7 +149,7 @@ def acknowledge_lease(state: NodeState, now: Instant, lease: EdgeLeaseRecord, ou
     for holding in (state.mesh, state.tenants.get(lease.tenant)):
         if holding is not None and any(
             edges.under(restriction.scope, state.config.region, lease)
-            and _was_last(edges.open_leases(state, restriction.scope, now), lease)
+            and _was_last(edges.newest_open(state, restriction.scope, now), lease)
             for restriction in durable(state, holding).values()
         ):
             acknowledge(state, now, holding.namespace, out)

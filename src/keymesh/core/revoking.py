@@ -11,7 +11,7 @@ import hashlib
 from typing import TypeVar
 
 from keymesh.control.messages import Sealed
-from keymesh.core import edges, waiting
+from keymesh.core import edges
 from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
 from keymesh.core.state import NodeState, OpenRevocation, Out, note
 from keymesh.core.views import edge_key
@@ -102,6 +102,9 @@ def on_hello(state: NodeState, edge: Address, out: Out) -> None:
 
 def on_lease_end(state: NodeState, now: Instant, lease_id: str) -> EdgeLeaseRecord | None:
     """A lease that is over by itself, now forgotten."""
+    returned = state.edge_returned.get(lease_id)
+    if returned is not None and returned.end <= now:
+        del state.edge_returned[lease_id]
     lease = state.edge_leases.get(lease_id)
     if lease is None or now < lease.end:
         return None
@@ -169,6 +172,9 @@ def on_lease_returned(
 
     1. It is sealed by the key that this Edge gave with the lease that it names.
     2. That lease was granted here, to this Edge.
+
+    It goes on counting against the Edge's limit until its own end.  The Edge's wait for another lease is left alone:
+    it may be a later life's.
     """
     returned = _signed(state, sender, message.returned, LeaseReturned, "lease-return-refused", out)
     if returned is None:
@@ -179,8 +185,8 @@ def on_lease_returned(
         return None
     for revocation in state.revocations.values():
         revocation.lease_ids.discard(named.lease_id)
-    waiting.forget(state, sender, named.tenant)
     _forget(state, named)
+    state.edge_returned[named.lease_id] = named
     return named
 
 
@@ -188,9 +194,8 @@ def _signed(state: NodeState, sender: Address, sealed: Sealed, shape: type[W], r
     """What ``sender`` says of one of its leases: sealed by the key that it gave with that very lease; for a lease that
     is not here, with any of its leases here.  None, and a note ``refused``, otherwise."""
     keys: dict[KeyId, str] = {}
-    for lease in state.edge_leases.values():
-        if lease.edge == sender:
-            keys.update(edge_key(lease.signing_key))
+    for lease in state.edge_leases.of_edge(sender):
+        keys.update(edge_key(lease.signing_key))
     try:
         word = state.config.suite.unseal(sealed, shape, keys)
         named = state.edge_leases.get(word.lease_id)

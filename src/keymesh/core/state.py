@@ -18,8 +18,9 @@ from keymesh.control.rows import KeyRow
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
 from keymesh.core.events import KeyMinted, KeyRef, KeyRewrapped
+from keymesh.core.lease_book import LeaseBook
 from keymesh.core.may import Grantor
-from keymesh.core.records import EdgeLeaseRecord, LocalRecord, OverlayRecord
+from keymesh.core.records import LocalRecord, OverlayRecord
 from keymesh.core.views import EMPTY_MESH, EMPTY_TENANT, MeshView, Restriction, TenantView
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest, KeyId
 from keymesh.model.machine import Address, BootMark, Note, Persist, node_address
@@ -218,7 +219,8 @@ class NodeState:
     persisting: dict[str, Any] = field(default_factory=dict)  # token -> what waits for it
     unrecorded: dict[str, Unrecorded] = field(default_factory=dict)
     retrying: bool = False
-    edge_leases: dict[str, EdgeLeaseRecord] = field(default_factory=dict)  # unsettled; ``end`` is of this life
+    edge_leases: LeaseBook = field(default_factory=LeaseBook)  # unsettled; ``end`` is of this life
+    edge_returned: LeaseBook = field(default_factory=LeaseBook)  # settled before their end, by their holders
     quarantined: dict[str, set[str]] = field(default_factory=dict)  # namespace -> entry hashes kept as evidence
     edge_gone: list[str] = field(default_factory=list)  # record names to delete with the next heartbeat
     waiting: dict[str, dict[Address, str]] = field(default_factory=dict)  # tenant -> Edge refused -> its service

@@ -9,8 +9,9 @@ import pytest
 
 from keymesh.control.messages import RestrictionAck
 from keymesh.core import edges
+from keymesh.core.lease_book import LeaseBook
 from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
-from keymesh.model.machine import Address, BootMark, Persist
+from keymesh.model.machine import Address, BootMark, ClockWentAhead, Persist, Persisted
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
 from keymesh.orbital.edge_messages import LeaseGrant, LeaseRefused
@@ -403,3 +404,63 @@ def test_a_lease_recorded_but_never_granted_still_counts() -> None:
     bench.reboot()
     bench.give(bench.mesh.restrict("suspend", SCOPE))
     assert last_ack(bench).open_edge_leases == 1
+
+
+# --- E over jumps of the clock ---------------------------------------------------------------------------------------
+
+
+def jumped_while_recording(by_ms: int) -> Bench:
+    """The wall clock was set while the record of a lease of 5 s was being written."""
+    bench, edge = Bench(short_service()).up(), Edge()
+    bench.crash_at_persist = True  # the disk has not answered yet
+    bench.receive(edge.request(), edge.address)
+    bench.disk.update(put for e in bench.effects(Persist) for put in e.puts)
+    bench.crash_at_persist = False
+    bench.now = Instant(bench.now + by_ms)
+    bench.feed(ClockWentAhead(by_ms))
+    bench.feed(Persisted(next(iter(bench.state.persisting))))
+    assert [grant.ttl_ms for grant in bench.sent(LeaseGrant)] == [5_000]
+    return bench
+
+
+def test_a_clock_that_jumps_while_a_lease_is_recorded_does_not_end_it() -> None:
+    bench = jumped_while_recording(20_000)
+    bench.give(bench.mesh.restrict("suspend", SCOPE))
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, 5_005)
+    bench.take()
+    bench.advance(5_005)
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (0, 0)
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_e_after_a_restart_takes_no_notice_of_a_jump_of_the_clock(kernel: bool) -> None:
+    """By boot time, which did not jump; or the whole life."""
+    bench = jumped_while_recording(20_000)
+    bench.advance(2_000)
+    bench.reboot(kernel=kernel)
+    bench.give(bench.mesh.restrict("suspend", SCOPE))
+    left_ms = 5_005 if kernel else 3_005
+    assert (last_ack(bench).open_edge_leases, last_ack(bench).edge_leases_end_in_ms) == (1, left_ms)
+
+
+# --- many ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_books_of_edges_and_tenants_say_the_same_as_the_book_of_all() -> None:
+    book = LeaseBook()
+    for n in range(12):
+        book[f"l{n}"] = record(lease_id=f"l{n}", tenant=f"t{n % 2}", edge=f"e{n % 3}")
+    book["l3"] = record(lease_id="l3", tenant="t1", edge="e0", end=Instant(1))
+    book["l4"] = record(lease_id="l4", tenant="t9", edge="e9")  # of another
+    del book["l0"]
+    assert book.pop("l11", None) is not None
+    assert book.pop("l11", None) is None
+    for edge in ("e0", "e1", "e2", "e9", "none"):
+        assert list(book.of_edge(edge)) == [lease for lease in book.values() if lease.edge == edge]
+    for tenant in ("t0", "t1", "t9", "none"):
+        of_tenant = [lease for lease in book.values() if lease.tenant == tenant]
+        assert list(book.newest_first(tenant)) == of_tenant[::-1]
+    assert {lease.lease_id for lease in book.newest_first(None)} == set(book) == set(dict(book))
+    book.clear()
+    assert book == {}
+    assert list(book.of_edge("e1")) == list(book.newest_first("t1")) == list(book.newest_first(None)) == []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from keymesh.core import edges
+from keymesh.core.events import Sealed, Unsealed
 from keymesh.core.records import edge_lease_name
-from keymesh.model.machine import Address, Persisted
-from keymesh.orbital.edge_messages import EdgeAck, EdgeAckMessage, LeaseReturned, LeaseReturnedMessage
+from keymesh.model.machine import Address, ClockWentAhead, Persisted
+from keymesh.orbital.edge_messages import EdgeAck, EdgeAckMessage, LeaseReady, LeaseReturned, LeaseReturnedMessage
 from tests.unit.core.bench import TENANT, Bench, Edge
 from tests.unit.core.test_edges import SCOPE, last_ack, short_service
 
@@ -153,10 +155,41 @@ def test_a_crash_before_the_record_is_gone_only_makes_e_larger() -> None:
     assert last_ack(bench).open_edge_leases == 0
 
 
-def test_who_gives_back_waits_for_nothing() -> None:
-    bench, edge = Bench().up(), Edge()
-    grant = bench.lease(edge)
+def test_a_return_of_an_earlier_life_leaves_the_later_ones_wait_alone() -> None:
+    """A rolling restart: the new process waits already when the old one ends in order."""
+    bench, before, after = Bench().up(), Edge("e1"), Edge("e1")
+    after.suite = type(after.suite)("edge-e1-second-life")
+    grant = bench.lease(before)
+    bench.feed(Sealed())
+    assert bench.refusal(after) == "closed"
+    bench.receive(before.give_back(grant.lease_id), before.address)
+    bench.feed(Unsealed(ivk_generation=1))
+    assert len(bench.sent(LeaseReady)) == 1
+
+
+def test_leases_taken_and_given_back_count_until_their_own_end() -> None:
+    bench, edge = Bench(short_service()).up(), Edge()
+    for _ in range(edges.LEASES_PER_EDGE_MAX):
+        bench.take()
+        bench.receive(edge.give_back(bench.lease(edge).lease_id), edge.address)
+    assert bench.refusal(edge) == "too-many"
+    assert bench.state.edge_leases == {}
+    bench.lease(Edge("other"))
     bench.give(bench.mesh.restrict("suspend", SCOPE))
-    assert bench.refusal(edge) == "restricted"
+    assert last_ack(bench).open_edge_leases == 1, "settled all the same"
+    bench.give(bench.mesh.restrict("resume", SCOPE))
+    bench.advance(5_006)
+    assert bench.state.edge_returned == {}, "nothing is kept beyond the end"
+    bench.renew()
+    bench.lease(edge)
+
+
+def test_a_returned_lease_whose_end_was_put_off_counts_until_then() -> None:
+    bench, edge = Bench(short_service()).up(), Edge()
+    grant = bench.lease(edge)
+    bench.feed(ClockWentAhead(2_000))
     bench.receive(edge.give_back(grant.lease_id), edge.address)
-    assert bench.state.waiting == {}
+    bench.advance(5_006)
+    assert edges.leases_of(bench.state, edge.address) == 1
+    bench.advance(2_000)
+    assert edges.leases_of(bench.state, edge.address) == 0
