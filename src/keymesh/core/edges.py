@@ -22,7 +22,7 @@ from keymesh.model.machine import Address, BootMark, Send, edge_address
 from keymesh.model.scope import Scope, ScopeKind
 from keymesh.model.states import Custody, Operation, state_allows
 from keymesh.model.time import Instant
-from keymesh.orbital.edge_messages import ANNOUNCED, LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest
+from keymesh.orbital.edge_messages import ANNOUNCED, RETRY, LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest
 
 RETRY_MS = 1_000
 _LEASED = Custody.LEASED.value
@@ -257,7 +257,7 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
     verdict = context.may_lease(state, now, record.tenant, record.service)
     same = tuple(version.version for version in versions) == record.versions
     if not verdict.allowed or service is None or holding.applied is None or not same or ttl_ms <= 0:
-        _refuse(state, edge, request, "closed", out)
+        _refuse(state, edge, request, _unleasable(state, now, record.tenant, record.service) or RETRY, out)
         return
     waiting.forget(state, edge, record.tenant)
     signed = policy_entry(holding.applied, record.service)
@@ -279,7 +279,7 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
 
 
 def on_grant_failed(state: NodeState, pending: GrantPending, out: Out) -> None:
-    _refuse(state, Address(pending.record.edge), pending.request, "closed", out)
+    _refuse(state, Address(pending.record.edge), pending.request, RETRY, out)
     note(out, "persist-failed", what="edge-lease")
 
 

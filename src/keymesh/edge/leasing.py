@@ -118,7 +118,14 @@ def on_ready(state: EdgeState, now: Instant, sender: Address, ready: LeaseReady)
         return [_note("edge.hint-ignored", "stranger")]
     if not rules.heeds_hint(state.lease, state.failures):
         return []
-    state.hint = sender
+    return on_hint(state, now, sender)
+
+
+def on_hint(state: EdgeState, now: Instant, core: Address) -> list[Any]:
+    """``core`` is worth a question: at once, or as soon as the hints before it allow."""
+    state.hints = rules.hints_that_count(state.hints, state.hinted_at, now)
+    state.hinted_at = now
+    state.hint = core
     if state.pending is None:
         _heed(state, now)
     return tick(state, now)

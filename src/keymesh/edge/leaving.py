@@ -19,14 +19,14 @@ def on_closing(state: EdgeState, now: Instant, event: Closing) -> list[Any]:
     """1. Drop what is held.  2. Take nothing any more: a grant that is on its way is for nobody.  3. Say so of every
     lease of this life that a Core still counts, to the Core that granted it.
 
-    Usage that is not yet reported goes on being reported to the Core that was used last.
+    Usage that is not yet reported goes on being reported to the Core that granted the last lease.
     """
     effects = leasing.drop(state, "edge-closed")
     state.closed = True
     state.pending = state.next_request_at = state.hint = None
     held, state.granted = state.granted, {}
     for lease_id, (core, deadline) in held.items():
-        state.core_index = state.config.cores.index(core)
+        state.usage_to = core
         if is_live(deadline, now):
             returned = LeaseReturned(lease_id=lease_id, edge=state.address)
             effects.append(Send(core, LeaseReturnedMessage(returned=state.config.suite.seal(returned))))

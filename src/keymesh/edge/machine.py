@@ -49,11 +49,15 @@ def _clock(state: EdgeState, now: Instant, event: ClockWentBack) -> list[Any]:
 
 
 def _connected(state: EdgeState, now: Instant, event: Connected) -> list[Any]:
-    """Say hello, so that the Core repeats what was not delivered; and ask at once where nothing is held."""
+    """Say hello, so that the Core repeats what was not delivered; and ask it soon where nothing is held.
+
+    A stream that opens is a hint as good as ``LeaseReady``, and no better: one that opens and breaks all the time
+    must not make the Edge spin.
+    """
     config = state.config
     hello = Hello(region=config.region, node=config.instance, boot_id=config.signing_key[:32])
-    asked = leasing.request(state, now) if state.lease is None else []
-    return [Send(event.core, hello), *asked]
+    asks = state.lease is None and state.pending is None
+    return [Send(event.core, hello), *(leasing.on_hint(state, now, event.core) if asks else [])]
 
 
 def _received(state: EdgeState, now: Instant, event: Received) -> list[Any]:

@@ -24,6 +24,7 @@ RETRY_MIN_MS: Final = 100
 PATIENCE_MIN_MS: Final = 500
 HINT_GAP_MS: Final = 250
 HINT_GAP_MAX_MS: Final = 30_000
+HINT_QUIET_MS: Final = 300_000
 KEY_WANTED_GAP_MS: Final = 1_000
 KEY_WANTED_GAP_MAX_MS: Final = 60_000
 
@@ -112,6 +113,11 @@ def hint_gap_ms(hints: int) -> int:
     """How long after the last request a hint may bring the next one: doubles with each since the last grant, so that
     no Core makes an Edge spin."""
     return min(HINT_GAP_MAX_MS, HINT_GAP_MS << min(hints, 8))
+
+
+def hints_that_count(hints: int, last_at: Instant | None, now: Instant) -> int:
+    """How many were heeded; none where nobody gave any, heeded or not, for a long time."""
+    return 0 if last_at is None or now >= last_at + HINT_QUIET_MS else hints
 
 
 def backoff_ms(failures: int, spread: int) -> int:

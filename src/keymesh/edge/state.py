@@ -53,12 +53,14 @@ class EdgeState:
     lease: LeaseSnapshot | None = None
     policy: ServiceRow | None = None
     hint: Address | None = None  # a Core that said, while a request was in flight, that it would grant
-    hints: int = 0  # heeded since the last grant
+    hints: int = 0  # heeded since the last grant, or since a long time without any
+    hinted_at: Instant | None = None
     wanted_kids: frozenset[str] | None = None  # what was held when an unknown kid made us ask
     wanted_gap_ms: int = 0
     acked: dict[tuple[str, str], None] = field(default_factory=dict)  # (revocation, lease) lately acknowledged
     granted: dict[str, tuple[Address, Instant]] = field(default_factory=dict)  # lease -> by whom, until when
     closed: bool = False  # for good: nothing is taken any more
+    usage_to: Address | None = None  # once closed: the Core that granted the last lease
     usage: Usage = field(default_factory=Usage)
     woken_at: Instant = NEVER  # the tick that is asked for
 

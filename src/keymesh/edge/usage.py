@@ -55,7 +55,9 @@ def on_recorded(state: EdgeState, now: Instant, sender: Address, recorded: Usage
 
 
 def recipient(state: EdgeState) -> Address:
-    """The Core that granted the lease where there is one: it knows this Edge."""
+    """The Core that granted the lease where there is one, or was: it knows this Edge."""
     if state.lease is not None:
         return state.lease.granted_by
+    if state.usage_to is not None:
+        return state.usage_to
     return state.config.cores[state.core_index % len(state.config.cores)]

@@ -12,7 +12,11 @@ from keymesh.control.messages import Message, Sealed
 from keymesh.control.rows import ServiceRow
 
 ANNOUNCED: Final = frozenset({"restricted", "closed", "not-loaded"})
-"""Refusals whose end the Core announces with ``LeaseReady``."""
+"""Refusals whose end the Core announces with ``LeaseReady``: something stands against a lease, and the Core sees it go.
+"""
+
+RETRY: Final = "retry"
+"""Refused by chance: the record failed, or the keys changed meanwhile.  Nothing will announce that it is over."""
 
 
 class LeaseRequest(Message):
@@ -48,8 +52,8 @@ class LeaseGrant(Message):
 
 
 class LeaseRefused(Message):
-    """``code``: ``restricted`` (drop what you hold), ``closed``, ``not-loaded``, ``unknown``, ``too-many``; retry after
-    a while."""
+    """``code``: ``restricted`` (drop what you hold), ``closed``, ``not-loaded``, ``unknown``, ``too-many``, ``retry``;
+    retry after a while."""
 
     nonce: str
     code: str

@@ -111,7 +111,7 @@ def test_a_lease_is_recorded_before_it_is_granted() -> None:
 def test_a_lease_that_cannot_be_recorded_is_refused() -> None:
     bench, edge = Bench().up(), Edge()
     bench.disk_works = False
-    assert bench.refusal(edge) == "closed"
+    assert bench.refusal(edge) == "retry"
     assert bench.state.edge_leases == {}
 
 

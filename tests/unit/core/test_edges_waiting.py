@@ -9,11 +9,11 @@ import pytest
 from keymesh.control.messages import Recorded
 from keymesh.core import edges, waiting
 from keymesh.core.events import L1Outcome, L1Probed, LocalRestrict, Sealed, Unsealed
-from keymesh.model.machine import Address, Send
+from keymesh.model.machine import Address, Persisted, Send
 from keymesh.model.time import Instant
-from keymesh.orbital.edge_messages import LeaseReady
+from keymesh.orbital.edge_messages import ANNOUNCED, RETRY, LeaseReady, LeaseRefused
 from tests.unit.control.world import Mesh
-from tests.unit.core.bench import SERVICE, TENANT, TTL_MS, Bench, Edge
+from tests.unit.core.bench import L2_KID, SERVICE, TENANT, TTL_MS, Bench, Edge, next_version
 
 SCOPE = f"tenant:{TENANT}"
 
@@ -135,14 +135,44 @@ def test_a_local_suspension_that_is_recorded_and_lifted() -> None:
     assert told(bench) == [edge.address]
 
 
-def test_a_record_that_fails_is_no_end_of_it() -> None:
+def test_who_is_refused_for_a_record_that_failed_is_not_kept_waiting_for_a_word() -> None:
     bench, edge = Bench().up(), Edge()
     bench.disk_works = False
-    assert bench.refusal(edge) == "closed"
+    assert bench.refusal(edge) == RETRY
+    assert RETRY not in ANNOUNCED
+    assert bench.state.waiting == {}
     bench.disk_works = True
+    bench.lease(edge)
+
+
+def test_versions_that_changed_while_the_record_was_written_are_worth_another_try() -> None:
+    bench, edge = Bench().up(), Edge()
+    token = recording(bench, edge)
+    bench.give(next_version(bench.mesh, f"l3/{SERVICE}", 2, L2_KID))
+    bench.feed(Persisted(token))
+    assert [refused.code for refused in bench.sent(LeaseRefused)] == [RETRY]
+    assert bench.state.waiting == {}
+    bench.lease(edge)
+
+
+def test_what_came_between_request_and_record_is_said_and_its_end_announced() -> None:
+    bench, edge = Bench().up(), Edge()
+    token = recording(bench, edge)
+    bench.give(bench.mesh.restrict("suspend", SCOPE))
+    bench.feed(Persisted(token))
+    assert [refused.code for refused in bench.sent(LeaseRefused)] == ["restricted"]
     bench.take()
-    bench.feed(Unsealed(ivk_generation=1))
+    bench.give(bench.mesh.restrict("resume", SCOPE))
+    bench.renew()
     assert told(bench) == [edge.address]
+
+
+def recording(bench: Bench, edge: Edge) -> str:
+    """The token of a lease whose record is still being written."""
+    bench.crash_at_persist = True
+    bench.receive(edge.request(), edge.address)
+    bench.crash_at_persist = False
+    return next(iter(bench.state.persisting))
 
 
 def test_an_edge_that_is_granted_after_all_is_forgotten() -> None:

@@ -54,7 +54,7 @@ def test_refusals_double_up_to_half_a_minute(code: str) -> None:
     assert max(waits) <= 30_000
 
 
-@pytest.mark.parametrize("code", ["unknown", "too-many"])
+@pytest.mark.parametrize("code", ["unknown", "too-many", "retry"])
 def test_what_nobody_announces_is_asked_for_every_few_seconds(code: str) -> None:
     bench = refused_for_long(code)
     assert due(bench) - bench.now <= 5_000
@@ -167,7 +167,45 @@ def test_a_grant_makes_hints_count_again() -> None:
     assert asks(bench) == 1
 
 
-def test_a_stream_that_opens_asks_whatever_was_refused_before() -> None:
+@pytest.mark.parametrize("core", [CORE, OTHER_CORE])
+def test_a_stream_that_opens_asks_its_core_whatever_was_refused_before(core: Address) -> None:
     bench = refused_for_long()
-    assert sent(bench.feed(Connected(CORE)), LeaseRequest)
-    assert not of(bench.log[-2:], Publish)
+    effects = bench.feed(Connected(core), at=bench.now + 500)
+    assert [e.to for e in of(effects, Send) if isinstance(e.message, LeaseRequest)] == [core]
+    assert not of(effects, Publish)
+
+
+def test_a_stream_that_opens_right_after_a_refusal_waits_a_moment() -> None:
+    bench = refused_for_long()
+    assert not sent(bench.feed(Connected(CORE)), LeaseRequest)
+    assert due(bench) <= bench.now + rules.HINT_GAP_MS
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_stream_that_opens_and_breaks_makes_no_edge_spin(lost: bool) -> None:
+    """In an hour hardly more is asked than without; whether the requests are refused or lost."""
+    bench = refused_for_long()
+    before = len(sent(bench.log, LeaseRequest))
+    end = bench.now + HOUR
+    for now in range(bench.now, end, 50):
+        bench.feed(Connected(CORE), at=now)
+        bench.feed(Tick(), at=now)
+        if bench.state.pending is not None and lost:
+            bench.feed(SendFailed(bench.request.nonce))
+        elif bench.state.pending is not None:
+            refuse(bench)
+    assert len(sent(bench.log, LeaseRequest)) - before <= 3_600 // (5 if lost else 20)
+
+
+def test_after_a_quiet_time_a_stream_that_opens_asks_at_once_again() -> None:
+    bench = refused_for_long()
+    for now in range(bench.now, bench.now + 60_000, 50):
+        bench.feed(Connected(CORE), at=now)
+        if bench.state.pending is not None:
+            refuse(bench)
+    assert bench.state.hints > 5
+    quiet_until = bench.now + rules.HINT_QUIET_MS
+    while due(bench) < quiet_until:
+        bench.feed(Tick(), at=due(bench))
+        refuse(bench)
+    assert sent(bench.feed(Connected(CORE), at=max(quiet_until, bench.now + 300)), LeaseRequest)

@@ -345,7 +345,7 @@ def test_a_new_stream_says_hello_and_asks_where_nothing_is_held() -> None:
     assert not sent(effects, LeaseRequest)
     bench.feed(Tick(), at=10_000)
     bench.feed(SendFailed(bench.request.nonce))
-    assert sent(bench.feed(Connected(CORE)), LeaseRequest)
+    assert sent(bench.feed(Connected(CORE), at=10_000 + rules.HINT_GAP_MS), LeaseRequest)
 
 
 def test_usage_is_reported_once_and_repeated_until_recorded() -> None:
