@@ -158,8 +158,10 @@ class Edge:
 
         Waits at most a second for a Core that does not answer.
         """
-        await self._shell.stop()
-        await self._transport.close()
+        try:
+            await self._shell.stop()
+        finally:
+            await self._transport.close()
 
     async def __aenter__(self) -> Self:
         return self

@@ -11,11 +11,10 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
-from keymesh.edge.machine import EdgeState, step
+from keymesh.edge.state import EdgeState
 from keymesh.edge.usage import recipient
 from keymesh.model.errors import KeymeshError
-from keymesh.model.machine import Address, Received, Send
-from keymesh.model.time import Instant
+from keymesh.model.machine import Address, Send
 
 RETURN_S: Final = 0.5
 LAST_USAGE_S: Final = 1.0
@@ -39,14 +38,16 @@ async def _say(send: Send, transport: Poster, urls: Mapping[Address, str]) -> No
 
 
 async def tell_usage(
-    state: EdgeState, now: Callable[[], Instant], transport: Poster, urls: Mapping[Address, str]
+    state: EdgeState, hear: Callable[[Address, Any], None], transport: Poster, urls: Mapping[Address, str]
 ) -> None:
-    """The report in flight, once more under its id, then what was counted since: until nothing is left to tell."""
+    """The report in flight, once more under its id, then what was counted since: until nothing is left to tell.
+
+    ``hear`` gives the machine a Core's answer.
+    """
     with contextlib.suppress(KeymeshError, TimeoutError):
         async with asyncio.timeout(LAST_USAGE_S):
             while (report := state.usage.in_flight) is not None:
                 core = recipient(state)
-                answer = await transport.post(urls[core], report)
-                step(state, now(), Received(core, answer))
+                hear(core, await transport.post(urls[core], report))
                 if state.usage.in_flight is report:
                     return

@@ -48,7 +48,9 @@ log = logging.getLogger("keymesh.edge")
 USAGE_EVERY_S: Final = 1.0
 RECONNECT_FIRST_S: Final = 0.1
 RECONNECT_MAX_S: Final = 5.0
+STEADY_S: Final = 3.0
 SENDS_MAX: Final = 256
+NOTES_MAX: Final = 256
 _MS_NS: Final = 1_000_000
 
 Clock = Callable[[], int]
@@ -111,21 +113,29 @@ class EdgeShell:
         self._spawn(self._count_usage())
 
     async def stop(self) -> None:
-        """Drop everything, then give the leases back and tell the last usage, as far as the Core answers in time.  The
-        transport stays its owner's."""
+        """Drop everything, then give the leases back and tell the last usage, as far as the Core answers in time.
+
+        Cancelled, it ends its tasks all the same.  The transport stays its owner's.
+        """
         if self.stopped:
             return
         now = self.now()
-        effects = step(self.state, now, Closing())
-        for effect in effects:
-            if isinstance(effect, Publish):
-                self._publish(effect)
+        returns: list[Send] = []
+        self._run(now, Closing(), send=returns.append)
         self.orphan("edge-closed")
-        step(self.state, now, self._take_usage())
-        await asyncio.gather(
-            say([effect for effect in effects if isinstance(effect, Send)], self._transport, self._cores),
-            tell_usage(self.state, self.now, self._transport, self._cores),
-        )
+        self._run(now, self._take_usage(), send=_leave)
+        try:
+            await asyncio.gather(
+                say(returns, self._transport, self._cores),
+                tell_usage(self.state, self._hear_last, self._transport, self._cores),
+            )
+        finally:  # also where whoever waits for this gives up
+            await self._end_tasks()
+
+    def _hear_last(self, core: Address, answer: Any) -> None:
+        self._run(self.now(), Received(core, answer), send=_leave)
+
+    async def _end_tasks(self) -> None:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
         for task in tasks:
             task.cancel()
@@ -161,13 +171,15 @@ class EdgeShell:
         if not self.stopped:
             self._run(self.now(), event)
 
-    def _run(self, now: Instant, event: Any) -> None:
+    def _run(self, now: Instant, event: Any, send: Callable[[Send], None] | None = None) -> None:
+        """One step; ``send`` takes its messages in place of the tasks that carry them."""
+        send = send or self._send
         for effect in step(self.state, now, event):
             match effect:
                 case Publish():
                     self._publish(effect)
                 case Send():
-                    self._send(effect.to, effect.message)
+                    send(effect)
                 case Wake():
                     self._wake(effect.at, now)
                 case Note():
@@ -256,17 +268,22 @@ class EdgeShell:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _send(self, to: Address, message: Any) -> None:
+    def _send(self, send: Send) -> None:
         if len(self._tasks) >= SENDS_MAX:
             self.notes["edge.send-dropped"] += 1
             return
-        self._spawn(self._exchange(to, message))
+        self._spawn(self._exchange(send.to, send.message))
+
+    def _count(self, what: str, code: str) -> None:
+        """``code`` may be a Core's word: only so many different ones are counted by name."""
+        name = f"{what}.{code}"
+        self.notes[name if name in self.notes or len(self.notes) < NOTES_MAX else f"{what}.other"] += 1
 
     async def _exchange(self, to: Address, message: Any) -> None:
         try:
             answer = await self._transport.post(self._cores[to], message)
         except KeymeshError as failed:
-            self.notes[f"edge.send-failed.{failed.code}"] += 1
+            self._count("edge.send-failed", failed.code)
             log.debug("send failed", extra={"fields": {"message": type(message).__name__, "code": failed.code}})
             if isinstance(message, LeaseRequest):
                 self.feed(SendFailed(message.nonce))
@@ -288,19 +305,24 @@ class EdgeShell:
             granted.wipe()
 
     async def _listen(self, core: Address) -> None:
-        """Keep the revocation stream of ``core`` open; reconnect after a while that doubles, spread by hash."""
+        """Keep the revocation stream of ``core`` open; reconnect after a while that doubles, spread by hash, until a
+        stream was steady."""
+        loop = asyncio.get_running_loop()
         wait = RECONNECT_FIRST_S
         attempts = 0
         while not self.stopped:
+            opened: float | None = None
             try:
                 async with self._transport.stream(self._cores[core]) as messages:
-                    wait = RECONNECT_FIRST_S
+                    opened = loop.time()
                     self.feed(Connected(core))
                     async for message in messages:
                         if isinstance(message, Revocation | LeaseReady):
                             self.feed(Received(core, message))
             except KeymeshError as failed:
-                self.notes[f"edge.stream-failed.{failed.code}"] += 1
+                self._count("edge.stream-failed", failed.code)
+            if opened is not None and loop.time() >= opened + STEADY_S:
+                wait = RECONNECT_FIRST_S
             attempts += 1
             await asyncio.sleep(wait * (0.5 + _spread(f"{self.state.address}/{attempts}") / 2))
             wait = min(RECONNECT_MAX_S, wait * 2)
@@ -318,6 +340,10 @@ class EdgeShell:
         minted, opened, refused = self.hot.take_usage()
         self.totals.update(minted=minted, opened=opened, refused=refused)
         return UsageCounted(minted, opened, refused)
+
+
+def _leave(send: Send) -> None:
+    """At the end: ``tell_usage`` says it, or nobody."""
 
 
 def _spread(word: str) -> float:

@@ -22,6 +22,7 @@ from keymesh.edge.client_tls import EdgeCredentials
 from keymesh.edge.hot_lease import CreatedKey
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.ids import check_token
 from keymesh.orbital import edge_wire as wire
 from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.orbital.wire import MESSAGES
@@ -223,16 +224,23 @@ def _decode(raw: bytearray, shape: type[T]) -> T:
 
 
 def raise_problem(status: int, body: bytes) -> NoReturn:
-    """Turn an answer outside 2xx into the error that it stands for."""
+    """Turn an answer outside 2xx into the error that it stands for.
+
+    By the rules of ``adapters.http_messages``, of which the Edge must not know: the library stands without the room
+    of the servers.  The code becomes part of names and is a token; anything else is no problem body.
+    """
     try:
         problem = strict_json.decode(body, _ProblemBody, max_bytes=PROBLEM_MAX_BYTES).error
+        check_token("code", problem.code)
     except Refused as bad:
         raise Unavailable("peer-answer", f"the Core answered {status} without a problem body") from bad
     if status >= 500 or status == 429:
         raise Unavailable(problem.code, problem.message, retry_after_ms=max(1, problem.retry_after_ms or 1_000))
-    if problem.code == "integrity":
+    if status == 422 and problem.code == "integrity":
         raise Integrity.opaque()
-    raise Refused(problem.code, problem.message, field=problem.field)
+    if 400 <= status < 500:
+        raise Refused(problem.code, problem.message, field=problem.field)
+    raise Unavailable("peer-answer", f"the Core answered {status}")
 
 
 async def first_answer(cores: Sequence[str], ask: Callable[[str], Awaitable[T]]) -> T:

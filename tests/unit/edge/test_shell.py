@@ -6,19 +6,23 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.edge.world import POLICY, PUBLIC_KEY, SUITE, Clocks, config, counting_entropy, key_bytes, kid
 
 from keymesh.crypto.dsse import key_id
 from keymesh.crypto.pages import KeyPages
+from keymesh.edge.client import Edge
 from keymesh.edge.client_farewell import LAST_USAGE_S, RETURN_S
-from keymesh.edge.client_shell import EdgeShell, addresses
-from keymesh.edge.client_transport import GrantedKeys
+from keymesh.edge.client_shell import NOTES_MAX, EdgeShell, addresses
+from keymesh.edge.client_transport import PROBLEM_MAX_BYTES, GrantedKeys, raise_problem
 from keymesh.edge.snapshot import KeyWanted
-from keymesh.model.errors import Unavailable
+from keymesh.model import strict_json
+from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.orbital.edge_messages import (
     LeasedVersion,
     LeaseGrant,
@@ -210,6 +214,40 @@ async def test_without_usage_a_core_that_does_not_answer_delays_it_less() -> Non
     assert time.monotonic() - begun < RETURN_S + 0.4
 
 
+async def test_an_end_that_is_cancelled_ends_its_tasks_all_the_same() -> None:
+    shell, core = await core_and_shell()
+    core.deaf = True
+    tasks = set(shell._tasks)
+    assert tasks
+    end = asyncio.create_task(shell.stop())
+    await asyncio.sleep(0.05)
+    end.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await end
+    assert all(task.done() for task in tasks)
+    assert not shell._tasks
+    assert shell.hot.reason == "edge-closed"
+
+
+async def test_the_library_hangs_up_though_its_end_is_cancelled() -> None:
+    class Hanging(Core):
+        closed = False
+
+        async def close(self) -> None:
+            self.closed = True
+
+    core = Hanging()
+    shell, _ = await leased(Clocks(), core)
+    core.shell, core.deaf = shell, True
+    parts: Any = (shell, core, None, ())
+    end = asyncio.create_task(Edge(*parts).close())
+    await asyncio.sleep(0.05)
+    end.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await end
+    assert core.closed
+
+
 async def test_a_fork_gives_nothing_back() -> None:
     shell, core = await core_and_shell()
     shell.orphan("forked")
@@ -228,3 +266,110 @@ async def test_a_grant_that_comes_after_the_end_is_wiped() -> None:
     assert shell.state.lease is None
     assert shell.hot.reason == "edge-closed"
     assert core.returned == [grant.lease_id]
+
+
+# --- what a Core can make it do ----------------------------------------------------------------------------------
+
+
+class Flapping(Core):
+    """Its streams open and end at once, or after ``lasts_s``; in time that the test makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opened: list[float] = []
+        self.lasts_s = 0.0
+
+    @asynccontextmanager
+    async def stream(self, core: str) -> AsyncIterator[AsyncIterator[Any]]:
+        async def nothing() -> AsyncIterator[Any]:
+            await asyncio.sleep(self.lasts_s)
+            return
+            yield
+
+        self.opened.append(asyncio.get_running_loop().time())
+        yield nothing()
+
+
+def test_a_stream_that_ends_as_soon_as_it_opens_is_opened_ever_more_rarely() -> None:
+    assert len(_streams(lasts_s=0.0, for_s=60.0)) <= 25
+
+
+def test_after_a_steady_stream_the_next_one_is_soon() -> None:
+    opened = _streams(lasts_s=10.0, for_s=60.0)
+    assert all(later - earlier < 10.2 for earlier, later in pairwise(opened))
+    assert len(opened) >= 5
+
+
+def _streams(*, lasts_s: float, for_s: float) -> list[float]:
+    """When streams were opened within ``for_s`` of a loop whose time goes by itself."""
+    core = Flapping()
+    core.lasts_s = lasts_s
+
+    async def go() -> None:
+        shell, _ = await leased(Clocks(), core)
+        core.shell = shell
+        await asyncio.sleep(for_s)
+        shell.orphan("forked")
+        await shell._end_tasks()
+
+    loop = _Hurried()
+    try:
+        loop.run_until_complete(go())
+    finally:
+        loop.close()
+    return core.opened
+
+
+class _Hurried(asyncio.SelectorEventLoop):
+    """Never waits for a timer: its time jumps to the next one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._jumped = 0.0
+        select = self._selector.select  # type: ignore[attr-defined]
+
+        def hurry(timeout: float | None) -> Any:
+            self._jumped += timeout or 0.0
+            return select(0)
+
+        self._selector.select = hurry  # type: ignore[attr-defined]
+
+    def time(self) -> float:
+        return super().time() + self._jumped
+
+
+async def test_a_core_that_answers_ever_new_codes_fills_no_memory() -> None:
+    shell, _ = await core_and_shell()
+    for n in range(3 * NOTES_MAX):
+        shell._count("edge.send-failed", f"code-{n}")
+    assert len(shell.notes) <= NOTES_MAX + 1
+    assert shell.notes["edge.send-failed.other"] > NOTES_MAX
+    await shell.stop()
+
+
+@pytest.mark.parametrize("code", ["", "x" * 129, "two words", "line\nbreak", "\u00e4"])
+def test_a_code_that_is_no_token_is_no_problem_body(code: str) -> None:
+    with pytest.raises(Unavailable) as caught:
+        raise_problem(400, strict_json.dumps({"error": {"code": code, "message": "m"}}))
+    assert caught.value.code == "peer-answer"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error", "as_code"),
+    [
+        (400, "restricted", Refused, "restricted"),
+        (422, "integrity", Integrity, "integrity"),
+        (429, "budget", Unavailable, "budget"),
+        (503, "closed", Unavailable, "closed"),
+        (302, "moved", Unavailable, "peer-answer"),
+    ],
+)
+def test_what_a_problem_stands_for(status: int, code: str, error: type[KeymeshError], as_code: str) -> None:
+    with pytest.raises(error) as caught:
+        raise_problem(status, strict_json.dumps({"error": {"code": code, "message": "m"}}))
+    assert caught.value.code == as_code
+
+
+def test_a_problem_beyond_the_limit_is_none() -> None:
+    with pytest.raises(Unavailable, match="without a problem body"):
+        raise_problem(400, b" " * (PROBLEM_MAX_BYTES + 1))
