@@ -312,6 +312,15 @@ def deaf_edge(p: Planner) -> None:
     p.add(at + p.o.ttl_ms * 2, "resume", scope)
 
 
+def retire_then_suspend(p: Planner) -> None:
+    """An Edge ends in order, and before its process is gone what it could use is suspended."""
+    at, edge = p._when(), p._edge()
+    p.fault("retire", at, "retire", edge_name(edge), p.o.ttl_ms)
+    scope = p._scope(p._tenant_of(edge))
+    p.add(at + p.rng.randrange(100, 3_000), "suspend", scope)
+    p.add(at + p.o.ttl_ms * 3 // 2, "resume", scope)
+
+
 def no_majority(p: Planner) -> None:
     """The Registry loses its voters around a restriction and a resume."""
     at = p._when()
@@ -369,6 +378,7 @@ _DIRECTED: Final[tuple[Callable[[Planner], None], ...]] = (
     mint_under_fire,
     registry_dies,
     deaf_edge,
+    retire_then_suspend,
     no_majority,
     root_pulled,
     clock_trouble,
