@@ -99,8 +99,8 @@ def options_of(seed: int) -> Options:
     """The options of ``seed``.  About half of the fault classes are on, and a different half for each seed."""
     rng = random.Random(seed * 2 + 1)
     classes = frozenset(c for c in FAULT_CLASSES if rng.random() < 0.6) | {"crash" if seed % 2 else "cut"}
-    heartbeat = rng.choice((30_000, 40_000, 50_000, 60_000))
-    ttl = min(180_000, rng.choice((3, 4, 5)) * heartbeat)
+    heartbeat = rng.choice((40_000, 50_000, 60_000, 75_000))
+    ttl = min(225_000, rng.choice((3, 4)) * heartbeat)
     l1_probe = rng.choice((60_000, 90_000, 120_000))
     tenants = tuple(_tenant(rng, spec, ttl) for spec in _pick_tenants(rng))
 
@@ -130,7 +130,7 @@ def options_of(seed: int) -> Options:
         commands=rng.randrange(97, 104),
         faults=rng.randrange(21, 30),
         directed=rng.choice((30, 60, 90)),
-        heal_at_ms=HOUR_MS - 400_000,
+        heal_at_ms=HOUR_MS - 480_000,
         end_ms=HOUR_MS,
     )
 

@@ -29,7 +29,7 @@ from keymesh.sim.options import HOUR_MS, Options, options_of
 from keymesh.sim.plan import COMMANDS, Item, plan_of
 from keymesh.sim.world import Violation
 
-SAMPLE_MS: Final = 17_000
+SAMPLE_MS: Final = 20_000
 _SELDOM: Final = 3
 _CHUNK: Final = 4
 
