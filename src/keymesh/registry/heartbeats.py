@@ -28,6 +28,7 @@ from keymesh.registry.state import Beat, RegistryState, Session
 
 POLL_WAIT_MS: Final = 500
 POLLS_KEPT: Final = 8
+BOOTS_KEPT: Final = 64
 REACHABLE_INTERVALS: Final = 3
 
 
@@ -45,10 +46,13 @@ def needs_poll(last_sent_at: Instant | None, arrived_at: Instant) -> bool:
 
 
 def rises(session: Session, beat: Heartbeat) -> bool:
-    """Whether (boot id, counter) is newer than all that this node showed: a counter rises, a boot id never returns."""
-    if beat.boot_id == session.boot_id:
-        return beat.counter > session.counter
-    return beat.boot_id not in session.old_boots
+    """Whether (boot id, counter) is new: within each life the counter rises.
+
+    A life that was followed by another is heard all the same: what it sent last may come late, after its successor's
+    first word, and whichever of them is alive goes on rising.  Its answer is for a nonce that a dead life forgot.
+    """
+    seen = session.counter if beat.boot_id == session.boot_id else session.old_boots.get(beat.boot_id, 0)
+    return beat.counter > seen
 
 
 def is_reachable(session: Session, now: Instant, heartbeat_ms: int) -> bool:
@@ -97,8 +101,11 @@ def check_heartbeat(state: RegistryState, session: Session, beat: Heartbeat) -> 
 
 def learn(state: RegistryState, now: Instant, session: Session, beat: Heartbeat) -> None:
     if beat.boot_id != session.boot_id:
+        session.old_boots.pop(beat.boot_id, None)
         if session.boot_id:
-            session.old_boots.append(session.boot_id)
+            session.old_boots[session.boot_id] = session.counter
+            if len(session.old_boots) > BOOTS_KEPT:
+                del session.old_boots[next(iter(session.old_boots))]
         session.boot_id = beat.boot_id
     session.counter = beat.counter
     session.heard_at = now

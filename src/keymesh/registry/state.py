@@ -126,7 +126,7 @@ class Session:
     greeted_as: str = ""  # the boot id of the last Hello
     boot_id: str = ""
     counter: int = 0
-    old_boots: deque[str] = field(default_factory=lambda: deque(maxlen=64))
+    old_boots: dict[str, int] = field(default_factory=dict)  # boot id -> its last counter, of the last few lives
     ivk_generation: int = 0
     modes: Mapping[str, str] = field(default_factory=dict)
 

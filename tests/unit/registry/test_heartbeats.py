@@ -15,7 +15,6 @@ from keymesh.model.machine import Received
 from keymesh.model.time import Instant
 from keymesh.registry import heartbeats
 from keymesh.registry.events import LogUnavailable
-from keymesh.registry.state import Session
 from tests.unit.registry.harness import REGIONS, Bench, keys_of, mesh_up, node, region_of, with_tenant
 
 
@@ -100,14 +99,30 @@ def test_replays_are_refused_within_a_boot_and_across_boots() -> None:
     assert refusals(bench) == ["replayed"]
     bench.beat("us-east", boot_id="boot-3", counter=1)
     bench.feed(Received(node("us-east"), old))
-    bench.beat("us-east", boot_id="boot-2", counter=99)
+    bench.beat("us-east", boot_id="boot-2", counter=4)
     assert refusals(bench) == ["replayed"] * 3
 
 
+def test_a_dead_lifes_last_word_that_comes_late_does_not_shut_out_the_living() -> None:
+    bench = mesh_up()
+    late = bench.heartbeat("us-east", boot_id="boot-2", counter=5)
+    bench.beat("us-east", boot_id="boot-3", counter=1)
+    bench.feed(Received(node("us-east"), late))
+    for counter in (2, 3):
+        bench.beat("us-east", boot_id="boot-3", counter=counter)
+    assert refusals(bench) == []
+    bench.feed(Received(node("us-east"), late))
+    bench.beat("us-east", boot_id="boot-3", counter=3)
+    assert refusals(bench) == ["replayed"] * 2
+
+
 def test_old_boots_are_remembered_within_bounds() -> None:
-    session = Session(address=node("us-east"), region="us-east", node="n1", keys={})
-    session.old_boots.extend(str(n) for n in range(1_000))
-    assert len(session.old_boots) == 64
+    bench = mesh_up()
+    for life in range(100):
+        bench.beat("us-east", boot_id=f"life-{life}", counter=1)
+    session = bench.state.sessions[node("us-east")]
+    assert len(session.old_boots) == heartbeats.BOOTS_KEPT
+    assert "life-98" in session.old_boots
 
 
 def test_an_answer_waits_for_a_read_begun_after_the_heartbeat_arrived() -> None:
