@@ -10,7 +10,7 @@ PYTEST := $(BIN)/python -m pytest -q
 # workers for tests that may share the machine
 JOBS ?= 2
 CHECK_SEEDS ?= 20
-TEST_SEEDS ?= 80
+TEST_SEEDS ?= 120
 
 SIM = $(BIN)/keymesh sim run --seeds $(1) --json
 
