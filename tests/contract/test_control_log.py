@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.servers import etcd
 from tests.unit.control.world import MESH, Mesh, resigned
 
+from keymesh.adapters.etcd_log import EtcdControlLog
 from keymesh.adapters.memory_log import MemoryControlLog
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.control import build
@@ -25,10 +28,23 @@ from keymesh.model.errors import Integrity, Refused, Unavailable
 Open = Callable[[], ControlLog]
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+PREFIXES = (f"test-{n}/" for n in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def etcd_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[etcd.EtcdCluster]:
+    with etcd.running(tmp_path_factory.mktemp("etcd")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["memory", "sqlite", "etcd"])
 def open_log(request: pytest.FixtureRequest, tmp_path: Path) -> Open:
     if request.param == "memory":
         return lambda: MemoryControlLog(MESH)
+    if request.param == "etcd":
+        cluster: etcd.EtcdCluster = request.getfixturevalue("etcd_server")
+        prefix = next(PREFIXES)
+        return lambda: EtcdControlLog(cluster.client(timeout_s=10.0), mesh=MESH, prefix=prefix)
     return lambda: SqliteControlLog(tmp_path / "log.db", mesh=MESH)
 
 

@@ -109,22 +109,24 @@ def check_new_commands(entries: Sequence[SignedEntry], known: Iterable[tuple[str
         raise Conflict("conflict", "a command of that id is in the log", field="command_id")
 
 
-def check_stored(stored: Iterable[tuple[int, SignedEntry]], *, mesh: str) -> tuple[int, dict[str, Leaf]]:
-    """What a store holds, from its beginning, is a log: its index and heads.
+def check_stored(
+    stored: Iterable[tuple[int, SignedEntry]], *, mesh: str, index: int = 0, heads: Mapping[str, Leaf] | None = None
+) -> tuple[int, dict[str, Leaf]]:
+    """What a store holds, from its beginning or on from ``index`` and ``heads``, is a log: its index and heads.
 
     1. Every entry is of this mesh.  2. Indexes start at 1, skip none and never fall; namespaces and seqs rise inside
     a commit.  3. Every namespace chains from its first entry.  4. No command id stands twice.
     Raises Integrity: ``foreign-mesh``, or ``broken-log``.
     """
-    index, last = 0, ("", 0)
-    heads: dict[str, Leaf] = {}
+    begun, last = index, ("", 0)
+    heads = dict(heads or {})
     commands: set[tuple[str, str]] = set()
     for at, signed in stored:
         entry = signed.entry
         if entry.mesh != mesh:
             raise Integrity("foreign-mesh", f"the log of mesh {entry.mesh[:64]!r}", field="mesh")
         place = (entry.namespace, entry.seq)
-        if at not in (index, index + 1) or at == 0 or (at == index and place <= last):
+        if at not in (index, index + 1) or at == begun or (at == index and place <= last):
             raise Integrity("broken-log", f"index {at} after {index}", field="index")
         head = heads.get(entry.namespace)
         seq, prev = (0, ZERO_DIGEST) if head is None else (head.seq, head.entry_hash)
