@@ -79,11 +79,12 @@ class EtcdControlLog:
             heads = self._judge(entries, names, (await self._look(self._compared(entries, names)))[1])
         for _ in range(TRIES):
             after = log.check_heads(entries, heads)
+            seen = self._seen
             answer = await self._client.write(self._transaction(entries, names, heads, after))
             if answer.succeeded:
                 self._ours |= {s.entry.namespace: after[s.entry.namespace] for s in entries}
                 return self._index_put(answer)
-            stood, heads = heads, self._judge(entries, names, self._understood(answer)[1])
+            stood, heads = heads, self._judge(entries, names, self._understood(answer, seen)[1])
             if stood == heads:
                 raise Integrity("broken-log", "something stands where the next entry belongs", field="seq")
         raise log.Conflict("conflict", "the heads move faster than they can be read", field="prev")
@@ -176,20 +177,19 @@ class EtcdControlLog:
         seen = self._seen
         body = wire.txn([wire.get(self._keys.meta), wire.get(self._keys.index), *ops])
         answer = await self._client.read(body)
-        position, found = self._understood(answer)
-        index, revision, _ = position
-        if index < seen or (index <= self._places.index and revision != self._places.revision(index)):
-            raise Integrity("rolled-back", f"the log is at {index}, and was at {seen}", field="index")
-        self._seen = max(self._seen, index)
-        return position, found
+        return self._understood(answer, seen)
 
-    def _understood(self, answer: wire.TxnAnswer) -> tuple[tuple[int, int, int], list[wire.RangeAnswer]]:
+    def _understood(self, answer: wire.TxnAnswer, seen: int) -> tuple[tuple[int, int, int], list[wire.RangeAnswer]]:
+        """``_look``'s answer, where the log was at ``seen`` when it was asked."""
         found = answer.ranges()
         if len(found) < 2:
             raise Unavailable("etcd", "an answer that lacks what was asked")
         self._keys.check_meta(found[0].kvs[0] if found[0].kvs else None)
         counter = found[1].kvs[0] if found[1].kvs else None
         index, revision = (0, 0) if counter is None else (counter.version, counter.mod_revision)
+        if index < seen or (index <= self._places.index and revision != self._places.revision(index)):
+            raise Integrity("rolled-back", f"the log is at {index}, and was at {seen}", field="index")
+        self._seen = max(self._seen, index)
         return (index, revision, answer.header.revision), found[2:]
 
     async def _caught_up(self) -> int:
