@@ -235,13 +235,14 @@ async def test_a_connection_that_the_member_ended_meanwhile_is_not_written_to(me
     async def once(_: bytes, writer: asyncio.StreamWriter) -> None:
         await say(200, DONE)(b"", writer)
         await writer.drain()
+        await asyncio.sleep(0.02)
         writer.close()
 
     async with members.member(once) as url:
         client = members.client(url)
         for _ in range(3):
             assert (await client.write(PUT)).succeeded
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.2)
         client.close()
 
 

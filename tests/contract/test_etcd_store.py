@@ -14,6 +14,7 @@ from tests.unit.control.world import MESH, Mesh, resigned
 
 from keymesh.adapters.etcd_layout import Layout
 from keymesh.adapters.etcd_log import PAGE_ENTRIES, TAIL_ENTRIES, EtcdControlLog
+from keymesh.adapters.etcd_wire import KeyValue
 from keymesh.control import build
 from keymesh.control.entry import SignedEntry, leaf_of
 from keymesh.control.heads import leaf_bytes
@@ -219,10 +220,21 @@ async def test_a_log_that_vanishes_under_a_writer_is_not_begun_anew(store: Store
     assert store.dump() == []
 
 
-async def test_a_log_that_went_back_is_refused_by_who_saw_more(store: Store, mesh: Mesh) -> None:
+async def test_a_first_entry_goes_into_no_other_meshs_log(store: Store, mesh: Mesh) -> None:
+    log = store.log()
+    await log.open()
+    store.put(store.keys.meta, b'{"format":"1","mesh":"m2"}')
+    before = store.dump()
+    with pytest.raises(Integrity):
+        await log.append([mesh.mesh.head])
+    assert store.dump() == before
+
+
+@pytest.mark.parametrize("read", [True, False])
+async def test_a_log_that_went_back_is_refused_by_who_saw_more(store: Store, mesh: Mesh, read: bool) -> None:
     entries = await filled(store, mesh)
     log = store.logs[0]
-    assert (await log.read(0))[0] == len(entries)
+    assert not read or (await log.read(0))[0] == len(entries)
     store.server.delete(store.prefix, all_under=True)
     again = store.log()
     for signed in entries[:3]:
@@ -243,18 +255,52 @@ async def test_a_log_that_was_replaced_by_one_as_long_is_refused(store: Store, m
     again = store.log()
     for signed in entries:
         await again.append([signed])
-    with pytest.raises(Integrity):
-        await log.read(0)
+    for call in (log.heads(), log.read(len(entries)), log.read(0)):
+        with pytest.raises(Integrity):
+            await call
     assert (await store.log().read(0))[0] == len(entries)
 
 
-async def test_what_does_not_follow_is_refused_in_a_running_log(store: Store, mesh: Mesh) -> None:
-    await filled(store, mesh)
-    log = store.logs[0]
+@pytest.mark.parametrize("then", [0, 1])
+async def test_a_counter_that_somebody_else_moved_is_found_by_a_running_log(
+    store: Store, mesh: Mesh, then: int
+) -> None:
+    entries = await filled(store, mesh)
+    log, other = store.logs[0], store.log()
     await log.read(0)
+    await other.open()
     store.put(store.keys.index, b"")
+    for signed in chain(mesh, then):
+        assert await other.append([signed]) == len(entries) + 2, "which no reader takes for the next"
+    for _ in range(2):
+        with pytest.raises(Integrity):
+            await log.read(0)
+
+
+async def test_a_head_that_is_not_its_entrys_is_found_by_a_running_log(store: Store, mesh: Mesh) -> None:
+    await filled(store, mesh)
+    log, other, new = store.logs[0], store.log(), chain(mesh, 1)
+    await log.read(0)
+    await other.append(new)
+    wrong = msgspec.structs.replace(leaf_of(new[0]), state="11" * 32)
+    store.put(store.keys.head("acme"), leaf_bytes(wrong))
     with pytest.raises(Integrity):
         await log.read(0)
+
+
+def test_an_entry_is_written_once_and_for_good(mesh: Mesh) -> None:
+    keys, signed = Layout("k/", MESH), mesh.mesh.head
+    good = KeyValue(
+        key=keys.entry("mesh", 1),
+        value=envelope_to_json(signed.envelope),
+        create_revision=5,
+        mod_revision=5,
+        version=1,
+    )
+    assert keys.read_entry(good) == signed
+    for fields in ({"version": 2}, {"mod_revision": 6}, {"lease": 1}, {"key": keys.entry("mesh", 2)}):
+        with pytest.raises(Integrity):
+            keys.read_entry(msgspec.structs.replace(good, **fields))
 
 
 async def test_something_where_the_next_entry_belongs_is_not_overwritten(store: Store, mesh: Mesh) -> None:
@@ -272,9 +318,18 @@ async def test_an_entry_altered_behind_a_reader_is_not_given_out(store: Store, m
     entries = await filled(store, mesh)
     log = store.log()
     await log.open()
+    place, command = store.keys.entry("acme", 2), entries[2].entry.command_id
+    value = store.get(place)
+    store.delete(place)
+    store.put(place, value)
+    with pytest.raises(Integrity):
+        await log.find("acme", command)
     altered(store, entries, mesh)
     with pytest.raises(Integrity):
-        await log.find("acme", entries[2].entry.command_id)
+        await log.find("acme", command)
+    store.put(store.keys.command("acme", command), b"many")
+    with pytest.raises(Integrity):
+        await log.find("acme", command)
 
 
 async def test_two_writers_see_each_other_at_once(store: Store, mesh: Mesh) -> None:
