@@ -76,15 +76,15 @@ class EtcdControlLog:
         try:
             log.check_heads(entries, heads)
         except log.Conflict:  # perhaps only ours are old
-            heads = self._judge(entries, names, (await self._look(self._compared(entries, names)))[1])
+            heads = await self._current(entries, names)
         for _ in range(TRIES):
             after = log.check_heads(entries, heads)
-            seen = self._seen
             answer = await self._client.write(self._transaction(entries, names, heads, after))
             if answer.succeeded:
+                index = self._index_put(answer)
                 self._ours |= {s.entry.namespace: after[s.entry.namespace] for s in entries}
-                return self._index_put(answer)
-            stood, heads = heads, self._judge(entries, names, self._understood(answer, seen)[1])
+                return index
+            stood, heads = heads, await self._current(entries, names)
             if stood == heads:
                 raise Integrity("broken-log", "something stands where the next entry belongs", field="seq")
         raise log.Conflict("conflict", "the heads move faster than they can be read", field="prev")
@@ -121,11 +121,6 @@ class EtcdControlLog:
 
     # --- appending ---------------------------------------------------------------------------------------------------
 
-    def _compared(self, entries: Sequence[SignedEntry], names: Iterable[str]) -> list[wire.Op]:
-        """Reads of everything that an append compares."""
-        commands = [self._keys.command(s.entry.namespace, s.entry.command_id) for s in entries]
-        return [*(wire.get(self._keys.head(n)) for n in names), *(wire.get(c) for c in commands)]
-
     def _transaction(
         self, entries: Sequence[SignedEntry], names: list[str], heads: dict[str, Leaf], after: dict[str, Leaf]
     ) -> bytes:
@@ -142,26 +137,28 @@ class EtcdControlLog:
             writes += [wire.put(place, envelope_to_json(signed.envelope)), wire.put(command, b"%d" % entry.seq)]
         moved = sorted({s.entry.namespace for s in entries})
         writes += [wire.put(keys.head(n), leaf_bytes(after[n])) for n in moved]
-        failure = [wire.get(keys.meta), wire.get(keys.index), *self._compared(entries, names)]
-        return wire.txn(writes, compare=compare, failure=failure)
+        return wire.txn(writes, compare=compare)
 
-    def _judge(
-        self, entries: Sequence[SignedEntry], names: list[str], found: list[wire.RangeAnswer]
-    ) -> dict[str, Leaf]:
-        """The heads that ``_compared`` found, fit for these entries.  Raises Conflict, Integrity."""
+    async def _current(self, entries: Sequence[SignedEntry], names: list[str]) -> dict[str, Leaf]:
+        """The heads that these entries follow, as the store has them.  Raises Conflict where they follow no longer."""
+        keys = self._keys
+        commands = [keys.command(s.entry.namespace, s.entry.command_id) for s in entries]
+        _, found = await self._look([*(wire.get(keys.head(n)) for n in names), *(wire.get(c) for c in commands)])
         stored = [kv for answer in found[: len(names)] for kv in answer.kvs]
         known = [s for s, answer in zip(entries, found[len(names) :], strict=True) if answer.kvs]
         log.check_new_commands(entries, [(s.entry.namespace, s.entry.command_id) for s in known])
-        heads = dict(self._keys.read_head(kv) for kv in stored)
+        heads = dict(keys.read_head(kv) for kv in stored)
         self._ours |= heads
         log.check_heads(entries, heads)
         return heads
 
     def _index_put(self, answer: wire.TxnAnswer) -> int:
         put = answer.responses[0].response_put if answer.responses else None
-        before = 0 if put is None or put.prev_kv is None else put.prev_kv.version
-        self._seen = max(self._seen, before + 1)
-        return before + 1
+        if put is None:
+            raise log.UnknownOutcome("unknown-outcome", "an answer that does not say where the append stands")
+        index = 1 if put.prev_kv is None else put.prev_kv.version + 1
+        self._seen = max(self._seen, index)
+        return index
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -177,12 +174,8 @@ class EtcdControlLog:
         seen = self._seen
         body = wire.txn([wire.get(self._keys.meta), wire.get(self._keys.index), *ops])
         answer = await self._client.read(body)
-        return self._understood(answer, seen)
-
-    def _understood(self, answer: wire.TxnAnswer, seen: int) -> tuple[tuple[int, int, int], list[wire.RangeAnswer]]:
-        """``_look``'s answer, where the log was at ``seen`` when it was asked."""
         found = answer.ranges()
-        if len(found) < 2:
+        if len(found) != 2 + len(ops):
             raise Unavailable("etcd", "an answer that lacks what was asked")
         self._keys.check_meta(found[0].kvs[0] if found[0].kvs else None)
         counter = found[1].kvs[0] if found[1].kvs else None

@@ -5,6 +5,7 @@ Names and meanings are those of etcd 3.4's ``rpc.proto``; bytes travel as base64
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -14,7 +15,7 @@ TXN: Final = "/v3/kv/txn"
 STATUS: Final = "/v3/maintenance/status"
 
 TXN_MAX_OPS: Final = 128
-"""etcd's default ``--max-txn-ops``, which holds for compares, successes and failures each."""
+"""etcd's default ``--max-txn-ops``, which holds for compares and operations each."""
 
 
 class Header(Struct, frozen=True):
@@ -96,10 +97,10 @@ def holds(key: bytes, value: bytes) -> Op:
     return {"key": key, "target": "VALUE", "result": "EQUAL", "value": value}
 
 
-def txn(success: list[Op], *, compare: list[Op] | None = None, failure: list[Op] | None = None) -> bytes:
-    """The body of one transaction; without compares its ``success`` is carried out."""
-    assert max(len(success), len(compare or ()), len(failure or ())) <= TXN_MAX_OPS
-    return msgspec.json.encode({"compare": compare or [], "success": success, "failure": failure or []})
+def txn(ops: list[Op], *, compare: Sequence[Op] = ()) -> bytes:
+    """The body of one transaction: ``ops`` in order, if every ``compare`` holds."""
+    assert max(len(ops), len(compare)) <= TXN_MAX_OPS
+    return msgspec.json.encode({"compare": compare, "success": ops})
 
 
 def end_of(prefix: bytes) -> bytes:
