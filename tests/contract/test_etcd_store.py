@@ -430,3 +430,9 @@ async def test_a_store_without_space_refuses_and_reads_on(tmp_path: Path, mesh: 
         index, rows = await log.read(0)
         assert index >= before[0] and rows[: len(before[1])] == before[1]
         await log.close()
+
+
+def test_without_etcd_the_tests_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RuntimeError, match="apt-get install -y etcd-server"):
+        etcd.EtcdCluster(tmp_path)

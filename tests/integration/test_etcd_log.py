@@ -11,15 +11,17 @@ from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
 
+import msgspec
 import pytest
 from tests.servers import etcd
-from tests.unit.control.world import MESH, Mesh
+from tests.unit.control.world import MESH, Mesh, resigned
 
 from keymesh.adapters.etcd_client import EtcdClient
 from keymesh.adapters.etcd_log import EtcdControlLog
 from keymesh.control.entry import SignedEntry
 from keymesh.control.log import Conflict, UnknownOutcome
 from keymesh.model.errors import KeymeshError, Unavailable
+from keymesh.model.limits import COMMIT_MAX_BYTES
 
 PREFIXES = (f"cluster-{n}/" for n in count())
 RECOVERY_S = 30.0  # elections take under 2 s; the rest is for a loaded machine
@@ -314,3 +316,21 @@ async def test_writers_on_three_members_take_turns_with_the_mesh(cluster: etcd.E
         else:
             assert signed.entry.mesh_seq == seq
     assert len(rows) == 2 + 10 + (10 - conflicts)
+
+
+async def test_the_fullest_group_is_one_commit_on_every_member(cluster: etcd.EtcdCluster, prefix: str) -> None:
+    mesh = Mesh(real=True)
+    held, heavy = mesh.tenant("acme"), []
+    first = held.head
+    for _ in range(32):
+        made = mesh.plan("acme", "tenant.labels", {"labels": {}}, held=held)
+        room = COMMIT_MAX_BYTES // 32 - len(made.head.envelope.payload) - 20
+        body = msgspec.structs.replace(made.head.entry.body, args={"labels": {}, "pad": "y" * room})
+        held = resigned(made, mesh.registry, body=body)
+        heavy.append(held.head)
+    async with opened(cluster, prefix, timeout_s=10.0) as log:
+        assert await log.append([mesh.mesh.head, first]) == 1
+        assert await log.append(heavy) == 2
+    for url in cluster.urls:
+        async with opened(cluster, prefix, urls=[url], timeout_s=10.0) as fresh:
+            assert await fresh.read(1) == (2, [(2, signed) for signed in heavy])
