@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import pytest
+from tests.servers.openbao import KV_RULES, OpenBaoServer, openbao
 
+from keymesh.adapters.openbao_keystore import OpenBaoKeyStore
+from keymesh.adapters.openbao_login import AppRoleLogin
 from keymesh.adapters.sqlite_keystore import SqliteKeyStore
 from keymesh.app.core_api import keep_blob
 from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
@@ -30,9 +35,49 @@ def sqlite(path: Path) -> Iterator[SqliteKeyStore]:
     made.close()
 
 
+class Openable(KeyStore, Protocol):
+    def close(self) -> None: ...
+
+
+Opener = Callable[[], Openable]
+LIVE = [pytest.mark.integration, pytest.mark.serial]
+_prefixes = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenBaoServer]:
+    with openbao(tmp_path_factory.mktemp("openbao")) as server:
+        server.mount("kv", "kv", {"version": "2"})
+        server.policy("store", KV_RULES)
+        server.app_role_file("store", "store")
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("openbao", marks=LIVE)])
+def opener(request: pytest.FixtureRequest, path: Path) -> Iterator[Opener]:
+    """Opens the same store again and again, as several nodes of a region do."""
+    opened: list[Openable] = []
+    if request.param == "openbao":
+        server: OpenBaoServer = request.getfixturevalue("bao")
+        prefix = f"core/{next(_prefixes)}"
+
+    def open_one() -> Openable:
+        if request.param == "sqlite":
+            made: Openable = SqliteKeyStore(path)
+        else:
+            client = server.client(AppRoleLogin(server.directory / "store.json"))
+            made = OpenBaoKeyStore(client, mount="kv", prefix=prefix)
+        opened.append(made)
+        return made
+
+    yield open_one
+    for made in opened:
+        made.close()
+
+
 @pytest.fixture
-def store(sqlite: SqliteKeyStore) -> KeyStore:
-    return sqlite
+def store(opener: Opener) -> KeyStore:
+    return opener()
 
 
 def stored(n: int = 1, *, namespace: str = "acme", key: str = "l2", version: int = 1, revision: int = 1) -> StoredKey:
@@ -95,18 +140,18 @@ def test_nothing_is_put_over_what_is_gone(store: KeyStore) -> None:
     assert store.put_key(stored(), over=None)
 
 
-def test_of_many_writers_over_one_state_exactly_one_wins(sqlite: SqliteKeyStore, path: Path) -> None:
-    sqlite.put_key(stored(), over=None)
+def test_of_many_writers_over_one_state_exactly_one_wins(opener: Opener) -> None:
+    store = opener()
+    store.put_key(stored(), over=None)
     won: list[int] = []
     barrier = threading.Barrier(6)
 
     def write(n: int) -> None:
-        mine = SqliteKeyStore(path)
+        mine = opener()
         over = mine.get_key(stored().kid)
         barrier.wait()
         if mine.put_key(replace(stored(), revision=2, blob=bytes([n])), over=over):
             won.append(n)
-        mine.close()
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -114,20 +159,19 @@ def test_of_many_writers_over_one_state_exactly_one_wins(sqlite: SqliteKeyStore,
     for thread in threads:
         thread.join()
     assert len(won) == 1
-    left = sqlite.get_key(stored().kid)
+    left = store.get_key(stored().kid)
     assert left is not None
     assert left.blob == bytes([won[0]])
 
 
-def test_of_many_writers_of_a_new_key_exactly_one_wins(path: Path, sqlite: SqliteKeyStore) -> None:
+def test_of_many_writers_of_a_new_key_exactly_one_wins(opener: Opener) -> None:
     won: list[bool] = []
     barrier = threading.Barrier(6)
 
     def write(n: int) -> None:
-        mine = SqliteKeyStore(path)
+        mine = opener()
         barrier.wait()
         won.append(mine.put_key(replace(stored(), blob=bytes([n])), over=None))
-        mine.close()
 
     threads = [threading.Thread(target=write, args=(n,)) for n in range(6)]
     for thread in threads:
@@ -153,6 +197,16 @@ def test_keys_are_listed_by_namespace_key_and_version(store: KeyStore) -> None:
     assert store.stored_keys("a' OR '1'='1") == ()
 
 
+def test_what_was_read_before_a_drop_is_not_put_over_what_came_after_it(store: KeyStore) -> None:
+    store.put_key(stored(), over=None)
+    store.drop_key(stored().kid)
+    other = replace(stored(), blob=b"made anew")
+    assert store.put_key(other, over=None)
+    assert not store.put_key(replace(stored(), revision=2), over=stored())
+    assert store.get_key(stored().kid) == other
+    assert store.stored_keys("acme") == (other,)
+
+
 # --- internal keys ---------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +230,23 @@ def test_wraps_are_counted_up(store: KeyStore) -> None:
     assert [i.wraps for i in store.ivks()] == [0, 2**32 + 3]
     store.put_ivk(ivk(1, IvkState.GRACE))
     assert store.ivks()[1].wraps == 2**32 + 3
+
+
+def test_wraps_counted_by_several_nodes_are_all_counted(opener: Opener) -> None:
+    store = opener()
+    store.put_ivk(ivk(1))
+
+    def count() -> None:
+        mine = opener()
+        for _ in range(3):
+            mine.count_wraps(ivk(1).kid, 1)
+
+    threads = [threading.Thread(target=count) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert store.ivks()[0].wraps == 9
 
 
 # --- blobs -----------------------------------------------------------------------------------------------------------

@@ -18,7 +18,6 @@ from typing import Final, Self
 import aiohttp
 
 from keymesh.adapters.http_messages import CORRELATION_HEADER, IDEMPOTENCY_HEADER, JSON, LINE_MAX_BYTES, raise_problem
-from keymesh.adapters.tls import PeerContext
 from keymesh.model.errors import Unavailable
 
 ANSWER_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -31,7 +30,7 @@ class PeerClient:
     def __init__(
         self,
         base_url: str,
-        tls: PeerContext | None = None,
+        tls: ssl.SSLContext | None = None,
         *,
         unix_socket: Path | None = None,
         timeout_s: float = 10.0,
@@ -83,12 +82,28 @@ class PeerClient:
         Raises Refused or Integrity as the peer answered, Unavailable for everything else.
         """
         sent = _headers(headers, body, content_type, correlation_id, idempotency_key)
+        status, content = await self.fetch(method, path, body, headers=sent, query=query, timeout_s=timeout_s)
+        if not 200 <= status < 300:
+            raise_problem(status, content)
+        return status, content
+
+    async def fetch(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        headers: Mapping[str, str],
+        query: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> tuple[int, bytes]:
+        """(status, body) of any answer, for a peer that words its errors in its own way.
+
+        Raises Unavailable where there is no answer within the limits.
+        """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        async with self._exchange(method, path, body, sent, query, total_s=limit_s, silence_s=None) as answer:
-            content = await self._read(answer)
-            if not 200 <= answer.status < 300:
-                raise_problem(answer.status, content)
-            return answer.status, content
+        async with self._exchange(method, path, body, headers, query, total_s=limit_s, silence_s=None) as answer:
+            return answer.status, await self._read(answer)
 
     async def stream_lines(
         self,

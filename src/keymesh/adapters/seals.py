@@ -30,7 +30,7 @@ _MAX_BYTES: Final = 64 * 1024
 
 
 class MasterRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``sealed``: the MasterKey under the key file (hex), for kind ``file``; empty for ``shamir``."""
+    """``sealed``: the wrapped MasterKey (hex), in the form of its ``kind``; empty for ``shamir``."""
 
     kind: str
     kid: str
@@ -38,7 +38,8 @@ class MasterRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     threshold: int = 0
 
 
-def _subject(region: str, kid: bytes) -> Subject:
+def master_subject(region: str, kid: bytes) -> Subject:
+    """What every seal binds the MasterKey to."""
     return Subject(level=Level.MASTER, tenant=f"cluster/{region}", domain="", key="master", version=1, kid=kid)
 
 
@@ -54,7 +55,9 @@ def create_file_seal(directory: Path, region: str, pages: KeyPages) -> SecretByt
         master = pages.put(os.urandom(32))
         kid = kid_of(master.reveal())
         parent_kid = kid_of(seal_key.reveal())
-        sealed = wrap.seal_key(XaesKey(seal_key.reveal()), parent_kid, _subject(region, kid), master, os.urandom(24))
+        sealed = wrap.seal_key(
+            XaesKey(seal_key.reveal()), parent_kid, master_subject(region, kid), master, os.urandom(24)
+        )
         write_file(directory / FILE_SEAL_KEY, bytes(seal_key.reveal()))
     write_file(
         directory / MASTER_FILE,
@@ -70,7 +73,7 @@ def open_file_seal(directory: Path, region: str, record: MasterRecord, pages: Ke
             blob = bytes.fromhex(record.sealed)
         except ValueError as bad:
             raise Integrity.opaque() from bad
-        subject = _subject(region, kid_bytes(record.kid))
+        subject = master_subject(region, kid_bytes(record.kid))
         return wrap.open_key(XaesKey(seal_key.reveal()), kid_of(seal_key.reveal()), subject, blob, pages)
 
 

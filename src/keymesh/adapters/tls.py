@@ -126,7 +126,7 @@ class Credentials:
     def __init__(self, identity_file: Path, *, refused: set[str] | None = None) -> None:
         self.identity_file: Final = identity_file
         self.refused: Final = set() if refused is None else refused
-        self._contexts: Final[weakref.WeakSet[PeerContext]] = weakref.WeakSet()
+        self._contexts: Final[weakref.WeakSet[ssl.SSLContext]] = weakref.WeakSet()
         self._certificate = parse_certificates(read_private(identity_file))[0]
 
     @property
@@ -156,6 +156,22 @@ class Credentials:
         """The same for accepted connections; a client certificate is required."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER, trust_pem, check)
         context.num_tickets = 0
+        return context
+
+    def foreign_context(self, *, trust_pem: bytes) -> ssl.SSLContext:
+        """For connections to a server outside any mesh, known by its host name and one of ``trust_pem`` alone.
+
+        Raises Refused where those are no certificates.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.options |= ssl.OP_NO_TICKET
+        try:
+            context.load_verify_locations(cadata=trust_pem.decode("ascii"))
+        except (ssl.SSLError, ValueError) as bad:
+            raise Refused.bad_field("ca_pem", "not PEM certificates") from bad
+        context.load_cert_chain(self.identity_file)
+        self._contexts.add(context)
         return context
 
     def _context(self, protocol: int, trust_pem: bytes, check: PeerCheck) -> PeerContext:
