@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Final, NoReturn, Self, TypeVar
 
 import msgspec
 
@@ -83,8 +83,8 @@ class _NotHere(Unavailable):
 
 
 class _Auth(msgspec.Struct, frozen=True):
-    client_token: str
-    lease_duration: int
+    client_token: Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,2048}\Z")]
+    lease_duration: Annotated[int, msgspec.Meta(ge=0, le=2**32)]
     renewable: bool
 
 
