@@ -28,7 +28,9 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
     create.add_argument("--home", metavar="R", help="home region, which mints its keys (default: the mesh's first)")
     create.add_argument("--regions", metavar="R,...", help="allowed regions (default: all of the home's domain)")
     create.add_argument(
-        "--l1", metavar="URL", help="the customer's root key, kms:DIR#KEY (default: a key in the mesh's own dev KMS)"
+        "--l1",
+        metavar="URL",
+        help="the customer's root key, kms:DIR#KEY or openbao:URL (default: one in the mesh's own dev KMS)",
     )
     create.add_argument("--ttl", type=duration_ms, metavar="TIME", help="governance ttl (default: the mesh's)")
     create.add_argument("--no-wait", action="store_true", help="return once committed, before the keys exist")
@@ -50,7 +52,7 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
         epilog="example: keymesh tenant switch-l1 acme --l1 kms:/path/to/acme-kms#new-root",
     )
     switch.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
-    switch.add_argument("--l1", required=True, metavar="URL", help="the new root key, kms:DIR#KEY")
+    switch.add_argument("--l1", required=True, metavar="URL", help="the new root key, kms:DIR#KEY or openbao:URL")
     switch.add_argument("--no-wait", action="store_true", help="return once committed, before the old key retires")
     add_common(switch)
     switch.set_defaults(run=Later("cli_tenant", "run_switch"))

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from keymesh.adapters.customer_kms import open_provider
+from keymesh.adapters.l1_providers import descriptor_of, open_l1
 from keymesh.adapters.tls import Credentials
 from keymesh.app.blob_peers import BlobPeers
 from keymesh.app.core_cascade import Cascades
@@ -39,7 +39,6 @@ from keymesh.core.l1 import L1Denied, L1Provider, L1Unreachable, ProviderDescrip
 from keymesh.crypto import wrap
 from keymesh.crypto.aad import Subject
 from keymesh.crypto.kid import kid_hex, kid_of
-from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.time import Entropy, Instant
 
@@ -85,14 +84,14 @@ class CoreKeys:
         row = self._bindings_of(namespace).get(binding_id)
         if row is None:
             raise Refused("unknown-binding", "that binding is not in the applied state")
-        return strict_json.convert(row.descriptor, ProviderDescriptor)
+        return descriptor_of(row.provider, row.descriptor)
 
     def _provider(self, namespace: str, binding_id: str, replica: str | None = None) -> L1Provider:
         descriptor = self._descriptor(namespace, binding_id)
         where = replica or descriptor.replica_for(self.region)
         key = (namespace, binding_id, where)
         if key not in self._providers:
-            self._providers[key] = open_provider(descriptor, where, self._credentials)
+            self._providers[key] = open_l1(descriptor, where, self._credentials)
         return self._providers[key]
 
     async def _unwrap(self, namespace: str, binding_id: str, blob: bytes, replica: str | None = None) -> bytearray:

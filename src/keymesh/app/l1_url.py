@@ -1,4 +1,5 @@
-"""How the CLI names a customer's root key: ``kms:DIR#KEY``, or a replica's ``https://HOST:PORT/keys/KEY``.
+"""How the CLI names a customer's root key: ``kms:DIR#KEY``, a replica's ``https://HOST:PORT/keys/KEY``, or
+``openbao:...`` (``app.l1_openbao``).
 
 ``DIR`` is the directory of a ``keymesh customer-kms``; the https form finds it among those this machine knows (the
 mesh's own development KMS, and $KEYMESH_L1_CREDENTIALS), since an address alone does not say whom to trust.
@@ -17,7 +18,8 @@ import msgspec
 
 from keymesh.adapters.customer_kms import OwnerClient, read_info
 from keymesh.app.admin_client import AdminClient
-from keymesh.core.l1 import KEYMESH_KMS, ProviderDescriptor
+from keymesh.app.l1_openbao import SCHEME, parse_openbao
+from keymesh.core.l1 import KEYMESH_KMS, OPENBAO, ProviderDescriptor
 from keymesh.model.errors import Refused
 from keymesh.model.ids import check_label
 
@@ -48,7 +50,7 @@ def parse_l1(url: str, known: Sequence[Path]) -> L1Name:
             return L1Name(Path(where), check_label("l1", key))
     match = _HTTPS.fullmatch(url)
     if match is None:
-        raise Refused.bad_field("l1", "kms:DIR#KEY or https://HOST:PORT/keys/KEY")
+        raise Refused.bad_field("l1", "kms:DIR#KEY, https://HOST:PORT/keys/KEY, or for a tenant openbao:...")
     for directory in known:
         try:
             info = read_info(directory)
@@ -72,6 +74,10 @@ async def resolve_l1(
 
     Replicas outside ``regions`` are left out where one inside them exists.
     """
+    if url is not None and url.startswith(SCHEME):
+        bao = parse_openbao(url)
+        binding_id = f"{bao.key.lower().replace('_', '-')}-{os.urandom(4).hex()}"
+        return ResolvedBinding(binding_id=binding_id, provider=OPENBAO, descriptor=msgspec.to_builtins(bao))
     own = client.layout.customer_kms
     name = L1Name(own, default_key) if url is None else parse_l1(url, known_kms(own))
     async with OwnerClient.open(name.directory) as owner:

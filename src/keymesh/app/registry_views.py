@@ -63,7 +63,8 @@ def show_tenant(space: TenantRows) -> TenantView:
             row = msgspec.json.decode(raw, type=BindingRow)
             key = row.descriptor.get("key", "")
             replicas = row.descriptor.get("replicas", {})
-            urls = {region: f"{url}/keys/{key}" for region, url in sorted(replicas.items())}
+            path = "/".join(filter(None, (row.descriptor.get("mount"), "keys", key)))
+            urls = {region: f"{url}/{path}" for region, url in sorted(replicas.items())}
             first = urls.get(policy.home) or next(iter(urls.values()), "")
             bindings.append(
                 BindingView(

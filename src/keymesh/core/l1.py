@@ -16,6 +16,7 @@ from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import check_label, check_region
 
 KEYMESH_KMS: Final = "keymesh-kms"
+OPENBAO: Final = "openbao"
 WRAPPED_MAX_BYTES: Final = 256
 PLAIN_MAX_BYTES: Final = 64
 CA_PEM_MAX_CHARS: Final = 16 * 1024
@@ -47,6 +48,13 @@ class L1Provider(Protocol):
     async def close(self) -> None: ...
 
 
+def check_l1_url(field: str, url: str) -> str:
+    """Raises Refused naming ``field``."""
+    if not _URL.fullmatch(url):
+        raise Refused.bad_field(field, "each an https://host:port")
+    return url
+
+
 class ProviderDescriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Where a tenant's L1 is: nothing in it is secret.  ``replicas``: region to URL; ``ca_pem``: the only trust."""
 
@@ -65,8 +73,7 @@ class ProviderDescriptor(msgspec.Struct, frozen=True, forbid_unknown_fields=True
             raise Refused.bad_field("ca_pem", f"at most {CA_PEM_MAX_CHARS} ASCII characters")
         for name, url in self.replicas.items():
             check_region(name)
-            if not _URL.fullmatch(url):
-                raise Refused.bad_field("replicas", "each an https://host:port")
+            check_l1_url("replicas", url)
         check_label("key", self.key)
 
     def replica_for(self, region: str) -> str:
