@@ -30,6 +30,7 @@ TIMEOUT_S: Final = 5.0
 ANSWER_MAX_BYTES: Final = 2 * 1024 * 1024
 ENDPOINTS_MAX: Final = 8
 CONNECTIONS: Final = 16
+PATIENCE_S: Final = 10.0  # after which no further endpoint is tried
 GIVE_BACK_S: Final = 1.0
 RENEW_AT: Final = 2 / 3  # of a token's life
 _SEGMENT: Final = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
@@ -263,7 +264,10 @@ class OpenBao:
         if token is not None:
             headers["X-Vault-Token"] = token.reveal()
         silent: Unavailable | None = None
+        started_s = self._monotonic_s()
         for peer in self._peers:
+            if silent is not None and self._monotonic_s() - started_s >= PATIENCE_S:
+                break
             try:
                 status, raw = await peer.fetch(method, f"/v1/{path}", content, headers=headers)
                 return _understood(status, raw, may_miss=may_miss)

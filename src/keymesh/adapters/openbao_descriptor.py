@@ -1,8 +1,9 @@
 """Where a tenant's L1 is in OpenBao, as its binding records it: nothing in it is secret.
 
 ``replicas``: region to the endpoints of one cluster, joined by commas in the order to try them.  ``login`` is
-``cert:ROLE`` (the Core shows its own mesh certificate under that role) or ``approle:NAME`` (each Core reads
-``openbao-NAME.json`` beside its certificate).
+``cert:NAME`` (each Core shows the key and certificate in ``openbao-NAME.pem``, issued by the customer, under the role
+NAME) or ``approle:NAME`` (each Core reads ``openbao-NAME.json``); the files lie beside the Core's own certificate.
+That one will not do: OpenBao knows a client by its common name, which certificates of a mesh do not have.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class OpenBaoDescriptor(ProviderDescriptor, frozen=True, forbid_unknown_fields=T
         check_name("key", self.key)
         kind, _, name = self.login.partition(":")
         if kind not in LOGINS:
-            raise Refused.bad_field("login", "cert:ROLE or approle:NAME")
+            raise Refused.bad_field("login", "cert:NAME or approle:NAME")
         check_name("login", name)
 
     def endpoints(self, replica: str) -> tuple[str, ...]:
@@ -56,9 +57,14 @@ class OpenBaoDescriptor(ProviderDescriptor, frozen=True, forbid_unknown_fields=T
 def open_openbao(descriptor: OpenBaoDescriptor, region: str, credentials: Credentials) -> OpenBaoL1:
     """The cluster that ``region`` uses.  Raises Refused for a malformed descriptor."""
     descriptor.check()
-    context = credentials.foreign_context(trust_pem=descriptor.ca_pem.encode("ascii"))
     kind, _, name = descriptor.login.partition(":")
-    file = credentials.identity_file.parent / f"openbao-{name}.json"
-    login: Login = CertLogin(name) if kind == "cert" else AppRoleLogin(file)
+    directory = credentials.identity_file.parent
+    login: Login
+    if kind == "cert":
+        credentials = Credentials(directory / f"openbao-{name}.pem")
+        login = CertLogin(name, reload=credentials.reload)
+    else:
+        login = AppRoleLogin(directory / f"openbao-{name}.json")
+    context = credentials.foreign_context(trust_pem=descriptor.ca_pem.encode("ascii"))
     bao = OpenBao(descriptor.endpoints(descriptor.replica_for(region)), context, login)
     return OpenBaoL1(bao, mount=descriptor.mount, key=descriptor.key)

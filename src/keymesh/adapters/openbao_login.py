@@ -6,6 +6,7 @@ new secret id needs no restart, and travel in ``Secret``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
@@ -53,12 +54,18 @@ class Login(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CertLogin:
-    """By the client certificate of the connection, under one role of the cert method at ``mount``."""
+    """By the client certificate of the connection, under one role of the cert method at ``mount``.
+
+    The certificate needs a common name.  ``reload`` has new connections show what is on disk now.
+    """
 
     role: str
     mount: str = "cert"
+    reload: Callable[[], None] = lambda: None
 
     def request(self) -> tuple[str, Any]:
+        """Raises Refused where the certificate on disk is none."""
+        self.reload()
         return f"auth/{self.mount}/login", {"name": self.role}
 
 

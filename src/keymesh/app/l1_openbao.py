@@ -1,6 +1,6 @@
 """How the CLI names a root key in OpenBao.
 
-    openbao:https://HOST:PORT[,https://HOST:PORT...]/MOUNT/KEY?ca=FILE&cert=ROLE
+    openbao:https://HOST:PORT[,https://HOST:PORT...]/MOUNT/KEY?ca=FILE&cert=NAME
     openbao:https://HOST:PORT[,https://HOST:PORT...]/MOUNT/KEY?ca=FILE&approle=NAME
 
 ``FILE`` holds the CA certificates of the server, on this machine.  See ``adapters.openbao_descriptor`` for the logins.
@@ -21,7 +21,7 @@ from keymesh.core.l1 import CA_PEM_MAX_CHARS, OPENBAO, check_l1_url
 from keymesh.model.errors import Refused
 
 SCHEME: Final = "openbao:"
-FORM: Final = "openbao:https://HOST:PORT[,https://HOST:PORT...]/MOUNT/KEY?ca=FILE&cert=ROLE (or approle=NAME)"
+FORM: Final = "openbao:https://HOST:PORT[,https://HOST:PORT...]/MOUNT/KEY?ca=FILE&cert=NAME (or approle=NAME)"
 REPLICA: Final = "openbao"  # one cluster, whatever the region
 _PLACE: Final = re.compile(r"openbao:(https://[^/?#]{1,2000})/([^?#]{1,600})/([^/?#]{1,100})\?([^?#]{1,5000})")
 
@@ -64,7 +64,7 @@ def _query(text: str) -> tuple[str, str]:
         raise Refused.bad_field("l1.ca", "the file of the server's CA certificates")
     named = [kind for kind in LOGINS if kind in given]
     if len(named) != 1:
-        raise Refused.bad_field("l1", "one of cert=ROLE and approle=NAME")
+        raise Refused.bad_field("l1", "one of cert=NAME and approle=NAME")
     name = check_name(f"l1.{named[0]}", given[named[0]])
     return f"{named[0]}:{name}", given["ca"]
 

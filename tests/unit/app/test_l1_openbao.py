@@ -108,6 +108,7 @@ def test_a_ca_file_that_is_none_is_refused(ca: Path, content: bytes) -> None:
 )
 async def test_a_recorded_descriptor_is_checked_before_use(ca: Path, tmp_path: Path, change: dict[str, object]) -> None:
     credentials = Credentials(CA.issue(tmp_path / "tls.pem", "core"))
+    CA.issue(tmp_path / "openbao-cores.pem", "core")
     good = msgspec.to_builtins(parse_openbao(f"openbao:https://a:1/transit/root?ca={ca}&cert=cores"))
     provider = open_l1(descriptor_of("openbao", good), "eu", credentials)
     assert isinstance(provider, OpenBaoL1)
@@ -119,3 +120,12 @@ async def test_a_recorded_descriptor_is_checked_before_use(ca: Path, tmp_path: P
             descriptor_of("openbao", wrong)
     with pytest.raises(Refused):
         descriptor_of("keymesh-kms", good)
+
+
+async def test_a_core_without_the_customers_certificate_says_which_file(ca: Path, tmp_path: Path) -> None:
+    credentials = Credentials(CA.issue(tmp_path / "tls.pem", "core"))
+    made = parse_openbao(f"openbao:https://a:1/transit/root?ca={ca}&cert=cores")
+    with pytest.raises(Refused) as refused:
+        open_l1(made, "eu", credentials)
+    assert refused.value.field == "openbao-cores.pem"
+    await open_l1(msgspec.structs.replace(made, login="approle:cores"), "eu", credentials).close()  # read at the login
