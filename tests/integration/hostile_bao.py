@@ -22,18 +22,20 @@ def answer(status: int, body: Any, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + raw
 
 
+ACTIVE = answer(200, {"initialized": True, "sealed": False, "standby": False})
 LOGGED_IN = answer(200, {"auth": {"client_token": TOKEN, "lease_duration": 60, "renewable": True}})
 
 
 @dataclass
 class Hostile:
-    """``says`` is sent to every request but logins; ``endless`` repeats it until the client hangs up."""
+    """``says`` is sent to every request but logins and health; ``endless`` repeats it until the client hangs up."""
 
     url: str = ""
     says: bytes = b""
     endless: bool = False
     silent: bool = False
     login: bytes = LOGGED_IN
+    health: bytes = ACTIVE
     asked: list[bytes] = field(default_factory=list)
     sent_bytes: int = 0
 
@@ -44,8 +46,8 @@ class Hostile:
                 length = next((int(x[15:]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:")), 0)
                 await reader.readexactly(length)
                 self.asked.append(head.split(b"\r\n")[0])
-                if b"/login " in self.asked[-1]:
-                    writer.write(self.login)
+                if b"/sys/health " in self.asked[-1] or b"/login " in self.asked[-1]:
+                    writer.write(self.login if b"/login " in self.asked[-1] else self.health)
                     await writer.drain()
                     continue
                 if self.silent:

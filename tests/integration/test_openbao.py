@@ -497,14 +497,15 @@ def test_a_store_that_may_not_be_written_is_unavailable(server: OpenBaoServer) -
     ids=["sealed", "standby", "performance standby", "redirects"],
 )
 async def test_an_endpoint_that_does_nothing_is_passed_over(server: OpenBaoServer, first: bytes) -> None:
-    async with hostile(server, says=first, login=first) as passive:
-        context = server.credentials().foreign_context(trust_pem=server.ca.pem.encode())
-        urls = ["https://127.0.0.1:1", passive.url, server.url]
-        async with OpenBao(urls, context, app_role(server, "store")) as bao:
-            body = {"data": {"a": "1"}, "options": {"cas": 0}}
-            path = f"kv/data/passed/{first.split()[1].decode()}"
-            assert (await bao.call("POST", path, body, repeatable=False))["version"] == 1
-        assert passive.asked
+    for n, said in enumerate(({"health": first}, {"says": first, "login": first})):
+        async with hostile(server, **said) as passive:
+            context = server.credentials().foreign_context(trust_pem=server.ca.pem.encode())
+            urls = ["https://127.0.0.1:1", passive.url, server.url]
+            async with OpenBao(urls, context, app_role(server, "store")) as bao:
+                body = {"data": {"a": "1"}, "options": {"cas": 0}}
+                path = f"kv/data/passed/{first.split()[1].decode()}-{n}"
+                assert (await bao.call("POST", path, body, repeatable=False))["version"] == 1
+            assert passive.asked
 
 
 HOSTILE: dict[str, dict[str, Any]] = {
@@ -588,7 +589,7 @@ async def test_a_senseless_login_answer_is_silence(server: OpenBaoServer, login:
         provider = OpenBaoL1(OpenBao([bad.url], context, CertLogin("l1"), timeout_s=1.0), mount="transit", key="root")
         with pytest.raises(L1Unreachable):
             await provider.unwrap(wrapped)
-        assert all(b"/login " in line for line in bad.asked)
+        assert all(b"/login " in line or b"/sys/health " in line for line in bad.asked)
         await provider.close()
 
 
@@ -603,6 +604,55 @@ async def test_a_write_whose_answer_was_lost_is_not_sent_again(server: OpenBaoSe
             with pytest.raises(Unavailable):
                 await bao.call("POST", "transit/decrypt/x", {})
             assert any(b"decrypt" in line for line in two.asked)
+
+
+@pytest.mark.parametrize("health", [b"", answer(200, b"x" * 3_000_000), answer(404, {}), answer(500, {}), b"garbage"])
+async def test_a_senseless_health_answer_is_silence(server: OpenBaoServer, health: bytes) -> None:
+    async with hostile(server, health=health) as bad:
+        context = server.credentials().foreign_context(trust_pem=server.ca.pem.encode())
+        async with OpenBao([bad.url], context, CertLogin("l1"), timeout_s=1.0) as bao:
+            with pytest.raises(Unavailable):
+                await bao.call("POST", "transit/decrypt/x", {})
+        assert all(b"/sys/health " in line for line in bad.asked)
+
+
+async def eventually(provider: OpenBaoL1, wrapped: bytes) -> bytes:
+    """What it unwraps once the nodes have settled who leads."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await provider.unwrap(wrapped)
+            except L1Unreachable:
+                await asyncio.sleep(0.2)
+
+
+async def test_a_standby_is_not_asked_though_it_would_answer(server: OpenBaoServer, tmp_path: Path) -> None:
+    """It decrypts from what it last heard, also after its owner said no to a leader that it cannot hear."""
+    with openbao(tmp_path / "one") as leader:
+        leader.mount("transit", "transit")
+        leader.transit_key("transit", "root")
+        leader.policy("l1", TRANSIT_RULES)
+        login = AppRoleLogin(leader.app_role_file("l1", "l1"))
+        with openbao(tmp_path / "two", leader=leader) as standby:
+            assert standby.ask("GET", "/v1/sys/health")[0] == 429
+            context = leader.credentials().foreign_context(trust_pem=leader.ca.pem.encode())
+            both = OpenBaoL1(OpenBao([standby.url, leader.url], context, login), mount="transit", key="root")
+            alone = OpenBaoL1(OpenBao([standby.url], context, login), mount="transit", key="root")
+            wrapped = await both.wrap(E)
+            assert await both.unwrap(wrapped) == E
+            leader.kill()
+            body = {"plaintext": "AAAA"}
+            assert standby.ask("POST", "/v1/transit/encrypt/root", body)[0] == 200
+            await asyncio.sleep(1.1)
+            with pytest.raises(L1Unreachable):
+                await both.unwrap(wrapped)
+            with pytest.raises(L1Unreachable) as silent:
+                await alone.unwrap(wrapped)
+            assert silent.value.code == "standby"
+            leader.start()
+            assert await eventually(both, wrapped) == E
+            await both.close()
+            await alone.close()
 
 
 async def test_a_list_without_end_is_not_followed(server: OpenBaoServer) -> None:

@@ -45,7 +45,6 @@ def server(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The customer's OpenBao: lets the mesh's Cores in, by certificate or by role."""
     root = layout.ca.read_text(encoding="ascii")
     with openbao(tmp_path_factory.mktemp("openbao"), client_cas=(root,)) as made:
-        (made.directory / "ca.pem").write_text(made.ca.pem)
         made.mount("transit", "transit")
         made.transit_key("transit", "root")
         for name in ("l1-cert", "l1-role"):

@@ -114,17 +114,27 @@ def free_port() -> int:
 
 
 class OpenBaoServer:
-    """One node.  ``client_cas``: whose clients the listener lets in, besides the server's own ``ca``."""
+    """One node.  ``client_cas``: whose clients the listener lets in, besides the server's own ``ca``.
 
-    def __init__(self, directory: Path, *, client_cas: tuple[str, ...] = ()) -> None:
+    With ``leader`` it joins that node's cluster, of the same customer, and stands by.
+    """
+
+    def __init__(
+        self, directory: Path, *, client_cas: tuple[str, ...] = (), leader: OpenBaoServer | None = None
+    ) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory: Final = directory
-        self.ca: Final = CustomerCa.make("customer CA")
+        self.ca: CustomerCa = CustomerCa.make("customer CA") if leader is None else leader.ca
         self.port: Final = free_port()
         self.url: Final = f"https://127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
-        self._root_token = ""
-        self._unseal_key = ""
+        self._leader = leader
+        self._in_cluster = leader is not None
+        self._root_token: str = ""
+        self._unseal_key: str = ""
+        if leader is not None:
+            leader._in_cluster = True
+            self._root_token, self._unseal_key = leader._root_token, leader._unseal_key
         self._admin = self.ca.issue(directory / "admin.pem", "admin")
         self._write_config(client_cas)
 
@@ -138,11 +148,22 @@ class OpenBaoServer:
         data.mkdir(mode=0o700, exist_ok=True)
         clients = self.directory / "clients.pem"
         clients.write_text("".join((self.ca.pem, *client_cas)))
+        (self.directory / "ca.pem").write_text(self.ca.pem)
+        raft: dict[str, Any] = {"path": str(data), "node_id": f"node-{self.port}", "performance_multiplier": "1"}
+        if self._leader is not None:
+            raft["retry_join"] = [
+                {
+                    "leader_api_addr": self._leader.url,
+                    "leader_ca_cert_file": str(self.directory / "ca.pem"),
+                    "leader_client_cert_file": str(self._admin),
+                    "leader_client_key_file": str(self._admin),
+                }
+            ]
         cluster = free_port()
         (self.directory / "config.json").write_text(
             json.dumps(
                 {
-                    "storage": {"raft": {"path": str(data), "node_id": "one"}},
+                    "storage": {"raft": raft},
                     "listener": {
                         "tcp": {
                             "address": f"127.0.0.1:{self.port}",
@@ -183,8 +204,17 @@ class OpenBaoServer:
         self.unseal()
 
     def unseal(self) -> None:
-        self.admin("PUT", "/v1/sys/unseal", {"key": self._unseal_key})
-        self._until(lambda: self._status() == 200)
+        if not self._in_cluster:
+            self.admin("PUT", "/v1/sys/unseal", {"key": self._unseal_key})
+            self._until(lambda: self._status() == 200)
+            return
+
+        def done() -> bool:  # asked again until it has joined; which of them leads is theirs to settle
+            self.ask("PUT", "/v1/sys/unseal", {"key": self._unseal_key})
+            time.sleep(10 * STEP_S)
+            return self._status() in (200, 429)
+
+        self._until(done)
 
     def seal(self) -> None:
         self.admin("PUT", "/v1/sys/seal")
@@ -307,9 +337,11 @@ TRANSIT_RULES: Final = {
 
 
 @contextmanager
-def openbao(directory: Path, *, client_cas: tuple[str, ...] = ()) -> Iterator[OpenBaoServer]:
+def openbao(
+    directory: Path, *, client_cas: tuple[str, ...] = (), leader: OpenBaoServer | None = None
+) -> Iterator[OpenBaoServer]:
     """A server that serves, and is gone with the block."""
-    server = OpenBaoServer(directory, client_cas=client_cas)
+    server = OpenBaoServer(directory, client_cas=client_cas, leader=leader)
     try:
         server.start()
         yield server

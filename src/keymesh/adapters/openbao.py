@@ -3,7 +3,13 @@
 Decides which answers are OpenBao's own word (``BaoRefused``, with a reason) and that all others are silence
 (``Unavailable``); not what a reason means for a root key, a key store or a seal.  An endpoint that was never reached,
 is sealed or stands by is passed over; a call that may have been carried out is repeated elsewhere only where
-repeating does no harm.  No word of the server is quoted in an error, since a hostile one could say our token.
+repeating does no harm.
+
+Only the active node of a cluster is asked: since 2.5 a standby answers reads, and decrypts, from what it last heard,
+even when it is cut off from the others, and so would go on serving long after its owner said no.  So ``endpoints``
+name every node, not a load balancer, unless that leads to the active node alone.
+
+No word of the server is quoted in an error, since a hostile one could say our token.
 Source: OpenBao's HTTP API, version 2 (status codes, ``auth``, ``errors``).
 """
 
@@ -31,6 +37,7 @@ ANSWER_MAX_BYTES: Final = 2 * 1024 * 1024
 ENDPOINTS_MAX: Final = 8
 CONNECTIONS: Final = 16
 PATIENCE_S: Final = 10.0  # after which no further endpoint is tried
+ACTIVE_FOR_S: Final = 1.0
 GIVE_BACK_S: Final = 1.0
 RENEW_AT: Final = 2 / 3  # of a token's life
 _SEGMENT: Final = r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}"
@@ -154,6 +161,7 @@ class OpenBao:
         self._login: Final = login
         self._monotonic_s: Final = monotonic_s
         self._token: _Token | None = None
+        self._active_until_s: dict[PeerClient, float] = {}
         self._one_login = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -269,9 +277,11 @@ class OpenBao:
             if silent is not None and self._monotonic_s() - started_s >= PATIENCE_S:
                 break
             try:
+                await self._check_active(peer)
                 status, raw = await peer.fetch(method, f"/v1/{path}", content, headers=headers)
                 return _understood(status, raw, may_miss=may_miss)
             except Unavailable as away:
+                self._active_until_s.pop(peer, None)
                 # Without its cause: the HTTP library's errors may carry the headers that we sent.
                 silent = Unavailable(away.code, away.message, retry_after_ms=away.retry_after_ms)
                 if away.code == "throttled":
@@ -280,6 +290,23 @@ class OpenBao:
                     break
         assert silent is not None
         raise silent from None
+
+    async def _check_active(self, peer: PeerClient) -> None:
+        """Raises _NotHere unless the node behind ``peer`` said within the last second that it is the active one."""
+        if self._monotonic_s() < self._active_until_s.get(peer, 0.0):
+            return
+        asked_at_s = self._monotonic_s()
+        try:
+            status, _ = await peer.fetch("GET", "/v1/sys/health", headers={})
+        except Unavailable as away:
+            raise _NotHere(away.code, away.message) from None
+        if status in (429, 472, 473):
+            raise _NotHere("standby", "OpenBao stands by")
+        if status in (501, 503):
+            raise _NotHere("sealed", "OpenBao is sealed")
+        if status != 200:
+            raise _NotHere("openbao-answer", f"OpenBao's health is {status}")
+        self._active_until_s[peer] = asked_at_s + ACTIVE_FOR_S
 
 
 def _token_of(auth: _Auth, sent_at_s: float) -> _Token:
