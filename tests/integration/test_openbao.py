@@ -475,8 +475,9 @@ def test_a_dropped_key_leaves_no_bytes(server: OpenBaoServer) -> None:
     keys.close()
 
 
-def test_a_store_that_may_not_be_written_is_unavailable(server: OpenBaoServer) -> None:
-    keys = OpenBaoKeyStore(server.client(app_role(server)), mount="kv", prefix="denied")
+@pytest.mark.parametrize("role", ["l1", "absent"], ids=["denied", "no credentials"])
+def test_a_store_that_may_not_be_written_is_unavailable(server: OpenBaoServer, role: str) -> None:
+    keys = OpenBaoKeyStore(server.client(app_role(server, role)), mount="kv", prefix="denied")
     for call in (lambda: keys.put_key(stored(1), over=None), keys.ivks, lambda: keys.drop_blob("acme", "ab")):
         with pytest.raises(Unavailable):
             call()

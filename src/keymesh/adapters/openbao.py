@@ -182,8 +182,8 @@ class OpenBao:
         """``data`` of the answer to ``/v1/<path>`` (None where it has none); ``path`` is of checked names.
 
         With ``repeatable`` False nothing is sent twice once it may have been carried out.  Raises BaoRefused (denied
-        only after a new login), Unavailable: ``sealed``, ``standby``, ``throttled``, ``openbao-answer`` and
-        ``PeerClient``'s.
+        only after a new login), Unavailable: ``sealed``, ``standby``, ``throttled``, ``openbao-answer``,
+        ``credentials`` (what we log in with cannot be read) and ``PeerClient``'s.
         """
         token = await self._valid_token()
         try:
@@ -236,7 +236,10 @@ class OpenBao:
                 await self._ask("POST", "auth/token/revoke-self", {}, token.secret, repeatable=False)
 
     async def _logged_in(self) -> _Token:
-        path, body = self._login.request()
+        try:
+            path, body = self._login.request()
+        except Refused as unreadable:  # our own fault, and no word of OpenBao's
+            raise Unavailable("credentials", unreadable.message) from None
         sent_at = self._monotonic_s()
         try:
             answer = await self._ask("POST", path, body, None, repeatable=True)

@@ -4,13 +4,14 @@ Decides the layout and how its races end; see ``core.keystore`` for the contract
 
 * ``keys/<kid>``: one key version.  Dropping it destroys the bytes of every version and leaves the counter, so that
   a compare-and-set prepared before can never meet a key put afterwards.
-* ``index/<namespace>/<kid>``: written before the key, names nothing secret, is a hint only.
+* ``index/<namespace>/<kid>``: written before the key, so it names them all, and may name some that are gone.
 * ``ivks/<generation>``: one internal key.
 * ``blobs/<tenant>/<digest>``: named by content, so the last writer is right.
 
 A write whose answer was lost is ``Unavailable`` and never sent twice.  The token needs ``create``, ``read``,
 ``update`` on ``<mount>/data/<prefix>/*``, ``update`` on ``<mount>/destroy/<prefix>/*`` and ``list``, ``delete`` on
-``<mount>/metadata/<prefix>/*``.
+``<mount>/metadata/<prefix>/*``.  The mount has neither ``cas_required`` nor ``delete_version_after``, and a
+``max_versions`` of 32 at most.
 """
 
 from __future__ import annotations

@@ -111,8 +111,6 @@ class OpenBaoL1:
             _raise_no(refused)
         except Unavailable as away:
             raise L1Unreachable(away.code, away.message, retry_after_ms=away.retry_after_ms) from None
-        except Refused as unreadable:  # our own credential file
-            raise L1Unreachable(unreadable.code, unreadable.message) from unreadable
 
 
 def _raise_no(refused: BaoRefused) -> NoReturn:
