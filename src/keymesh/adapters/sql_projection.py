@@ -1,149 +1,53 @@
-"""The read model in SQL, through SQLAlchemy Core: one schema for SQLite and, later, PostgreSQL.
+"""The read model in SQL, through SQLAlchemy Core: one schema (``sql_schema``) for SQLite and PostgreSQL.
 
-Brought forward one commit at a time: a commit taken twice changes nothing, one that would skip or rewrite is refused,
-and after a crash the log is read on from ``index()``.  Every read says at which index it was.
+What the tables hold at an index follows from the log alone.  So replicas need no agreement about *what* to write, only
+about *when*, and the row of ``projection_index`` settles that:
+
+1. Every write begins by locking that row (FOR UPDATE; BEGIN IMMEDIATE on SQLite), so writes happen one after another.
+2. It names the writer: a fencing token that only rises, and the holder's own random name.  A write whose pair is not
+   the one in the row is refused (``Fenced``) and leaves nothing.  The name is there because an asynchronous standby
+   that is promoted may have lost the newest token, and would give it out again.
+3. It holds the index.  A commit at or below it is compared with what was taken and changes nothing, whoever offers
+   it; the next one is taken, with its index, in the same transaction; one further on is refused.
+
+So a commit takes effect once and in order, though its transaction may have ended unheard.  After a crash, or on a
+standby that lags, the log is read on from ``index()``; a former primary that still takes writes only makes itself a
+stale copy, and a reader who has seen a higher index refuses it.  The place is for order, never for safety: nothing
+that a region may do depends on it.
+
+A projection that does not follow from the log (``verify``, ``sample``) is marked in the same row; from then on every
+replica refuses to answer from it until ``rebuild`` has made it anew and verified it.
+
+Outbox lines are *claimed*, by any replica: rows locked by another's claim are skipped (SKIP LOCKED; on SQLite one
+claim at a time), and are gone when the claim ends well.  A replica that dies with a claim leaves them to the next, so
+each is delivered at least once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import OperationalError
 
-from keymesh.control.entry import SignedEntry
+from keymesh.adapters.sql_check import namespaces_held, wipe, wrong_in_entries, wrong_in_namespace
+from keymesh.adapters.sql_engine import Database
+from keymesh.adapters.sql_migrate import require_schema
+from keymesh.adapters.sql_rows import check_same, head_of, make_place, place_of, rows_of, write
+from keymesh.adapters.sql_schema import META, OUTBOX, PLACE
+from keymesh.control.entry import Leaf, SignedEntry, leaf_of
 from keymesh.control.log import in_order
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, Unavailable
+from keymesh.model.errors import Integrity, KeymeshError, Unavailable
 from keymesh.model.ids import ZERO_DIGEST
-from keymesh.registry.projection import Change, Delete, Put, project
+from keymesh.registry.projection import Change, Delete, Fenced, LogRead, Put, project
 from keymesh.registry.records import KillRecord
 
-_META: Final = sa.MetaData()
-_NAME: Final = sa.String(128)
-_HASH: Final = sa.String(64)
-_BIG: Final = sa.BigInteger
-
-
-def _table(name: str, *columns: sa.Column[Any]) -> sa.Table:
-    return sa.Table(name, _META, *columns)
-
-
-def _key(name: str, kind: Any = _NAME) -> sa.Column[Any]:
-    return sa.Column(name, kind, primary_key=True, autoincrement=False)
-
-
-def _col(name: str, kind: Any = sa.Text, *, null: bool = True) -> sa.Column[Any]:
-    return sa.Column(name, kind, nullable=null)
-
-
-PROJECTION_INDEX: Final = _table("projection_index", _key("id", sa.Integer), _col("idx", _BIG, null=False))
-ENTRIES: Final = _table(
-    "entries",
-    _key("namespace"),
-    _key("seq", _BIG),
-    _col("idx", _BIG, null=False),
-    _col("epoch", _BIG),
-    _col("kind", _NAME),
-    _col("actor"),
-    _col("correlation_id", _NAME),
-    _col("command_id", _NAME),
-    _col("issued_at", _BIG),
-    _col("entry_hash", _HASH),
-)
-sa.Index("entries_idx", ENTRIES.c.idx)
-sa.Index("entries_command", ENTRIES.c.namespace, ENTRIES.c.command_id, unique=True)
-HEADS: Final = _table(
-    "heads",
-    _key("namespace"),
-    _col("epoch", _BIG),
-    _col("seq", _BIG),
-    _col("entry_hash", _HASH),
-    _col("state", _HASH),
-    _col("idx", _BIG),
-)
-ROWS: Final = _table("rows", _key("namespace"), _key("name", sa.String(256)), _col("value", sa.LargeBinary))
-TENANTS: Final = _table(
-    "tenants",
-    _key("tenant"),
-    _col("version", _BIG),
-    _col("home", _NAME),
-    _col("domain", _NAME),
-    _col("regions"),
-    _col("admins"),
-    _col("ttl_ms", _BIG),
-    _col("standby", _NAME),
-    _col("labels"),
-)
-BINDINGS: Final = _table(
-    "bindings", _key("tenant"), _key("binding"), _col("provider", _NAME), _col("descriptor"), _col("state", _NAME)
-)
-SERVICES: Final = _table(
-    "services",
-    _key("tenant"),
-    _key("service"),
-    _col("version", _BIG),
-    _col("custody", _NAME),
-    _col("edge_ttl_ms", _BIG),
-    _col("mint_budget", _BIG),
-    _col("open_budget", _BIG),
-)
-KEYS: Final = _table(
-    "keys",
-    _key("tenant"),
-    _key("key"),
-    _key("version", _BIG),
-    _col("kid", _HASH),
-    _col("revision", _BIG),
-    _col("state", _NAME),
-    _col("digest", _HASH),
-    _col("parent", _NAME),
-)
-RESTRICTIONS: Final = _table(
-    "restrictions",
-    _key("namespace"),
-    _key("scope", sa.String(256)),
-    _col("state", _NAME),
-    _col("seq", _BIG),
-    _col("command_id", _NAME),
-)
-REGIONS: Final = _table(
-    "regions",
-    _key("region"),
-    _col("domain", _NAME),
-    _col("failure_domain", _NAME),
-    _col("ca_fingerprint"),
-    _col("ivk_generation", _BIG),
-)
-NODES: Final = _table("nodes", _key("region"), _key("node"), _col("signing_key", _HASH))
-OUTBOX: Final = _table(
-    "outbox",
-    _key("namespace"),
-    _key("seq", _BIG),
-    _key("region"),
-    _col("idx", _BIG),
-    _col("lane", sa.Integer),
-    _col("correlation_id", _NAME),
-)
-sa.Index("outbox_order", OUTBOX.c.region, OUTBOX.c.lane, OUTBOX.c.idx)
-KILLS: Final = _table(
-    "kill_records",
-    _key("namespace"),
-    _key("command_id"),
-    _col("scope", sa.String(256)),
-    _col("action", _NAME),
-    _col("status", _NAME),
-    _col("seq", _BIG),
-    _col("committed_at", _BIG),
-    _col("t", _BIG),
-    _col("certified_at", _BIG),
-    _col("holders"),
-)
+NAMESPACES_CACHED: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,72 +59,102 @@ class Read:
 
 
 class SqlProjection:
-    """``url`` is SQLAlchemy's.  Not thread-safe; one writer at a time (the row of the index is compared and set)."""
+    """``urls``: where the database is, see ``sql_engine``.  Connects when first used.  Not thread-safe, but for
+    ``claimed``."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = sa.create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _tune_sqlite)
+    def __init__(self, *urls: str) -> None:
+        self._db = Database(urls)
+        self._holder = secrets.token_hex(16)
+        self._token = 0
+        self._checked = False
+        self._unsaid: str | None = None  # a doubt that the database could not be told
         self._rows: dict[str, dict[str, bytes]] = {}
-        with self._doing() as db:
-            _META.create_all(db)
-            if db.execute(sa.select(PROJECTION_INDEX.c.idx)).first() is None:
-                db.execute(sa.insert(PROJECTION_INDEX).values(id=1, idx=0))
+        self._rows_at = -1
 
     @contextmanager
-    def _doing(self) -> Iterator[sa.Connection]:
-        """One transaction.  Raises Unavailable where the database does not answer or can't write."""
+    def _reading(self) -> Iterator[sa.Connection]:
+        self._opened()
         try:
-            with self._engine.begin() as db:
+            with self._db.reading() as db:
                 yield db
-        except OperationalError as failed:
-            self._rows.clear()
-            raise Unavailable("projection", "the read model's database does not answer") from failed
-        except BaseException:
-            self._rows.clear()
+        except KeymeshError:
+            self._checked = False  # what answers next may be another server
             raise
 
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[sa.Connection, Any]]:
+        """One transaction, and the row of the place as it is, locked.  Nothing is kept of one that fails."""
+        self._opened()
+        try:
+            with self._db.writing() as db:
+                yield db, place_of(db, lock=True)
+        except BaseException as failed:
+            self._rows.clear()
+            if isinstance(failed, KeymeshError):
+                self._checked = False
+            raise
+
+    def _opened(self) -> None:
+        """Once for each server: the schema is looked at, and there is a place."""
+        if not self._checked:
+            require_schema(self._db)
+            with self._db.writing() as db:
+                make_place(db)
+            self._checked = True
+
     def close(self) -> None:
-        self._engine.dispose()
+        self._db.close()
+
+    # --- the place -----------------------------------------------------------------------------------------------
+
+    def take_place(self) -> int:
+        """Become the one that writes; the fencing token."""
+        with self._writing() as (db, place):
+            token = max(int(place.token), self._token) + 1
+            db.execute(sa.update(PLACE).values(token=token, holder=self._holder))
+        self._token = token
+        return token
+
+    def _own(self, place: Any) -> None:
+        if (place.token, place.holder) != (self._token, self._holder):
+            raise Fenced("fenced", f"the writer's place went to token {place.token}", field="token")
 
     # --- writing -------------------------------------------------------------------------------------------------
 
     def index(self) -> int:
-        with self._doing() as db:
-            return _index(db)
+        with self._reading() as db:
+            return int(place_of(db).idx)
 
     def apply(self, index: int, entries: Sequence[SignedEntry]) -> None:
         """Take the commit at ``index``.
 
-        Raises Integrity where it skips commits, or where the projection holds something else at its place.
+        Raises Fenced where another has the place, Integrity where it skips commits, or where the projection holds
+        something else at its place.
         """
-        with self._doing() as db:
-            current = _index(db)
-            if index <= current:
-                _check_same(db, index, entries)
+        with self._writing() as (db, place):
+            if index <= place.idx:
+                check_same(db, index, entries)
                 return
-            if index != current + 1:
-                raise Integrity("projection-skip", f"commit {index} after {current}", field="index")
+            self._own(place)
+            if index != place.idx + 1:
+                raise Integrity("projection-skip", f"commit {index} after {place.idx}", field="index")
+            if self._rows_at != place.idx or len(self._rows) > NAMESPACES_CACHED:
+                self._rows.clear()
             changes: list[Change] = []
             heads: dict[str, tuple[int, str]] = {}
             for signed in in_order(entries):
                 changes.extend(self._take(db, index, signed, heads))
-            _write(db, changes)
-            moved = db.execute(
-                sa.update(PROJECTION_INDEX)
-                .where(PROJECTION_INDEX.c.id == 1, PROJECTION_INDEX.c.idx == current)
-                .values(idx=index)
-            )
-            if moved.rowcount != 1:
-                raise Integrity("projection-race", "another writer moved the projection", field="index")
+            write(db, changes)
+            db.execute(sa.update(PLACE).values(idx=index))
+        self._rows_at = index
 
-    def catch_up(self, read: tuple[int, Sequence[tuple[int, SignedEntry]]]) -> None:
-        """Take the commits of a read of the log, in order."""
+    def catch_up(self, read: LogRead) -> None:
+        """Take the commits of a read of the log after ``index()``, in order."""
         commits: dict[int, list[SignedEntry]] = {}
         for index, signed in read[1]:
             commits.setdefault(index, []).append(signed)
-        for index, entries in sorted(commits.items()):
-            self.apply(index, entries)
+        for index, group in sorted(commits.items()):
+            self.apply(index, group)
 
     def _take(
         self, db: sa.Connection, index: int, signed: SignedEntry, heads: dict[str, tuple[int, str]]
@@ -229,20 +163,20 @@ class SqlProjection:
         entry = signed.entry
         head = heads.get(entry.namespace)
         if head is None:
-            found = db.execute(_HEAD_OF, {"namespace_": entry.namespace}).first()
+            found = head_of(db, entry.namespace)
             head = (0, ZERO_DIGEST) if found is None else (found.seq, found.entry_hash)
         if (entry.seq - 1, entry.prev) != head:
             raise Integrity("projection-chain", f"{entry.namespace}:{entry.seq} does not follow", field="prev")
         heads[entry.namespace] = (entry.seq, signed.hash)
         before = self._rows.get(entry.namespace)
         if before is None:
-            before = _rows_of(db, entry.namespace)
+            before = rows_of(db, entry.namespace)
         after, changes = project(index, signed, before)
         self._rows[entry.namespace] = after
         return changes
 
     def put_kill(self, record: KillRecord) -> None:
-        """Show a kill-switch record as it now stands."""
+        """Show a kill-switch record as it now stands.  Raises Fenced."""
         values = (
             ("scope", record.scope),
             ("action", record.action),
@@ -253,16 +187,125 @@ class SqlProjection:
             ("certified_at", record.certified_at),
             ("holders", strict_json.dumps(record.holders).decode()),
         )
-        with self._doing() as db:
+        with self._writing() as (db, place):
+            self._own(place)
             key = (("namespace", record.namespace), ("command_id", record.command_id))
-            _write(db, [Put("kill_records", key, values)])
+            write(db, [Put("kill_records", key, values)])
 
     def delivered(self, region: str, namespace: str, seq: int) -> None:
-        """Forget outbox lines that ``region`` has acknowledged, up to ``seq``."""
-        with self._doing() as db:
+        """Forget outbox lines that ``region`` has acknowledged, up to ``seq``.  Raises Fenced."""
+        with self._writing() as (db, place):
+            self._own(place)
             db.execute(
                 sa.delete(OUTBOX).where(OUTBOX.c.region == region, OUTBOX.c.namespace == namespace, OUTBOX.c.seq <= seq)
             )
+
+    @contextmanager
+    def claimed(self, region: str, *, lane: int, limit: int = 50) -> Iterator[tuple[dict[str, Any], ...]]:
+        """Outbox lines that nobody else has, oldest first; forgotten if the block ends well, kept if it raises.
+
+        Any thread and any replica may claim.  Be quick: on PostgreSQL a session that idles 10 s loses its claim, and
+        leaving the block then raises Unavailable; on SQLite nobody writes meanwhile.
+        """
+        query = (
+            sa.select(OUTBOX)
+            .where(OUTBOX.c.region == region, OUTBOX.c.lane == lane)
+            .order_by(OUTBOX.c.idx, OUTBOX.c.namespace, OUTBOX.c.seq)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        with self._db.writing() as db:
+            lines = tuple(dict(row._mapping) for row in db.execute(query))
+            yield lines
+            if lines:
+                write(
+                    db,
+                    [Delete("outbox", tuple((c, line[c]) for c in ("namespace", "seq", "region"))) for line in lines],
+                )
+
+    # --- right or wrong ------------------------------------------------------------------------------------------
+
+    def doubt(self) -> str | None:
+        """Why nobody is answered; None where they are."""
+        if self._unsaid is not None:
+            self._record_doubt(self._unsaid)
+        with self._reading() as db:
+            found: str | None = place_of(db).doubt
+        return found
+
+    def verify(self, read: LogRead) -> bool:
+        """Whether everything follows from ``read``, the whole log; False where the projection is beyond it by now.
+
+        Raises Integrity and refuses to answer from now on where it does not.
+        """
+        log_index, entries = read
+        with self._reading() as db:
+            index = int(place_of(db).idx)
+            if index > log_index:
+                return False
+            heads: dict[str, Leaf] = {}
+            for at, signed in entries:
+                if at <= index:
+                    heads[signed.entry.namespace] = leaf_of(signed)
+            wrong = wrong_in_entries(db, index, entries)
+            for namespace in sorted(heads.keys() | namespaces_held(db)):
+                wrong = wrong or wrong_in_namespace(db, namespace, heads.get(namespace), exact=True)
+        self._condemn(wrong)
+        return True
+
+    def sample(self, log_index: int, heads: Mapping[str, Leaf], namespace: str) -> bool:
+        """As ``verify``, of one namespace, against the log's ``heads`` at ``log_index``."""
+        with self._reading() as db:
+            index = int(place_of(db).idx)
+            if index > log_index:
+                return False
+            wrong = wrong_in_namespace(db, namespace, heads.get(namespace), exact=index == log_index)
+        self._condemn(wrong)
+        return True
+
+    def _condemn(self, wrong: str | None) -> None:
+        """Raises Integrity, and lets no replica answer any more, where something is ``wrong``."""
+        if wrong is None:
+            return
+        with suppress(Unavailable):
+            self._record_doubt(wrong)
+        raise Integrity("projection-wrong", f"the read model does not follow from the log: {wrong}", field=wrong)
+
+    def _record_doubt(self, wrong: str) -> None:
+        """Anybody may doubt, whoever has the place."""
+        self._unsaid = wrong
+        with self._writing() as (db, _):
+            db.execute(sa.update(PLACE).values(doubt=wrong))
+        self._unsaid = None
+
+    def rebuild(self, read: LogRead) -> None:
+        """Make it anew from ``read``, the whole log; it answers again once it is verified.  Raises as ``apply``."""
+        try:
+            self.take_place()
+        except Integrity:
+            self._discard_file()
+            self.take_place()
+        with self._writing() as (db, place):
+            self._own(place)
+            wipe(db, keep=PLACE)
+            db.execute(sa.update(PLACE).values(idx=0, doubt="it is being made anew"))
+        self.catch_up(read)
+        if not self.verify(read):
+            raise Fenced("fenced", "another replica went on while it was made anew", field="token")
+        with self._writing() as (db, place):
+            self._own(place)
+            db.execute(sa.update(PLACE).values(doubt=None))
+        self._unsaid = None
+
+    def _discard_file(self) -> None:
+        """A file that SQLite itself cannot read is nothing to keep.  Raises Integrity where it is no file."""
+        name = self._db.engine.url.database
+        if self._db.dialect != "sqlite" or not name:
+            raise Integrity("projection-damaged", "the read model's database holds what it cannot hold")
+        self._db.close()
+        for suffix in ("", "-wal", "-shm"):
+            Path(name + suffix).unlink(missing_ok=True)
+        self._checked = False
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -272,94 +315,22 @@ class SqlProjection:
         """Rows of ``table`` where the columns in ``equal`` have these values, in order of the primary key.
 
         ``at_least``: an index that the caller has seen; ``after``: primary-key values of the last row of the page
-        before.  Raises Unavailable where the projection is still behind it.
+        before.  Raises Unavailable where the projection is still behind it (``behind``), or does not follow from the
+        log (``doubted``).
         """
-        found = _META.tables[table]
+        found = META.tables[table]
         query = sa.select(found).order_by(*found.primary_key.columns).limit(limit)
         for name, value in sorted(equal.items()):
             query = query.where(found.c[name] == value)
         if after is not None:
             columns = list(found.primary_key.columns)
             query = query.where(sa.tuple_(*columns) > sa.tuple_(*(sa.literal(after[c.name]) for c in columns)))
-        with self._doing() as db:
-            index = _index(db)
-            if index < at_least:
-                raise Unavailable("behind", f"the projection is at {index}, not yet at {at_least}", retry_after_ms=50)
-            return Read(index, tuple(dict(row._mapping) for row in db.execute(query)))
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    """The log is the truth, so the projection may lose its last commits at a power cut, never its consistency."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=NORMAL")
-    cursor.execute("PRAGMA busy_timeout=5000")
-    cursor.close()
-
-
-def _index(db: sa.Connection) -> int:
-    return int(db.execute(sa.select(PROJECTION_INDEX.c.idx).where(PROJECTION_INDEX.c.id == 1)).scalar_one())
-
-
-def _rows_of(db: sa.Connection, namespace: str) -> dict[str, bytes]:
-    found = db.execute(sa.select(ROWS.c.name, ROWS.c.value).where(ROWS.c.namespace == namespace))
-    return {row.name: bytes(row.value) for row in found}
-
-
-def _check_same(db: sa.Connection, index: int, entries: Sequence[SignedEntry]) -> None:
-    """What was taken at ``index`` is what is offered again.  Raises Integrity."""
-    for signed in entries:
-        entry = signed.entry
-        held = db.execute(
-            sa.select(ENTRIES.c.idx, ENTRIES.c.entry_hash).where(
-                ENTRIES.c.namespace == entry.namespace, ENTRIES.c.seq == entry.seq
-            )
-        ).first()
-        if held is None or (held.idx, held.entry_hash) != (index, signed.hash):
-            raise Integrity("projection-rewrite", f"commit {index} is not what was taken there", field="index")
-
-
-def _write(db: sa.Connection, changes: Sequence[Change]) -> None:
-    """Upsert or delete by the primary key.  Changes of one row become one, and like ones go to the database together:
-    a commit of 32 entries costs about what one costs, since the Registry's loop waits meanwhile."""
-    deletes: dict[tuple[str, Any], None] = {}
-    puts: dict[tuple[str, Any], dict[str, Any]] = {}
-    for change in changes:
-        place = (change.table, change.key)
-        if isinstance(change, Delete):
-            deletes[place] = None
-            puts.pop(place, None)
-        else:
-            puts.setdefault(place, {}).update(change.values)
-    gone: dict[str, list[dict[str, Any]]] = {}
-    for table, key in deletes:
-        gone.setdefault(table, []).append({f"{name}_": value for name, value in key})
-    for table, keys in gone.items():
-        db.execute(_delete(table), keys)
-    put: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
-    for (table, key), values in puts.items():
-        row = {**dict(key), **values}
-        put.setdefault((table, tuple(row)), []).append(row)
-    for (table, columns), rows in put.items():
-        db.execute(_upsert(db.dialect.name, table, columns), rows)
-
-
-_HEAD_OF: Final = sa.select(HEADS.c.seq, HEADS.c.entry_hash).where(HEADS.c.namespace == sa.bindparam("namespace_"))
-
-
-@cache
-def _delete(name: str) -> sa.Delete:
-    table = _META.tables[name]
-    return sa.delete(table).where(*(column == sa.bindparam(f"{column.name}_") for column in table.primary_key.columns))
-
-
-@cache
-def _upsert(dialect: str, name: str, columns: tuple[str, ...]) -> sa.Insert:
-    """Made once for each shape of row: building a statement costs many times what running it does."""
-    table = _META.tables[name]
-    own = [column.name for column in table.primary_key.columns]
-    rest = [column for column in columns if column not in own]
-    insert = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-    if not rest:
-        return insert.on_conflict_do_nothing(index_elements=own)
-    return insert.on_conflict_do_update(index_elements=own, set_={c: insert.excluded[c] for c in rest})
+        with self._reading() as db:
+            place = place_of(db)
+            if (place.doubt or self._unsaid) is not None:
+                raise Unavailable("doubted", "the read model does not follow from the log and is to be made anew")
+            if place.idx < at_least:
+                raise Unavailable(
+                    "behind", f"the projection is at {place.idx}, not yet at {at_least}", retry_after_ms=50
+                )
+            return Read(int(place.idx), tuple(dict(row._mapping) for row in db.execute(query)))

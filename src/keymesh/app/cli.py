@@ -14,6 +14,7 @@ from keymesh.app import (
     args_kms,
     args_mesh,
     args_pki,
+    args_registry,
     args_show,
     args_tenant,
 )
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     for group in (
         args_mesh,
         args_pki,
+        args_registry,
         args_tenant,
         args_keys,
         args_killswitch,

@@ -268,7 +268,7 @@ class RegistryApi:
         deadline = time.monotonic() + 5.0
         while True:
             try:
-                return self._process.projection.read(table, at_least=wanted, limit=ROWS_MAX, **equal)
+                return await self._process.read_model.read(table, at_least=wanted, limit=ROWS_MAX, **equal)
             except Unavailable as behind:
                 if behind.code != "behind" or time.monotonic() >= deadline:
                     raise

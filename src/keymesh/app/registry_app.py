@@ -1,7 +1,8 @@
 """The Registry process: the control log and its projection behind one machine, one HTTP API and the pull channels.
 
 It decides nothing itself: commands, freshness, dispatch and certificates are ``registry.machine``'s; reads come from
-the projection, which is brought forward from the log before the process says that it is ready.
+the projection, which is brought forward from the log before the process says that it is ready, unless its database is
+away: then all else goes on without it.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import sys
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +32,7 @@ from keymesh.app.layout import ASSIGNED, Layout, MeshPlan, load_plan
 from keymesh.app.lifeline import die, die_with_parent, say_ready, wait_for_stop
 from keymesh.app.logs import setup_logging
 from keymesh.app.metrics import RegistryCollector
+from keymesh.app.read_model import ReadModel
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.renewal import keep_certificate_fresh
 from keymesh.app.shell import Shell
@@ -38,7 +41,7 @@ from keymesh.control.log import Conflict, UnknownOutcome
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
-from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.limits import HTTP_BODY_MAX_BYTES
 from keymesh.model.machine import Received, node_address
@@ -58,6 +61,7 @@ from keymesh.registry.events import (
     Project,
     ReadLog,
 )
+from keymesh.registry.projection import Fenced
 from keymesh.registry.records import RECORD_TYPES
 
 log = logging.getLogger("keymesh.registry")
@@ -67,23 +71,30 @@ BOOT_CHECK_S, BOOT_CHECKS_MAX = 0.01, 6_000
 TAKE_MOST: Final = {"lane0": 16, "lane1": 1, "lane2": 1, "control": 64}  # for one poll; what is out may be lost
 TAKE_BYTES: Final = 512 * 1024  # beyond the first message: a slow link brings what is urgent in pieces
 APPEND_TIMES_MAX: Final = 10_000
+DATABASE_ENV = "KEYMESH_REGISTRY_DATABASE"  # URLs, in the order to try them, between spaces
 
 
 class RegistryProcess:
-    """Wires one machine to log, projection, mailboxes and HTTP."""
+    """Wires one machine to log, projection, mailboxes and HTTP.
 
-    def __init__(self, layout: Layout, plan: MeshPlan) -> None:
+    ``database``: where the projection is, see ``sql_engine``; none: a SQLite file in the Registry's directory.
+    """
+
+    def __init__(self, layout: Layout, plan: MeshPlan, database: Sequence[str] = ()) -> None:
         self.layout, self.plan = layout, plan
         directory = layout.registry
         trust = load_trust(layout.trust)
         signer = Ed25519Signer(load_signing_key(directory / "signing.pem"))
         suite = DsseSuite(signer)
         self.log = SqliteControlLog(directory / "log.db", mesh=plan.mesh)
-        self.projection = self._open_projection()
+        self.read_model = ReadModel(
+            SqlProjection(*(database or (f"sqlite:///{directory / 'projection.db'}",))), self.log
+        )
         self._delivered: dict[tuple[str, str], int] = {}
         self._shown_kills: dict[tuple[str, str], Any] = {}
         self.append_started: OrderedDict[tuple[str, str], int] = OrderedDict()
         self.appended: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._shown_generation = 0
         self.records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
         self.receipts = FileReceiptLog(
             directory / "receipts.jsonl",
@@ -113,7 +124,7 @@ class RegistryProcess:
                 AppendLog: lambda e: self._spawn(self._append(e)),
                 ReadLog: lambda e: self._spawn(self._read(e)),
                 CommandDone: self._command_done,
-                Project: self._project,
+                Project: lambda e: self.read_model.offer(e.index, e.entries),
                 CertificateReady: self._certificate_ready,
             },
         )
@@ -161,9 +172,6 @@ class RegistryProcess:
         else:
             self.shell.feed(LogRead(token=effect.token, index=index, entries=tuple(entries)))
 
-    def _project(self, effect: Project) -> None:
-        self.projection.apply(effect.index, effect.entries)
-
     def _command_done(self, effect: CommandDone) -> None:
         _, waiter = self.waiting.pop((effect.namespace, effect.command_id), (None, None))
         if waiter is not None and not waiter.done():
@@ -178,35 +186,33 @@ class RegistryProcess:
 
     # --- read model --------------------------------------------------------------------------------------------------
 
-    def _open_projection(self) -> SqlProjection:
-        return SqlProjection(f"sqlite:///{self.layout.registry / 'projection.db'}")
-
-    async def _catch_up(self) -> None:
-        """Bring the projection forward from the log; one that contradicts the log is thrown away and made anew."""
-        try:
-            self.projection.catch_up(await self.log.read(self.projection.index()))
-        except Integrity as bad:
-            log.error("projection thrown away", extra={"fields": {"reason": bad.code}})
-            self.projection.close()
-            for suffix in ("", "-wal", "-shm"):
-                (self.layout.registry / f"projection.db{suffix}").unlink(missing_ok=True)
-            self.projection = self._open_projection()
-            self.projection.catch_up(await self.log.read(0))
-
     async def _keep_read_model(self) -> None:
-        """Once a second: what regions have acknowledged leaves the outbox; kill-switch records are refreshed."""
+        """Once a second: what is missing is made good; what lies beside the log is shown as it stands."""
         while True:
             await asyncio.sleep(1.0)
-            for session in self.shell.state.sessions.values():
-                for namespace, leaf in list(session.applied.items()):
-                    key = (session.region, namespace)
-                    if self._delivered.get(key, 0) < leaf.seq:
-                        self._delivered[key] = leaf.seq
-                        self.projection.delivered(session.region, namespace, leaf.seq)
-            for name, kill in self.shell.state.kills.items():
-                if self._shown_kills.get(name) is not kill.record:
-                    self._shown_kills[name] = kill.record
-                    self.projection.put_kill(kill.record)
+            await self.read_model.tick()
+            try:
+                await self._show_what_lies_beside_the_log()
+            except (Unavailable, Fenced):
+                continue  # shown again at a later tick, by whoever writes then
+
+    async def _show_what_lies_beside_the_log(self) -> None:
+        """What regions have acknowledged leaves the outbox; kill-switch records are refreshed."""
+        if self._shown_generation != self.read_model.generation:
+            self._shown_generation = self.read_model.generation
+            self._delivered.clear()
+            self._shown_kills.clear()
+        for session in list(self.shell.state.sessions.values()):
+            for namespace, leaf in list(session.applied.items()):
+                key = (session.region, namespace)
+                if self._delivered.get(key, 0) < leaf.seq:
+                    await self.read_model.delivered(session.region, namespace, leaf.seq)
+                    self._delivered[key] = leaf.seq
+        for name, kill in list(self.shell.state.kills.items()):
+            record = kill.record
+            if self._shown_kills.get(name) is not record:
+                await self.read_model.put_kill(record)
+                self._shown_kills[name] = record
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -267,7 +273,7 @@ class RegistryProcess:
         tls = MeshTls(
             Credentials(self.layout.registry / "tls.pem"), MeshName(self.plan.mesh), self.layout.ca.read_bytes()
         )
-        await self._catch_up()
+        await self.read_model.start()
         self.shell.boot()
         metrics = HttpMetrics()
         metrics.registry.register(RegistryCollector(self))
@@ -302,7 +308,7 @@ class RegistryProcess:
         self.shell.stop()
         await server.close()
         self.records.close()
-        self.projection.close()
+        await self.read_model.close()
         self.receipts.close()
         await self.log.close()
 
@@ -321,13 +327,15 @@ def _allow(*kinds: type) -> Any:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="keymesh registry")
     parser.add_argument("--dir", required=True)
+    parser.add_argument("--database", action="append", default=None)
     args = parser.parse_args(argv)
     die_with_parent()
     setup_logging("registry")
     layout = Layout(Path(args.dir))
+    database = args.database or os.environ.get(DATABASE_ENV, "").split()
     try:
         run_known_answer_tests()
-        asyncio.run(RegistryProcess(layout, load_plan(layout)).run())
+        asyncio.run(RegistryProcess(layout, load_plan(layout), database).run())
     except KeymeshError as refused:
         log.critical("start refused", extra={"fields": {"code": refused.code, "reason": refused.message}})
         return int(refused.exit_code)

@@ -1,22 +1,25 @@
 """The read model: what one entry changes in the tables that people and pages read.  Pure; a port for the adapter.
 
 The projection decides nothing and is never asked for permission; it can be thrown away and made again from the log.
+What it holds at an index follows from the log alone, so it is no matter which replica wrote it, and any replica can
+tell whether it is right; ``expected`` says what follows from a namespace's rows.
 Source: DESIGN section 2 ("all else is a projection of it"), section 4 (the outbox).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from keymesh.control import reduce
-from keymesh.control.entry import SignedEntry
+from keymesh.control.entry import Leaf, SignedEntry
 from keymesh.control.kinds import KINDS
 from keymesh.control.rows import PolicyRow, Rows, decode, get
 from keymesh.model import strict_json
+from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.registry.records import KillRecord
 
@@ -41,28 +44,68 @@ class Delete:
 Change = Put | Delete
 
 
+class Fenced(KeymeshError):
+    """Another replica has taken the place of the writer: write nothing, or take the place anew and read the log."""
+
+
+LogRead = tuple[int, Sequence[tuple[int, SignedEntry]]]
+"""Index of the log, and entries in its order."""
+
+
 class Projection(Protocol):
-    """Tables brought forward one commit at a time."""
+    """Tables brought forward one commit at a time by the replica that holds the writer's place.
+
+    Every method raises Unavailable where the database does not answer.
+    """
 
     def index(self) -> int:
         """Of the last commit taken."""
         ...
 
+    def take_place(self) -> int:
+        """Become the one that writes; the fencing token.  Whoever had the place is fenced from now on."""
+        ...
+
     def apply(self, index: int, entries: Sequence[SignedEntry]) -> None:
-        """Take the commit at ``index``: once, in order.  Raises Integrity where it skips or rewrites."""
+        """Take the commit at ``index``: once, in order.  Raises Fenced; Integrity where it skips or rewrites."""
         ...
 
-    def catch_up(self, read: tuple[int, Sequence[tuple[int, SignedEntry]]]) -> None:
-        """Take what a read of the log after ``index()`` gave."""
+    def catch_up(self, read: LogRead) -> None:
+        """Take what a read of the log after ``index()`` gave.  Raises as ``apply``."""
         ...
 
-    def put_kill(self, record: KillRecord) -> None: ...
+    def verify(self, read: LogRead) -> bool:
+        """Whether all that is held follows from the whole log; False where it has moved beyond ``read`` meanwhile.
+
+        Raises Integrity, and from then on answers nobody until it is rebuilt.
+        """
+        ...
+
+    def sample(self, log_index: int, heads: Mapping[str, Leaf], namespace: str) -> bool:
+        """As ``verify``, of one namespace, by the log's heads."""
+        ...
+
+    def doubt(self) -> str | None:
+        """Why it answers nobody; None where it does."""
+        ...
+
+    def rebuild(self, read: LogRead) -> None:
+        """Make it anew from the whole log.  It answers again once all of that was taken and verified."""
+        ...
+
+    def put_kill(self, record: KillRecord) -> None:
+        """Show a kill-switch record as it now stands.  Raises Fenced."""
+        ...
+
+    def delivered(self, region: str, namespace: str, seq: int) -> None:
+        """Forget outbox lines that ``region`` has acknowledged, up to ``seq``.  Raises Fenced."""
+        ...
 
 
 def project(index: int, signed: SignedEntry, before: Rows) -> tuple[dict[str, bytes], tuple[Change, ...]]:
     """The rows after ``signed``, and what it changes in the tables.  Raises Refused where it does not fit."""
     after = reduce.apply(before, signed.entry)
-    changes: list[Change] = [_entry(index, signed), _head(index, signed)]
+    changes: list[Change] = [entry_row(index, signed), _head(index, signed)]
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         if old != new:
@@ -71,7 +114,8 @@ def project(index: int, signed: SignedEntry, before: Rows) -> tuple[dict[str, by
     return after, tuple(changes)
 
 
-def _entry(index: int, signed: SignedEntry) -> Put:
+def entry_row(index: int, signed: SignedEntry) -> Put:
+    """The line of ``entries`` for ``signed``."""
     entry = signed.entry
     return Put(
         "entries",
@@ -80,7 +124,7 @@ def _entry(index: int, signed: SignedEntry) -> Put:
             ("idx", index),
             ("epoch", entry.epoch),
             ("kind", entry.kind),
-            ("actor", entry.actor),
+            ("actor", _cell(entry.actor)),
             ("correlation_id", entry.correlation_id),
             ("command_id", entry.command_id),
             ("issued_at", entry.issued_at),
@@ -116,12 +160,25 @@ def _row(namespace: str, name: str, raw: bytes | None) -> list[Change]:
     return changes
 
 
+def expected(namespace: str, rows: Rows) -> dict[tuple[str, Key], dict[str, Any]]:
+    """Every typed row that follows from the desired state ``rows``: (table, key) -> values, those not null."""
+    found: dict[tuple[str, Key], dict[str, Any]] = {}
+    for name, raw in rows.items():
+        for change in _row(namespace, name, raw):
+            if isinstance(change, Put) and change.table != "rows":
+                found.setdefault((change.table, change.key), {}).update(change.values)
+    return found
+
+
 _COLUMNS: Final = {"keys": "key_set"}
 _SINGLE: Final = {"policy": "tenants", "labels": "tenants"}
 
 
 def _cell(value: Any) -> Any:
-    return strict_json.dumps(value).decode() if isinstance(value, list | tuple | dict) else value
+    """As a column holds it.  No NUL: PostgreSQL takes none in text, and an entry must not stop the projection."""
+    if isinstance(value, list | tuple | dict):
+        return strict_json.dumps(value).decode()
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
 
 
 def _typed_key(namespace: str, name: str) -> tuple[str, Key] | None:

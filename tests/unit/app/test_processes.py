@@ -21,11 +21,13 @@ from keymesh.adapters import pki, seals
 from keymesh.adapters.http_messages import JSON, OCTETS, Request, Response, Router, problem_response
 from keymesh.adapters.http_server import serve
 from keymesh.adapters.tls import Credentials, MeshTls, Peer
+from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.app.channels import split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
 from keymesh.app.layout import Layout, MeshPlan
 from keymesh.app.metrics import CoreCollector, RegistryCollector
+from keymesh.app.read_model import ReadModel
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.registry_app import RegistryProcess
 from keymesh.app.signing_keys import load_signer
@@ -109,7 +111,7 @@ async def life_of_registry(
     face = Face(RegistryApi(process).routes())
     try:
         if boot:
-            await process._catch_up()
+            await process.read_model.start()
             process.shell.boot()
             await asyncio.gather(*process.tasks)  # the log is read
             assert process.shell.state.booted
@@ -118,7 +120,7 @@ async def life_of_registry(
         process.shell.stop()
         await asyncio.gather(*process.tasks, return_exceptions=True)
         process.records.close()
-        process.projection.close()
+        await process.read_model.close()
         process.receipts.close()
         await process.log.close()
 
@@ -317,13 +319,13 @@ async def test_a_projection_that_contradicts_the_log_is_made_anew() -> None:
     async with registry() as (process, face):
         await create(process, face)
         path = process.layout.registry / "projection.db"
-        process.projection.close()
-        path.write_bytes(b"")
+        await process.read_model.close()
+        path.write_bytes(b"no database at all" * 100)
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        process.projection = process._open_projection()
-        await process._catch_up()
-        assert process.projection.index() == 2
+        process.read_model = ReadModel(SqlProjection(f"sqlite:///{path}"), process.log)
+        await process.read_model.start()
+        assert await process.read_model.index() == 2
         assert (await face.ask("GET", "/v1/tenants/acme"))["tenant"] == "acme"
 
 

@@ -37,8 +37,8 @@ ALLOWED_USES: dict[tuple[str, str], str] = {}
 
 # fmt: off
 EFFECT_MODULES = frozenset({
-    "aiohttp", "asyncio", "concurrent", "ctypes", "fcntl", "http", "io", "logging", "mmap",
-    "multiprocessing", "os", "pathlib", "prometheus_client", "queue", "random", "resource", "rich",
+    "aiohttp", "alembic", "asyncio", "concurrent", "ctypes", "fcntl", "http", "io", "logging", "mmap",
+    "multiprocessing", "os", "pathlib", "prometheus_client", "psycopg", "queue", "random", "resource", "rich",
     "sched", "secrets", "select", "selectors", "shutil", "signal", "socket", "socketserver",
     "sqlalchemy", "sqlite3", "ssl", "subprocess", "sys", "tempfile", "threading", "time", "urllib",
     "uuid", "uvloop",

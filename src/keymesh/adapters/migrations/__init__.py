@@ -1,0 +1,1 @@
+"""Alembic's place: ``env.py`` runs the revisions in ``versions`` on the connection that ``sql_migrate`` gives it."""

@@ -1,0 +1,1 @@
+"""One file for each revision of ``sql_schema.REVISIONS``; a released one is never changed."""

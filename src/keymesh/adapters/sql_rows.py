@@ -1,0 +1,108 @@
+"""Rows of the read model read and written: statements that are made once, and changes of a commit sent together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from keymesh.adapters.sql_schema import ENTRIES, HEADS, META, PLACE, ROWS
+from keymesh.control.entry import SignedEntry
+from keymesh.model.errors import Integrity
+from keymesh.registry.projection import Change, Delete
+
+
+def place_of(db: sa.Connection, *, lock: bool = False) -> Any:
+    """The row that settles who writes next, and at which index; locked until the transaction ends if asked.
+
+    Raises Integrity where it is gone.
+    """
+    query = sa.select(PLACE).where(PLACE.c.id == 1)
+    found = db.execute(query.with_for_update() if lock else query).one_or_none()
+    if found is None:
+        raise Integrity("projection-damaged", "the row of the index is gone", field="index")
+    return found
+
+
+def make_place(db: sa.Connection) -> None:
+    """That row, where it is not there yet."""
+    if db.execute(sa.select(PLACE.c.id)).first() is None:
+        db.execute(_insert(db.dialect.name, PLACE).on_conflict_do_nothing(), {"id": 1, "idx": 0})
+
+
+def head_of(db: sa.Connection, namespace: str) -> Any:
+    """Its head's seq and entry hash, None where there is none."""
+    return db.execute(_HEAD_OF, {"namespace_": namespace}).first()
+
+
+def rows_of(db: sa.Connection, namespace: str) -> dict[str, bytes]:
+    """The desired state of ``namespace``."""
+    found = db.execute(sa.select(ROWS.c.name, ROWS.c.value).where(ROWS.c.namespace == namespace))
+    return {row.name: bytes(row.value) for row in found}
+
+
+def check_same(db: sa.Connection, index: int, entries: Sequence[SignedEntry]) -> None:
+    """What was taken at ``index`` is what is offered again.  Raises Integrity."""
+    for signed in entries:
+        entry = signed.entry
+        held = db.execute(
+            sa.select(ENTRIES.c.idx, ENTRIES.c.entry_hash).where(
+                ENTRIES.c.namespace == entry.namespace, ENTRIES.c.seq == entry.seq
+            )
+        ).first()
+        if held is None or (held.idx, held.entry_hash) != (index, signed.hash):
+            raise Integrity("projection-rewrite", f"commit {index} is not what was taken there", field="index")
+
+
+def write(db: sa.Connection, changes: Sequence[Change]) -> None:
+    """Upsert or delete by the primary key.  Changes of one row become one, and like ones go to the database together:
+    a commit of 32 entries costs about what one costs."""
+    deletes: dict[tuple[str, Any], None] = {}
+    puts: dict[tuple[str, Any], dict[str, Any]] = {}
+    for change in changes:
+        place = (change.table, change.key)
+        if isinstance(change, Delete):
+            deletes[place] = None
+            puts.pop(place, None)
+        else:
+            puts.setdefault(place, {}).update(change.values)
+    gone: dict[str, list[dict[str, Any]]] = {}
+    for table, key in deletes:
+        gone.setdefault(table, []).append({f"{name}_": value for name, value in key})
+    for table, keys in gone.items():
+        db.execute(_delete(table), keys)
+    put: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
+    for (table, key), values in puts.items():
+        row = {**dict(key), **values}
+        put.setdefault((table, tuple(row)), []).append(row)
+    for (table, columns), rows in put.items():
+        db.execute(_upsert(db.dialect.name, table, columns), rows)
+
+
+_HEAD_OF: Final = sa.select(HEADS.c.seq, HEADS.c.entry_hash).where(HEADS.c.namespace == sa.bindparam("namespace_"))
+
+
+@cache
+def _delete(name: str) -> sa.Delete:
+    table = META.tables[name]
+    return sa.delete(table).where(*(column == sa.bindparam(f"{column.name}_") for column in table.primary_key.columns))
+
+
+@cache
+def _upsert(dialect: str, name: str, columns: tuple[str, ...]) -> sa.Insert:
+    """Made once for each shape of row: building a statement costs many times what running it does."""
+    table = META.tables[name]
+    own = [column.name for column in table.primary_key.columns]
+    rest = [column for column in columns if column not in own]
+    insert = _insert(dialect, table)
+    statement: sa.Insert = insert.on_conflict_do_nothing(index_elements=own)
+    if rest:
+        statement = insert.on_conflict_do_update(index_elements=own, set_={c: insert.excluded[c] for c in rest})
+    return statement
+
+
+def _insert(dialect: str, table: sa.Table) -> Any:
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
