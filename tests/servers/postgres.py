@@ -143,7 +143,7 @@ class Postgres:
         secret = self.root / "password"
         secret.write_text(PASSWORD + "\n")
         self._run(
-            "initdb", "-D", self.data, "-U", OWNER, "-A", "scram-sha-256", "--pwfile", secret, "-E", "UTF8", "-N",
+            "initdb", "-D", self.data, "-U", OWNER, "-A", "scram-sha-256", "--pwfile", secret, "-E", "UTF8", "-N", "-k",
             "--locale=C.UTF-8",
         )  # fmt: skip
         self._configure()

@@ -7,7 +7,8 @@ log does.  Every function returns the first thing that is wrong, in a few words 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -33,6 +34,7 @@ from keymesh.registry.projection import entry_row, expected
 
 _OF_TENANT: Final = (TENANTS, BINDINGS, SERVICES, KEYS)
 _OF_MESH: Final = (REGIONS, NODES)
+_WINDOW: Final = 1_000  # commits compared at a time
 
 
 def wrong_in_namespace(db: sa.Connection, namespace: str, leaf: Leaf | None, *, exact: bool) -> str | None:
@@ -87,23 +89,21 @@ def _equal(wanted: Mapping[str, Any] | None, held: Mapping[str, Any] | None) -> 
     return all(held[name] == wanted.get(name) for name in held) and wanted.keys() <= held.keys()
 
 
-def wrong_in_entries(db: sa.Connection, index: int, log: Iterable[tuple[int, SignedEntry]]) -> str | None:
+def wrong_in_entries(db: sa.Connection, index: int, log: Sequence[tuple[int, SignedEntry]]) -> str | None:
     """The lines of ``entries`` are the entries of the log up to ``index``, and no others."""
-    held = db.execute(
-        sa.select(ENTRIES).order_by(ENTRIES.c.idx, ENTRIES.c.namespace, ENTRIES.c.seq),
-        execution_options={"stream_results": True},
-    )
-    lines = (dict(row._mapping) for row in held)
-    for at, signed in log:
-        if at > index:
-            break
-        line = entry_row(at, signed)
-        if next(lines, None) != {**dict(line.key), **dict(line.values)}:
-            held.close()
-            return f"entries at {at}"
-    extra = next(lines, None)
-    held.close()
-    return None if extra is None else f"entries at {extra['idx']}"
+    upto = [(at, signed) for at, signed in log if at <= index]
+    for window, group in groupby(upto, lambda pair: pair[0] // _WINDOW):
+        lines = [{**dict(row.key), **dict(row.values)} for row in (entry_row(*pair) for pair in group)]
+        held = db.execute(
+            sa.select(ENTRIES)
+            .where(ENTRIES.c.idx.between(window * _WINDOW, min(index, (window + 1) * _WINDOW - 1)))
+            .order_by(ENTRIES.c.idx, ENTRIES.c.namespace, ENTRIES.c.seq)
+        )
+        if [dict(row._mapping) for row in held] != lines:
+            return f"entries from {max(1, window * _WINDOW)}"
+    if db.execute(sa.select(sa.func.count()).select_from(ENTRIES)).scalar_one() != len(upto):
+        return "entries of no index"
+    return None
 
 
 def namespaces_held(db: sa.Connection) -> set[str]:
@@ -116,8 +116,8 @@ def namespaces_held(db: sa.Connection) -> set[str]:
     return found
 
 
-def wipe(db: sa.Connection, keep: sa.Table) -> None:
-    """Empty every table but ``keep``."""
+def wipe(db: sa.Connection, keep: sa.Table, *, unread: bool) -> None:
+    """Empty every table but ``keep``; ``unread``: without looking at pages that cannot be read (PostgreSQL)."""
     for table in META.sorted_tables:
         if table is not keep:
-            db.execute(sa.delete(table))
+            db.execute(sa.text(f'TRUNCATE "{table.name}"') if unread else sa.delete(table))

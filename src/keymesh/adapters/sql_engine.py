@@ -3,15 +3,20 @@
 A database is one SQLite file, or PostgreSQL as an ordered list of endpoints: each new connection goes to the first
 that takes writes, so a standby is passed over until it is promoted.  PostgreSQL is spoken to over TLS with a CA that is
 named and a host name that is checked, or over a Unix socket; passwords come from a file (``passfile``) or the URL.
-After a failure nothing is tried for a while that doubles up to ``BACKOFF_MAX_S``, so that callers hear at once.
+After a failure nothing is tried for a while that doubles up to ``BACKOFF_MAX_S``, so that callers hear at once.  A
+server that stands still keeps its connections open and says nothing: ``interrupt_if_stuck`` shuts them from outside.
 """
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, Final
+from weakref import WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import exc
@@ -20,6 +25,8 @@ from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 
 CONNECT_TIMEOUT_S: Final = 3
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.1, 5.0
+STUCK_S = 20.0
+"""Longer than any statement may take."""
 SESSION: Final = {
     "statement_timeout": "15s",
     "lock_timeout": "5s",
@@ -32,8 +39,11 @@ _PG_OPTIONS: Final = frozenset({"sslmode", "sslrootcert", "sslcert", "sslkey", "
 _DAMAGED: Final = frozenset({"XX001", "XX002"})  # data_corrupted, index_corrupted
 
 
-def sql_engine(urls: Sequence[str]) -> sa.Engine:
-    """An engine that has not connected yet.  Raises Refused for URLs that are not as the module says."""
+def sql_engine(urls: Sequence[str], connect: Callable[[Sequence[dict[str, Any]]], Any]) -> sa.Engine:
+    """An engine that has not connected yet; ``connect`` is given PostgreSQL's endpoints.
+
+    Raises Refused for URLs that are not as the module says.
+    """
     parsed = [_parsed(url) for url in urls]
     if not parsed:
         raise Refused.bad_field("database", "at least one URL")
@@ -48,7 +58,7 @@ def sql_engine(urls: Sequence[str]) -> sa.Engine:
     try:
         return sa.create_engine(
             "postgresql+psycopg://",
-            creator=lambda: _connect(endpoints),
+            creator=lambda: connect(endpoints),
             pool_size=2,
             max_overflow=4,
             pool_timeout=CONNECT_TIMEOUT_S,
@@ -108,20 +118,6 @@ def _endpoint(url: sa.URL) -> dict[str, Any]:
     }
 
 
-def _connect(endpoints: Sequence[dict[str, Any]]) -> Any:
-    """A connection to the first endpoint that takes writes.  Raises psycopg.OperationalError where none does."""
-    import psycopg  # imported where PostgreSQL is used: it comes with an extra
-
-    session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
-    failures = []
-    for endpoint in endpoints:
-        try:
-            return psycopg.connect(**endpoint, options=session)
-        except psycopg.OperationalError as failed:
-            failures.append(failed)
-    raise failures[0]
-
-
 def _tune_sqlite(connection: Any, _record: Any) -> None:
     """The log is the truth, so the projection may lose its last commits at a power cut, never its consistency."""
     connection.isolation_level = None  # transactions are begun below
@@ -140,10 +136,43 @@ class Database:
     """Transactions on one engine; counts failures, and fails at once while it waits after one."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        self.engine = sql_engine(urls)
+        self._connections: WeakSet[Any] = WeakSet()
+        self._progress: dict[int, float] = {}  # of each thread in a transaction: when it last got on
+        self.engine = sql_engine(urls, self._connect)
         self.dialect = self.engine.dialect.name
         self._delay_s = 0.0
         self._not_before = 0.0
+        for event in ("before_cursor_execute", "after_cursor_execute", "commit"):
+            sa.event.listen(self.engine, event, self._got_on)
+
+    def _connect(self, endpoints: Sequence[dict[str, Any]]) -> Any:
+        """A connection to the first endpoint that takes writes.  Raises psycopg.OperationalError where none does."""
+        import psycopg  # imported where PostgreSQL is used: it comes with an extra
+
+        session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
+        failures = []
+        for endpoint in endpoints:
+            self._got_on()
+            try:
+                made = psycopg.connect(**endpoint, options=session)
+            except psycopg.OperationalError as failed:
+                failures.append(failed)
+            else:
+                self._connections.add(made)
+                return made
+        raise failures[0]
+
+    def _got_on(self, *_: Any) -> None:
+        self._progress[threading.get_ident()] = time.monotonic()
+
+    def interrupt_if_stuck(self) -> None:
+        """Any thread: shut every connection where a transaction has waited ``STUCK_S`` for a server that is silent."""
+        now = time.monotonic()
+        if any(now - since >= STUCK_S for since in list(self._progress.values())):
+            for connection in list(self._connections):
+                with suppress(Exception):  # closed meanwhile: as wanted
+                    with socket.socket(fileno=os.dup(connection.fileno())) as wire:
+                        wire.shutdown(socket.SHUT_RDWR)
 
     @contextmanager
     def writing(self) -> Iterator[sa.Connection]:
@@ -168,6 +197,7 @@ class Database:
         left_s = self._not_before - time.monotonic()
         if left_s > 0:
             raise _away(retry_after_ms=int(left_s * 1000) + 1)
+        self._got_on()
         try:
             yield
         except (exc.DBAPIError, exc.TimeoutError) as failed:
@@ -176,6 +206,8 @@ class Database:
                 self._delay_s = min(BACKOFF_MAX_S, max(BACKOFF_MIN_S, 2 * self._delay_s))
                 self._not_before = time.monotonic() + self._delay_s
             raise error from failed
+        finally:
+            self._progress.pop(threading.get_ident(), None)
         self._delay_s = 0.0
 
     def close(self) -> None:

@@ -60,7 +60,7 @@ class Read:
 
 class SqlProjection:
     """``urls``: where the database is, see ``sql_engine``.  Connects when first used.  Not thread-safe, but for
-    ``claimed``."""
+    ``claimed`` and ``interrupt_if_stuck``."""
 
     def __init__(self, *urls: str) -> None:
         self._db = Database(urls)
@@ -101,6 +101,10 @@ class SqlProjection:
             with self._db.writing() as db:
                 make_place(db)
             self._checked = True
+
+    def interrupt_if_stuck(self) -> None:
+        """Any thread: what waits for a server that stands still raises Unavailable."""
+        self._db.interrupt_if_stuck()
 
     def close(self) -> None:
         self._db.close()
@@ -285,10 +289,10 @@ class SqlProjection:
         except Integrity:
             self._discard_file()
             self.take_place()
-        with self._writing() as (db, place):
-            self._own(place)
-            wipe(db, keep=PLACE)
-            db.execute(sa.update(PLACE).values(idx=0, doubt="it is being made anew"))
+        try:
+            self._wipe()
+        except Integrity:
+            self._wipe(unread=self._db.dialect == "postgresql")
         self.catch_up(read)
         if not self.verify(read):
             raise Fenced("fenced", "another replica went on while it was made anew", field="token")
@@ -296,6 +300,12 @@ class SqlProjection:
             self._own(place)
             db.execute(sa.update(PLACE).values(doubt=None))
         self._unsaid = None
+
+    def _wipe(self, *, unread: bool = False) -> None:
+        with self._writing() as (db, place):
+            self._own(place)
+            wipe(db, keep=PLACE, unread=unread)
+            db.execute(sa.update(PLACE).values(idx=0, doubt="it is being made anew"))
 
     def _discard_file(self) -> None:
         """A file that SQLite itself cannot read is nothing to keep.  Raises Integrity where it is no file."""

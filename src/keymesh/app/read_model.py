@@ -37,6 +37,8 @@ GRACE_DOUBTED_S: Final = 30.0
 SAMPLE_S: Final = 5.0
 SAMPLE_NAMESPACES: Final = 8
 PENDING_MAX: Final = 256
+WATCH_S: Final = 1.0
+READ_S: Final = 10.0
 
 T = TypeVar("T")
 
@@ -58,7 +60,12 @@ class ReadModel:
         self.generation = 0
 
     async def _do(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **named))
+        """``work`` in its turn.  Who waits looks after the thread: a server that stands still must not keep it."""
+        doing = asyncio.get_running_loop().run_in_executor(self._thread, partial(work, *args, **named))
+        doing.add_done_callback(lambda done: done.cancelled() or done.exception())  # a caller may be gone by then
+        while not (await asyncio.wait((doing,), timeout=WATCH_S))[0]:
+            self._projection.interrupt_if_stuck()
+        return doing.result()
 
     # --- what the Registry asks for ------------------------------------------------------------------------------
 
@@ -93,8 +100,12 @@ class ReadModel:
             say("read model behind", extra={"fields": {"code": failed.code, "reason": failed.message}})
 
     async def read(self, table: str, *, at_least: int = 0, limit: int = 1_000, **equal: Any) -> Read:
-        """As ``SqlProjection.read``."""
-        return await self._do(self._projection.read, table, at_least=at_least, limit=limit, **equal)
+        """As ``SqlProjection.read``; Unavailable also where the answer does not come in ``READ_S``."""
+        try:
+            async with asyncio.timeout(READ_S):
+                return await self._do(self._projection.read, table, at_least=at_least, limit=limit, **equal)
+        except TimeoutError as late:
+            raise Unavailable("projection", "the read model's database does not answer") from late
 
     async def index(self) -> int:
         return await self._do(self._projection.index)
