@@ -40,7 +40,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'projection.db'}"
     server: Postgres = request.getfixturevalue("postgres_server")
-    url = server.url(server.new_database())
+    server.ask("postgres", "DROP SCHEMA public CASCADE")
+    server.ask("postgres", "CREATE SCHEMA public")
+    url = server.url("postgres")
     migrate([url])
     return url
 

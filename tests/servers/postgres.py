@@ -153,8 +153,14 @@ class Postgres:
             conf.write(_CONF.format(root=self.root))
         (self.data / "pg_hba.conf").write_text(_HBA)
 
+    def _environment(self) -> dict[str, str]:
+        """Nothing of the test's own: it has variables, and a home, that are not the server's."""
+        return {"PATH": os.defpath, "HOME": str(self.root), "LANG": "C.UTF-8"}
+
     def _run(self, name: str, *words: str | Path) -> None:
-        done = subprocess.run([program(name), *map(str, words)], capture_output=True, text=True, **_as_owner())
+        done = subprocess.run(
+            [program(name), *map(str, words)], capture_output=True, text=True, env=self._environment(), **_as_owner()
+        )
         assert done.returncode == 0, done.stderr
 
     # --- life ----------------------------------------------------------------------------------------------------
@@ -171,6 +177,7 @@ class Postgres:
                         stderr=log,
                         stdin=subprocess.DEVNULL,
                         cwd="/",
+                        env=self._environment(),
                         start_new_session=True,
                         **_as_owner(),
                     )
