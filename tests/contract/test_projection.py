@@ -5,6 +5,7 @@ never behind what it says, and silent where it does not follow from the log.
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from tests.servers.postgres import Postgres
-from tests.unit.registry.harness import Bench, run, with_tenant
+from tests.unit.registry.harness import MESH, Bench, run, with_tenant
 
+from keymesh.adapters import sql_migrate
 from keymesh.adapters.sql_engine import Database
 from keymesh.adapters.sql_migrate import migrate
 from keymesh.adapters.sql_projection import SqlProjection
@@ -53,7 +55,7 @@ def opened(url: str) -> Iterator[Open]:
     made: list[SqlProjection] = []
 
     def replica() -> SqlProjection:
-        made.append(SqlProjection(url))
+        made.append(SqlProjection(url, mesh=MESH))
         made[-1].take_place()
         return made[-1]
 
@@ -204,7 +206,7 @@ def test_kill_switch_records_are_shown_as_they_stand(bench: Bench, brought: Open
 
 def test_a_database_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
-        SqlProjection(f"sqlite:///{tmp_path / 'missing' / 'projection.db'}").index()
+        SqlProjection(f"sqlite:///{tmp_path / 'missing' / 'projection.db'}", mesh=MESH).index()
 
 
 # --- one writer at a time --------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ def test_a_place_taken_back_reads_what_the_other_wrote(bench: Bench, opened: Ope
 
 
 def test_outbox_lines_are_claimed_once(url: str, brought: Open) -> None:
-    projection, other = brought(), SqlProjection(url)
+    projection, other = brought(), SqlProjection(url, mesh=MESH)
     assert other.index()
     lanes = {r["lane"] for r in projection.read("outbox", region="us-east").rows}
     with pytest.raises(RuntimeError), projection.claimed("us-east", lane=min(lanes)) as lines:
@@ -301,7 +303,7 @@ DAMAGES = {
 def test_what_does_not_follow_from_the_log_is_not_answered_from(
     bench: Bench, brought: Open, url: str, what: str
 ) -> None:
-    projection, other = brought(), SqlProjection(url)
+    projection, other = brought(), SqlProjection(url, mesh=MESH)
     whole = run(bench.log.read(0))
     before = contents(url)
     assert projection.verify(whole)
@@ -352,7 +354,7 @@ def test_a_rebuild_that_was_cut_short_answers_nobody_until_it_is_done(bench: Ben
     with pytest.raises(Unavailable):
         projection.read("tenants")
     assert projection.doubt()
-    again = SqlProjection(url)
+    again = SqlProjection(url, mesh=MESH)
     again.rebuild((index, entries))
     assert again.read("tenants").index == index
     again.close()
@@ -374,11 +376,54 @@ def test_a_schema_of_a_newer_release_is_refused_and_left_alone(brought: Open, ur
     brought()
     before = contents(url)
     damage(url, "UPDATE alembic_version SET version_num = '9999'")
-    for use in (lambda: SqlProjection(url).take_place(), lambda: migrate([url]), lambda: SqlProjection(url).index()):
+    for use in (
+        lambda: SqlProjection(url, mesh=MESH).take_place(),
+        lambda: migrate([url]),
+        lambda: SqlProjection(url, mesh=MESH).index(),
+    ):
         with pytest.raises(Refused) as refused:
             use()
         assert refused.value.code == "schema-newer"
     assert contents(url) == before
+
+
+def test_another_meshs_database_is_refused(brought: Open, url: str) -> None:
+    brought()
+    before = contents(url)
+    for use in (SqlProjection.take_place, SqlProjection.index):
+        other = SqlProjection(url, mesh="another")
+        with pytest.raises(Refused) as refused:
+            use(other)
+        assert refused.value.code == "foreign-mesh"
+        other.close()
+    assert contents(url) == before
+
+
+def test_a_file_of_release_0_1_0_is_brought_forward_or_made_anew(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(bench.log.read(0))
+    for alembic in (True, False):
+        url = f"sqlite:///{tmp_path / f'{alembic}.db'}"
+        projection = SqlProjection(url, mesh=MESH)
+        projection.take_place()
+        projection.catch_up(whole)
+        projection.close()
+        before = contents(url)
+        with sqlite3.connect(tmp_path / f"{alembic}.db") as db:  # as it was made then
+            for column in ("token", "holder", "mesh", "doubt"):
+                db.execute(f"ALTER TABLE projection_index DROP COLUMN {column}")
+            db.execute("DROP TABLE alembic_version")
+        db.close()
+        if not alembic:
+            monkeypatch.setattr(sql_migrate, "find_spec", lambda name: None)
+        projection = SqlProjection(url, mesh=MESH)
+        assert projection.index() == (whole[0] if alembic else 0)
+        projection.take_place()
+        projection.catch_up(whole)
+        assert projection.verify(whole)
+        assert contents(url) == before
+        projection.close()
 
 
 def test_migrating_twice_changes_nothing(brought: Open, url: str) -> None:

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +23,7 @@ from tests.servers.postgres import PASSWORD, Postgres, make_ca, postgres, privat
 from tests.unit.app import founded as template
 from tests.unit.app.founded import founded
 from tests.unit.app.test_processes import Face, create
-from tests.unit.registry.harness import run, with_tenant
+from tests.unit.registry.harness import MESH, run, with_tenant
 
 from keymesh.adapters import sql_engine
 from keymesh.adapters.memory_log import MemoryControlLog
@@ -90,7 +91,7 @@ def contents(projection: SqlProjection) -> dict[str, tuple[dict[str, Any], ...]]
 @pytest.fixture(scope="module")
 def right(whole: LogRead, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, Any], ...]]:
     """What follows from ``whole``: as a SQLite projection that nothing happened to holds it."""
-    projection = SqlProjection(f"sqlite:///{tmp_path_factory.mktemp('right') / 'p.db'}")
+    projection = SqlProjection(f"sqlite:///{tmp_path_factory.mktemp('right') / 'p.db'}", mesh=MESH)
     projection.take_place()
     projection.catch_up(whole)
     found = contents(projection)
@@ -99,7 +100,7 @@ def right(whole: LogRead, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def opened(*urls: str) -> SqlProjection:
-    projection = SqlProjection(*urls)
+    projection = SqlProjection(*urls, mesh=MESH)
     projection.take_place()
     return projection
 
@@ -122,7 +123,7 @@ def eventually(work: Callable[[], Any]) -> Any:
 def refusal(url: str) -> str:
     """How a use of ``url`` fails, in full."""
     with pytest.raises(Unavailable) as refused:
-        SqlProjection(url).take_place()
+        SqlProjection(url, mesh=MESH).take_place()
     return repr(refused.value) + refused.value.message
 
 
@@ -130,6 +131,17 @@ def test_a_wrong_password_is_refused_and_repeated_nowhere(server: Postgres, data
     assert "hunter2" not in refusal(server.url(database, password="hunter2"))
     shown = migrate([server.url(database)]).database
     assert PASSWORD not in shown and "***" in shown
+
+
+def test_a_password_may_lie_in_a_file(server: Postgres, database: str, tmp_path: Path) -> None:
+    file = tmp_path / "pass file"
+    file.write_text(f"localhost:{server.port}:*:keymesh:{PASSWORD}\n")
+    file.chmod(0o600)
+    url = server.url(database).replace(f":{quote(PASSWORD, safe='')}@", "@") + f"&passfile={quote(str(file))}"
+    assert PASSWORD not in url
+    projection = opened(url)
+    assert projection.index() == 0
+    projection.close()
 
 
 def test_another_ca_or_name_or_no_tls_is_refused(
@@ -158,7 +170,7 @@ def test_another_ca_or_name_or_no_tls_is_refused(
 )
 def test_a_url_that_would_weaken_it_is_refused(server: Postgres, change: tuple[str, str]) -> None:
     with pytest.raises(Refused) as refused:
-        SqlProjection(server.url("x").replace(*change))
+        SqlProjection(server.url("x").replace(*change), mesh=MESH)
     assert refused.value.field == "database"
 
 
@@ -183,7 +195,7 @@ def test_an_older_schema_is_refused_with_the_command_that_helps(
     assert (code, shown["before"], shown["after"], shown["applied"]) == (0, None, REVISIONS[-1], list(REVISIONS))
     assert PASSWORD not in json.dumps(shown)
     opened(url).close()
-    for column in ("token", "holder", "doubt"):
+    for column in ("token", "holder", "mesh", "doubt"):
         server.ask(name, f"ALTER TABLE projection_index DROP COLUMN {column}")
     server.ask(name, "UPDATE alembic_version SET version_num = '0001'")
     with pytest.raises(Refused) as refused:
@@ -322,7 +334,7 @@ def test_a_replica_that_stands_still_in_a_write_loses_its_locks_and_writes_nothi
     thread = threading.Thread(target=write)
     thread.start()
     assert standing.reached.wait(PATIENCE_S)
-    other = SqlProjection(server.url(database))
+    other = SqlProjection(server.url(database), mesh=MESH)
     eventually(other.take_place)
     other.catch_up((other.index(), entries[9:40]))
     standing.go_on.set()
@@ -425,7 +437,7 @@ def test_pages_that_cannot_be_read_are_thrown_away(
 @asynccontextmanager
 async def replica(log: MemoryControlLog, *urls: str) -> AsyncIterator[ReadModel]:
     """A replica's read model, ticking faster than in life."""
-    model = ReadModel(SqlProjection(*urls), log)
+    model = ReadModel(SqlProjection(*urls, mesh=MESH), log)
     await model.start()
 
     async def keep() -> None:
@@ -525,7 +537,7 @@ async def test_a_corrupted_row_is_noticed_refused_and_made_whole(
         await commit(log, entries, model)
         await at_index(model, whole[0])
         server.ask(database, "UPDATE tenants SET home = 'eu-west' WHERE tenant = 'acme'")
-        other, deadline = SqlProjection(url), time.monotonic() + PATIENCE_S
+        other, deadline = SqlProjection(url, mesh=MESH), time.monotonic() + PATIENCE_S
         while await asyncio.to_thread(other.doubt) is None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.02)

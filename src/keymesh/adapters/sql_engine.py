@@ -1,7 +1,8 @@
 """Connections to the read model's database: which, how safe, how long to wait, and what a failure means to callers.
 
 A database is one SQLite file, or PostgreSQL as an ordered list of endpoints: each new connection goes to the first
-that takes writes, so a standby is passed over until it is promoted.  PostgreSQL is spoken to over TLS with a CA that is
+that takes writes, so a standby is passed over until it is promoted; and it is kept to while it answers, so that a
+former primary that comes back is not mixed with its successor.  PostgreSQL is spoken to over TLS with a CA that is
 named and a host name that is checked, or over a Unix socket; passwords come from a file (``passfile``) or the URL.
 After a failure nothing is tried for a while that doubles up to ``BACKOFF_MAX_S``, so that callers hear at once.  A
 server that stands still keeps its connections open and says nothing: ``interrupt_if_stuck`` shuts them from outside.
@@ -137,6 +138,7 @@ class Database:
 
     def __init__(self, urls: Sequence[str]) -> None:
         self._connections: WeakSet[Any] = WeakSet()
+        self._found: dict[str, Any] | None = None
         self._progress: dict[int, float] = {}  # of each thread in a transaction: when it last got on
         self.engine = sql_engine(urls, self._connect)
         self.dialect = self.engine.dialect.name
@@ -146,12 +148,15 @@ class Database:
             sa.event.listen(self.engine, event, self._got_on)
 
     def _connect(self, endpoints: Sequence[dict[str, Any]]) -> Any:
-        """A connection to the first endpoint that takes writes.  Raises psycopg.OperationalError where none does."""
+        """A connection to the first endpoint that takes writes; once one was found it stays the first.
+
+        Raises psycopg.OperationalError where none does.
+        """
         import psycopg  # imported where PostgreSQL is used: it comes with an extra
 
         session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())
         failures = []
-        for endpoint in endpoints:
+        for endpoint in sorted(endpoints, key=lambda endpoint: endpoint is not self._found):
             self._got_on()
             try:
                 made = psycopg.connect(**endpoint, options=session)
@@ -159,6 +164,7 @@ class Database:
                 failures.append(failed)
             else:
                 self._connections.add(made)
+                self._found = endpoint
                 return made
         raise failures[0]
 

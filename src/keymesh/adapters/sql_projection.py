@@ -42,7 +42,7 @@ from keymesh.adapters.sql_schema import META, OUTBOX, PLACE
 from keymesh.control.entry import Leaf, SignedEntry, leaf_of
 from keymesh.control.log import in_order
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, KeymeshError, Unavailable
+from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import ZERO_DIGEST
 from keymesh.registry.projection import Change, Delete, Fenced, LogRead, Put, project
 from keymesh.registry.records import KillRecord
@@ -62,8 +62,9 @@ class SqlProjection:
     """``urls``: where the database is, see ``sql_engine``.  Connects when first used.  Not thread-safe, but for
     ``claimed`` and ``interrupt_if_stuck``."""
 
-    def __init__(self, *urls: str) -> None:
+    def __init__(self, *urls: str, mesh: str) -> None:
         self._db = Database(urls)
+        self._mesh = mesh
         self._holder = secrets.token_hex(16)
         self._token = 0
         self._checked = False
@@ -95,11 +96,12 @@ class SqlProjection:
             raise
 
     def _opened(self) -> None:
-        """Once for each server: the schema is looked at, and there is a place."""
+        """Once for each server: the schema is looked at, and there is a place.  Raises Refused for another mesh's."""
         if not self._checked:
             require_schema(self._db)
             with self._db.writing() as db:
                 make_place(db)
+                self._same_mesh(place_of(db))
             self._checked = True
 
     def interrupt_if_stuck(self) -> None:
@@ -114,10 +116,15 @@ class SqlProjection:
     def take_place(self) -> int:
         """Become the one that writes; the fencing token."""
         with self._writing() as (db, place):
+            self._same_mesh(place)
             token = max(int(place.token), self._token) + 1
-            db.execute(sa.update(PLACE).values(token=token, holder=self._holder))
+            db.execute(sa.update(PLACE).values(token=token, holder=self._holder, mesh=self._mesh))
         self._token = token
         return token
+
+    def _same_mesh(self, place: Any) -> None:
+        if place.mesh not in ("", self._mesh):
+            raise Refused("foreign-mesh", f"the database is that of mesh {place.mesh[:64]!r}", field="database")
 
     def _own(self, place: Any) -> None:
         if (place.token, place.holder) != (self._token, self._holder):

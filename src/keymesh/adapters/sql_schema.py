@@ -36,9 +36,11 @@ PLACE: Final = _table(
     _col("idx", _BIG, null=False),
     sa.Column("token", _BIG, nullable=False, server_default="0"),
     sa.Column("holder", _TEXT, nullable=False, server_default=""),
+    sa.Column("mesh", _TEXT, nullable=False, server_default=""),
     _col("doubt"),
 )
-"""One row: index of the last commit taken; who may write, under which fencing token; why no answer is given, if so."""
+"""One row: index of the last commit taken; who may write, under which fencing token; of which mesh;
+why no answer is given, if so."""
 ENTRIES: Final = _table(
     "entries",
     _key("namespace"),

@@ -112,11 +112,20 @@ class ReadModel:
 
     async def put_kill(self, record: KillRecord) -> None:
         """Raises Fenced, Unavailable."""
-        await self._do(self._projection.put_kill, record)
+        await self._beside(self._projection.put_kill, record)
 
     async def delivered(self, region: str, namespace: str, seq: int) -> None:
         """Raises Fenced, Unavailable."""
-        await self._do(self._projection.delivered, region, namespace, seq)
+        await self._beside(self._projection.delivered, region, namespace, seq)
+
+    async def _beside(self, work: Callable[..., None], *args: Any) -> None:
+        if not self._mine:
+            raise Fenced("fenced", "another replica shows it", field="token")
+        try:
+            await self._do(work, *args)
+        except Fenced:
+            self._mine = False
+            raise
 
     # --- life ----------------------------------------------------------------------------------------------------
 

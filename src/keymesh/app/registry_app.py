@@ -88,7 +88,7 @@ class RegistryProcess:
         suite = DsseSuite(signer)
         self.log = SqliteControlLog(directory / "log.db", mesh=plan.mesh)
         self.read_model = ReadModel(
-            SqlProjection(*(database or (f"sqlite:///{directory / 'projection.db'}",))), self.log
+            SqlProjection(*(database or (f"sqlite:///{directory / 'projection.db'}",)), mesh=plan.mesh), self.log
         )
         self._delivered: dict[tuple[str, str], int] = {}
         self._shown_kills: dict[tuple[str, str], Any] = {}

@@ -323,7 +323,7 @@ async def test_a_projection_that_contradicts_the_log_is_made_anew() -> None:
         path.write_bytes(b"no database at all" * 100)
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        process.read_model = ReadModel(SqlProjection(f"sqlite:///{path}"), process.log)
+        process.read_model = ReadModel(SqlProjection(f"sqlite:///{path}", mesh=process.plan.mesh), process.log)
         await process.read_model.start()
         assert await process.read_model.index() == 2
         assert (await face.ask("GET", "/v1/tenants/acme"))["tenant"] == "acme"

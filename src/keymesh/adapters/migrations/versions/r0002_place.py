@@ -1,4 +1,4 @@
-"""The place: who may write the projection, under which fencing token, and whether it may answer.
+"""The place: who may write the projection, under which fencing token, of which mesh, and whether it may answer.
 
 The existing row keeps its index; its place is free.
 """
@@ -15,7 +15,8 @@ _TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
-    """Three columns beside the index."""
+    """Four columns beside the index."""
     op.add_column("projection_index", sa.Column("token", sa.BigInteger, nullable=False, server_default="0"))
     op.add_column("projection_index", sa.Column("holder", _TEXT, nullable=False, server_default=""))
+    op.add_column("projection_index", sa.Column("mesh", _TEXT, nullable=False, server_default=""))
     op.add_column("projection_index", sa.Column("doubt", _TEXT))
