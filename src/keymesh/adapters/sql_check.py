@@ -8,6 +8,7 @@ log does.  Every function returns the first thing that is wrong, in a few words 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final
 
@@ -37,48 +38,63 @@ _OF_MESH: Final = (REGIONS, NODES)
 _WINDOW: Final = 1_000  # commits compared at a time
 
 
-def wrong_in_namespace(db: sa.Connection, namespace: str, leaf: Leaf | None, *, exact: bool) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What the tables say of one namespace.  ``line``: index and hash in ``entries`` of what ``head`` names."""
+
+    head: Any = None
+    line: tuple[int, str] | None = None
+    rows: dict[str, bytes] = field(default_factory=dict)
+    typed: dict[tuple[str, Any], dict[str, Any]] = field(default_factory=dict)
+
+
+def held_of(db: sa.Connection, namespace: str | None = None) -> dict[str, Held]:
+    """Every namespace that any table speaks of, or that one alone; a dozen queries either way."""
+
+    def asked(query: sa.Select[Any], column: sa.Column[Any]) -> sa.CursorResult[Any]:
+        return db.execute(query if namespace is None else query.where(column == namespace))
+
+    found: dict[str, Held] = {}
+    joined = sa.and_(ENTRIES.c.namespace == HEADS.c.namespace, ENTRIES.c.seq == HEADS.c.seq)
+    lines = sa.select(HEADS, ENTRIES.c.idx.label("at"), ENTRIES.c.entry_hash.label("hash"))
+    for head in asked(lines.outerjoin_from(HEADS, ENTRIES, joined), HEADS.c.namespace):
+        found[head.namespace] = Held(head, None if head.at is None else (head.at, head.hash))
+    for row in asked(sa.select(ROWS), ROWS.c.namespace):
+        found.setdefault(row.namespace, Held()).rows[row.name] = bytes(row.value or b"")
+    for table in (*_OF_TENANT, *_OF_MESH, RESTRICTIONS):
+        if table in _OF_MESH and namespace not in (None, MESH_NAMESPACE):
+            continue
+        names = list(table.primary_key.columns.keys())
+        for row in db.execute(sa.select(table)) if table in _OF_MESH else asked(sa.select(table), table.c[names[0]]):
+            values = dict(row._mapping)
+            key = tuple((name, values.pop(name)) for name in names)
+            whose = MESH_NAMESPACE if table in _OF_MESH else str(key[0][1])
+            found.setdefault(whose, Held()).typed[(table.name, key)] = values
+    return found
+
+
+def wrong_in_namespace(held: Held, namespace: str, leaf: Leaf | None, *, exact: bool) -> str | None:
     """``leaf``: the log's head; where the projection is not ``exact``-ly at the log's index, it may be older."""
-    head = db.execute(sa.select(HEADS).where(HEADS.c.namespace == namespace)).one_or_none()
-    found = db.execute(sa.select(ROWS.c.name, ROWS.c.value).where(ROWS.c.namespace == namespace))
-    rows = {row.name: bytes(row.value) for row in found}
+    head = held.head
     if head is None:  # not there, or not there yet
         missing = exact and leaf is not None
-        return f"head of {namespace}" if missing or rows else _wrong_in_typed(db, namespace, {})
+        return f"head of {namespace}" if missing or held.rows or held.typed else None
     if leaf is None:
         return f"head of {namespace}"
     if head.seq > leaf.seq or (exact and head.seq < leaf.seq):
         return f"head of {namespace}: seq {head.seq}, the log has {leaf.seq}"
     if head.seq == leaf.seq and (head.epoch, head.entry_hash, head.state) != (leaf.epoch, leaf.entry_hash, leaf.state):
         return f"head of {namespace}"
-    line = db.execute(
-        sa.select(ENTRIES.c.idx, ENTRIES.c.entry_hash).where(
-            ENTRIES.c.namespace == namespace, ENTRIES.c.seq == head.seq
-        )
-    ).one_or_none()
-    if line != (head.idx, head.entry_hash):
+    if held.line != (head.idx, head.entry_hash):
         return f"entries of {namespace}"
-    if root_of(rows) != head.state:
+    if root_of(held.rows) != head.state:
         return f"rows of {namespace}"
-    return _wrong_in_typed(db, namespace, rows)
-
-
-def _wrong_in_typed(db: sa.Connection, namespace: str, rows: Mapping[str, bytes]) -> str | None:
     try:
-        wanted = expected(namespace, rows)
+        wanted = expected(namespace, held.rows)
     except KeymeshError:
         return f"rows of {namespace}"
-    held: dict[tuple[str, Any], dict[str, Any]] = {}
-    for table in (*(_OF_MESH if namespace == MESH_NAMESPACE else _OF_TENANT), RESTRICTIONS):
-        query = sa.select(table)
-        if table not in _OF_MESH:
-            query = query.where(next(iter(table.primary_key.columns)) == namespace)
-        for row in db.execute(query):
-            values = dict(row._mapping)
-            key = tuple((column.name, values.pop(column.name)) for column in table.primary_key.columns)
-            held[(table.name, key)] = values
-    for place in wanted.keys() | held.keys():
-        if not _equal(wanted.get(place), held.get(place)):
+    for place in wanted.keys() | held.typed.keys():
+        if not _equal(wanted.get(place), held.typed.get(place)):
             return f"{place[0]} of {namespace}"
     return None
 
@@ -104,16 +120,6 @@ def wrong_in_entries(db: sa.Connection, index: int, log: Sequence[tuple[int, Sig
     if db.execute(sa.select(sa.func.count()).select_from(ENTRIES)).scalar_one() != len(upto):
         return "entries of no index"
     return None
-
-
-def namespaces_held(db: sa.Connection) -> set[str]:
-    """Every namespace that any table speaks of."""
-    found: set[str] = set()
-    for table in (HEADS, ROWS, RESTRICTIONS, *_OF_TENANT):
-        found.update(db.execute(sa.select(next(iter(table.primary_key.columns))).distinct()).scalars())
-    if any(db.execute(sa.select(sa.literal(1)).select_from(table).limit(1)).first() for table in _OF_MESH):
-        found.add(MESH_NAMESPACE)
-    return found
 
 
 def wipe(db: sa.Connection, keep: sa.Table, *, unread: bool) -> None:

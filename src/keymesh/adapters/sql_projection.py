@@ -34,7 +34,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from keymesh.adapters.sql_check import namespaces_held, wipe, wrong_in_entries, wrong_in_namespace
+from keymesh.adapters.sql_check import Held, held_of, wipe, wrong_in_entries, wrong_in_namespace
 from keymesh.adapters.sql_engine import Database
 from keymesh.adapters.sql_migrate import require_schema
 from keymesh.adapters.sql_rows import check_same, head_of, make_place, place_of, rows_of, write
@@ -259,8 +259,9 @@ class SqlProjection:
                 if at <= index:
                     heads[signed.entry.namespace] = leaf_of(signed)
             wrong = wrong_in_entries(db, index, entries)
-            for namespace in sorted(heads.keys() | namespaces_held(db)):
-                wrong = wrong or wrong_in_namespace(db, namespace, heads.get(namespace), exact=True)
+            held = held_of(db)
+        for name in sorted(heads.keys() | held.keys()):
+            wrong = wrong or wrong_in_namespace(held.get(name, Held()), name, heads.get(name), exact=True)
         self._condemn(wrong)
         return True
 
@@ -270,7 +271,8 @@ class SqlProjection:
             index = int(place_of(db).idx)
             if index > log_index:
                 return False
-            wrong = wrong_in_namespace(db, namespace, heads.get(namespace), exact=index == log_index)
+            held = held_of(db, namespace).get(namespace, Held())
+        wrong = wrong_in_namespace(held, namespace, heads.get(namespace), exact=index == log_index)
         self._condemn(wrong)
         return True
 
