@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from tests.servers.postgres import Postgres
 from tests.unit.registry.harness import MESH, Bench, run, with_tenant
 
-from keymesh.adapters import sql_migrate
+from keymesh.adapters import sql_migrate, sql_projection
 from keymesh.adapters.sql_engine import Database
 from keymesh.adapters.sql_migrate import migrate
 from keymesh.adapters.sql_projection import SqlProjection
@@ -161,6 +161,26 @@ def test_it_refuses_to_skip_or_to_be_rewritten(bench: Bench, brought: Open, open
         projection.apply(2, [entries[2][1]])
     assert refused.value.code == "projection-chain"
     assert projection.index() == 1
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_in_pieces_of_any_size_it_comes_to_the_same(
+    bench: Bench, opened: Open, url: str, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    bench.ok(bench.scope_command("resume", "service:acme/pay", "s2"))
+    for n in range(8, 14):
+        bench.ok(bench.label("acme" if n % 2 else "globex", n))
+    whole = run(bench.log.read(0))
+    projection = opened()
+    for index, signed in whole[1]:
+        projection.apply(index, [signed])
+    one_by_one = contents(url)
+    monkeypatch.setattr(sql_projection, "COMMITS_AT_ONCE", at_once)
+    monkeypatch.setattr(sql_projection, "NAMESPACES_CACHED", 1)
+    projection.rebuild(whole)
+    assert contents(url) == one_by_one
+    projection.catch_up((whole[0], whole[1][3:]))  # all there
+    assert contents(url) == one_by_one
 
 
 def test_a_commit_is_taken_whole_or_not_at_all(bench: Bench, brought: Open, opened: Open) -> None:

@@ -48,6 +48,7 @@ from keymesh.registry.projection import Change, Delete, Fenced, LogRead, Put, pr
 from keymesh.registry.records import KillRecord
 
 NAMESPACES_CACHED: Final = 4_096
+COMMITS_AT_ONCE: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,35 +143,43 @@ class SqlProjection:
         Raises Fenced where another has the place, Integrity where it skips commits, or where the projection holds
         something else at its place.
         """
-        with self._writing() as (db, place):
-            if index <= place.idx:
-                check_same(db, index, entries)
-                return
-            self._own(place)
-            if index != place.idx + 1:
-                raise Integrity("projection-skip", f"commit {index} after {place.idx}", field="index")
-            if self._rows_at != place.idx or len(self._rows) > NAMESPACES_CACHED:
-                self._rows.clear()
-            changes: list[Change] = []
-            heads: dict[str, tuple[int, str]] = {}
-            for signed in in_order(entries):
-                changes.extend(self._take(db, index, signed, heads))
-            write(db, changes)
-            db.execute(sa.update(PLACE).values(idx=index))
-        self._rows_at = index
+        self._apply([(index, entries)])
 
     def catch_up(self, read: LogRead) -> None:
-        """Take the commits of a read of the log after ``index()``, in order."""
+        """Take the commits of a read of the log after ``index()``, in order, some at a time."""
         commits: dict[int, list[SignedEntry]] = {}
         for index, signed in read[1]:
             commits.setdefault(index, []).append(signed)
-        for index, group in sorted(commits.items()):
-            self.apply(index, group)
+        waiting = sorted(commits.items())
+        for start in range(0, len(waiting), COMMITS_AT_ONCE):
+            self._apply(waiting[start : start + COMMITS_AT_ONCE])
+
+    def _apply(self, commits: Sequence[tuple[int, Sequence[SignedEntry]]]) -> None:
+        """``commits`` in order, in one transaction: all of them, or none."""
+        with self._writing() as (db, place):
+            at = int(place.idx)
+            changes: list[Change] = []
+            heads: dict[str, tuple[int, str]] = {}
+            if self._rows_at != at or len(self._rows) > NAMESPACES_CACHED:
+                self._rows.clear()
+            for index, entries in commits:
+                if index <= place.idx:
+                    check_same(db, index, entries)
+                    continue
+                self._own(place)
+                if index != at + 1:
+                    raise Integrity("projection-skip", f"commit {index} after {at}", field="index")
+                for signed in in_order(entries):
+                    changes.extend(self._take(db, index, signed, heads))
+                self._rows_at = at = index
+            if changes:
+                write(db, changes)
+                db.execute(sa.update(PLACE).values(idx=at))
 
     def _take(
         self, db: sa.Connection, index: int, signed: SignedEntry, heads: dict[str, tuple[int, str]]
     ) -> tuple[Change, ...]:
-        """What one entry changes, after those before it in its commit (``heads`` are theirs)."""
+        """What one entry changes, after those before it in this transaction (``heads`` are theirs)."""
         entry = signed.entry
         head = heads.get(entry.namespace)
         if head is None:
