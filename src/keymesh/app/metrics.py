@@ -48,5 +48,7 @@ class RegistryCollector(Collector):
         state = shell.state
         yield GaugeMetricFamily("keymesh_registry_index", "Index of the control log.", state.index)
         yield GaugeMetricFamily("keymesh_registry_halted", "1 where the log does not verify.", int(bool(state.halted)))
+        behind = int(self._process.read_model.behind)
+        yield GaugeMetricFamily("keymesh_registry_read_model_behind", "1 where reads are not up to date.", behind)
         yield GaugeMetricFamily("keymesh_registry_open_kill_switches", "Not yet certified.", len(state.open_kills))
         yield _counter("keymesh_registry_notes", "Notes by name.", "name", shell.notes)

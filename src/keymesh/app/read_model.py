@@ -67,6 +67,11 @@ class ReadModel:
             self._projection.interrupt_if_stuck()
         return doing.result()
 
+    @property
+    def behind(self) -> bool:
+        """Whether something went wrong that is not made good yet; to look on is nothing wrong."""
+        return self._behind and self._reported not in ("", "fenced")
+
     # --- what the Registry asks for ------------------------------------------------------------------------------
 
     def offer(self, index: int, entries: Sequence[SignedEntry]) -> None:
@@ -198,6 +203,7 @@ class ReadModel:
         """Another replica writes, as long as it does."""
         index, doubt = await self.index(), await self._do(self._projection.doubt)
         log_index, _ = await self._log.heads()
+        self._reported = ""
         now = time.monotonic()
         if (index >= log_index and doubt is None) or index != self._stalled[0]:
             self._stalled = (index, now)

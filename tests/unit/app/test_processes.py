@@ -467,6 +467,7 @@ async def test_the_registrys_metrics() -> None:
         text = generate_latest(seen).decode()
         assert "keymesh_registry_index 2.0" in text
         assert "keymesh_registry_halted 0.0" in text
+        assert "keymesh_registry_read_model_behind 0.0" in text
         assert RegistryApi(process).readiness() == []
 
 

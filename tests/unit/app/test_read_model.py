@@ -42,6 +42,13 @@ async def started(path: Path, log: MemoryControlLog) -> AsyncIterator[ReadModel]
     await model.close()
 
 
+async def done(model: ReadModel, index: int) -> bool:
+    try:
+        return await model.index() == index
+    except Unavailable:
+        return False
+
+
 async def put(log: MemoryControlLog, whole: LogRead, first: int, last: int, model: ReadModel | None = None) -> None:
     for index, signed in whole[1][first:last]:
         await log.append([signed])
@@ -128,13 +135,15 @@ async def test_a_database_that_comes_later_is_waited_for(whole: LogRead, tmp_pat
     async with started(place, log) as model:
         with pytest.raises(Unavailable):
             await model.read("tenants")
+        assert model.behind
         place.mkdir()
         for _ in range(200):
             await model.tick()
-            if not model._behind:
+            if await done(model, 5):
                 break
             await asyncio.sleep(0.05)
         assert (await model.read("tenants")).index == 5
+        assert not model.behind
 
 
 async def test_a_reader_does_not_wait_for_ever(whole: LogRead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
