@@ -38,6 +38,7 @@ SAMPLE_S: Final = 5.0
 SAMPLE_NAMESPACES: Final = 8
 PENDING_MAX: Final = 256
 WATCH_S: Final = 1.0
+REBUILD_WAIT_MAX_S: Final = 60.0
 READ_S: Final = 10.0
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class ReadModel:
         self._sampled_at = time.monotonic()
         self._next_sample = ""
         self._reported = ""
+        self._rebuild_not_before, self._rebuild_wait_s = 0.0, 1.0
         self.generation = 0
 
     async def _do(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
@@ -193,10 +195,17 @@ class ReadModel:
         self._reported = ""
 
     async def _rebuild(self, wrong: str) -> None:
+        """Raises Unavailable where the last try failed only just now: it costs a read of the whole log."""
+        now = time.monotonic()
+        if now < self._rebuild_not_before:
+            raise Unavailable("doubted", f"the read model is to be made anew: {wrong}")
+        self._rebuild_not_before = now + self._rebuild_wait_s
+        self._rebuild_wait_s = min(REBUILD_WAIT_MAX_S, 2 * self._rebuild_wait_s)
         log.error("read model is made anew", extra={"fields": {"reason": wrong}})
         self._mine, self._behind = True, False
         await self._do(self._projection.rebuild, await self._log.read(0))
         self.generation += 1
+        self._rebuild_not_before, self._rebuild_wait_s = 0.0, 1.0
         log.warning("read model was made anew", extra={"fields": {"index": await self.index()}})
 
     async def _look_on(self) -> None:
@@ -212,7 +221,10 @@ class ReadModel:
             await self._bring_forward()
 
     async def _sample(self) -> None:
-        """Some namespaces, in turn."""
+        """Some namespaces, in turn; and whether another replica found something."""
+        if await self._do(self._projection.doubt) is not None:
+            self._behind = True  # made anew at the next tick
+            return
         log_index, heads = await self._log.heads()
         names = sorted(heads)
         later = [name for name in names if name >= self._next_sample]

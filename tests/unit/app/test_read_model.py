@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ from keymesh.adapters.memory_log import MemoryControlLog
 from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.app import read_model
 from keymesh.app.read_model import ReadModel
-from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.errors import Integrity, Refused, Unavailable
 from keymesh.registry import killswitch
 from keymesh.registry.projection import Fenced, LogRead
 
@@ -126,6 +127,46 @@ async def test_who_looks_on_takes_over_only_where_nothing_moves(
         await first.put_kill(record)
         with pytest.raises(Fenced):
             await second.delivered("us-east", "acme", 1)
+
+
+async def test_what_one_replica_finds_the_one_with_the_place_makes_whole(
+    whole: LogRead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read_model, "SAMPLE_S", 0.0)
+    log = MemoryControlLog(MESH)
+    await put(log, whole, 0, 9)
+    async with started(tmp_path, log) as first, started(tmp_path, log) as second:
+        with sqlite3.connect(tmp_path / "projection.db") as db:
+            db.execute("UPDATE tenants SET home = 'us-west'")
+        db.close()
+        await first.tick()
+        with pytest.raises(Unavailable):
+            await second.read("tenants")
+        for _ in range(2):
+            await second.tick()
+        assert (await first.read("tenants")).rows[0]["home"] == "us-east"
+
+
+async def test_making_it_anew_is_not_tried_all_the_time(
+    whole: LogRead, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[LogRead] = []
+
+    def fails(projection: SqlProjection, read: LogRead) -> None:
+        tries.append(read)
+        raise Integrity("projection-wrong", "still wrong")
+
+    log = MemoryControlLog(MESH)
+    await put(log, whole, 0, 9)
+    async with started(tmp_path, log) as model:
+        with sqlite3.connect(tmp_path / "projection.db") as db:
+            db.execute("UPDATE projection_index SET doubt = 'something'")
+        db.close()
+        monkeypatch.setattr(SqlProjection, "rebuild", fails)
+        model._behind = True
+        for _ in range(5):
+            await model.tick()
+        assert len(tries) == 1 and model.behind
 
 
 async def test_a_database_that_comes_later_is_waited_for(whole: LogRead, tmp_path: Path) -> None:
