@@ -19,9 +19,10 @@ from urllib.parse import quote
 
 import pytest
 import sqlalchemy as sa
+from tests.integration.mesh.live import keymesh as in_a_process
 from tests.servers.postgres import PASSWORD, Postgres, make_ca, postgres, private_directory
 from tests.unit.app import founded as template
-from tests.unit.app.founded import founded
+from tests.unit.app.founded import founded, short_dir
 from tests.unit.app.test_processes import Face, create
 from tests.unit.registry.harness import MESH, run, with_tenant
 
@@ -637,3 +638,27 @@ async def test_the_registry_commits_while_its_database_is_away(server: Postgres,
             await process.read_model.close()
             process.receipts.close()
             await process.log.close()
+
+
+def test_a_whole_mesh_runs_on_it(server: Postgres, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEYMESH_REGISTRY_DATABASE", server.url(database))
+    with short_dir() as path:
+        place = ("--dir", path / "m", "--json")
+        try:
+            up = in_a_process("up", "--regions", "us-east,us-west,eu-west", "--allow-unlocked-memory", *place)
+            assert up.returncode == 0, up.stderr
+            made = in_a_process("tenant", "create", "acme", "--home", "us-east", "--regions", "us-east,us-west", *place)
+            assert made.returncode == 0, made.stderr
+            held = server.ask(database, "SELECT tenant, home FROM tenants")
+            assert held == [("acme", "us-east")]
+            assert not (path / "m" / "registry" / "projection.db").exists()
+            server.kill()
+            suspended = in_a_process("suspend", "tenant:acme", "--no-wait", *place)
+            assert suspended.returncode == 0, suspended.stdout
+            server.start()
+            deadline = time.monotonic() + PATIENCE_S
+            while server.ask(database, "SELECT state FROM restrictions") != [("suspended",)]:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+        finally:
+            in_a_process("down", *place)
