@@ -14,7 +14,7 @@ TEST_SEEDS ?= 120
 
 SIM = $(BIN)/keymesh sim run --seeds $(1) --json
 
-.PHONY: help setup dev demo check static unit test soak bench lock clean
+.PHONY: help setup dev servers demo check static unit test soak bench lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -28,6 +28,9 @@ dev:
 demo: setup  ## bring up a mesh, show and measure the product, take it down
 	@$(BIN)/keymesh demo
 
+servers:
+	@.ci/servers
+
 static: dev
 	$(BIN)/ruff format --check --no-cache src tests .ci
 	$(BIN)/ruff check --no-cache src tests .ci
@@ -40,12 +43,12 @@ unit: dev
 check: static unit  ## format, lint, types, import contracts, unit and vector tests, some seeds (about a minute)
 	$(call SIM,$(CHECK_SEEDS))
 
-test: static  ## everything: check, contract, integration and simulation tests (under 15 minutes)
+test: servers static  ## everything: check, contract, integration and simulation tests (under 15 minutes)
 	$(PYTEST) -n $(JOBS) --durations=10 -m "not serial" tests
 	$(PYTEST) --durations=10 -m serial tests
 	$(call SIM,$(TEST_SEEDS))
 
-soak: dev  ## the same tests with their full counts; prints one JSON object at the end
+soak: servers dev  ## the same tests with their full counts; prints one JSON object at the end
 	@KEYMESH_SOAK=1 $(BIN)/python .ci/soak.py
 
 bench: setup  ## measure the Edge and the kill switch, each beside a reference from the same run

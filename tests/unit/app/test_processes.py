@@ -20,8 +20,8 @@ from keymesh.access.identity import Identity, parse_identity
 from keymesh.adapters import pki, seals
 from keymesh.adapters.http_messages import JSON, OCTETS, Request, Response, Router, problem_response
 from keymesh.adapters.http_server import serve
-from keymesh.adapters.tls import Credentials, MeshTls, Peer
 from keymesh.adapters.sql_projection import SqlProjection
+from keymesh.adapters.tls import Credentials, MeshTls, Peer
 from keymesh.app.channels import split_messages
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
@@ -429,7 +429,7 @@ async def test_a_core_greets_a_registry_once_it_is_there_and_not_before() -> Non
             try:
                 await asyncio.sleep(0.5)  # several tries
                 assert not greetings
-                await process._catch_up()
+                await process.read_model.start()
                 process.shell.boot()
                 await asyncio.gather(*process.tasks)
                 async with asyncio.timeout(10):
