@@ -43,7 +43,7 @@ unit: dev
 check: static unit  ## format, lint, types, import contracts, unit and vector tests, some seeds (about a minute)
 	$(call SIM,$(CHECK_SEEDS))
 
-test: servers static  ## everything: check, contract, integration and simulation tests (under 15 minutes)
+test: servers static  ## everything: check, contract, integration and simulation tests (about 15 minutes)
 	$(PYTEST) -n $(JOBS) --durations=10 -m "not serial" tests
 	$(PYTEST) --durations=10 -m serial tests
 	$(call SIM,$(TEST_SEEDS))
