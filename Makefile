@@ -10,7 +10,8 @@ PYTEST := $(BIN)/python -m pytest -q
 # workers for tests that may share the machine
 JOBS ?= 2
 CHECK_SEEDS ?= 20
-TEST_SEEDS ?= 120
+TEST_SEEDS ?= 1000
+DURATIONS ?= 10
 
 SIM = $(BIN)/keymesh sim run --seeds $(1) --json
 
@@ -43,17 +44,20 @@ unit: dev
 check: static unit  ## format, lint, types, import contracts, unit and vector tests, some seeds (about a minute)
 	$(call SIM,$(CHECK_SEEDS))
 
-test: servers static  ## everything: check, contract, integration and simulation tests (about 15 minutes)
+test: servers static  ## everything: check, contract, integration and simulation tests (about half an hour)
 	$(PYTEST) -n $(JOBS) --durations=10 -m "not serial" tests
-	$(PYTEST) --durations=10 -m serial tests
-	$(call SIM,$(TEST_SEEDS))
+	@.ci/serial $(TEST_SEEDS) --durations=$(DURATIONS)
 
 soak: servers dev  ## the same tests with their full counts; prints one JSON object at the end
 	@KEYMESH_SOAK=1 $(BIN)/python .ci/soak.py
 
-bench: setup  ## measure the Edge and the kill switch, each beside a reference from the same run
+bench: servers setup  ## measure Edge, kill switch and its bounds, control log, dispatch, manifests and scale
 	@$(BIN)/keymesh bench edge --json
 	@$(BIN)/keymesh bench killswitch --json
+	@$(BIN)/keymesh bench control --json
+	@$(BIN)/keymesh bench orbital --json
+	@$(BIN)/keymesh bench manifest --json
+	@$(BIN)/keymesh bench scale --json
 
 lock:  ## write the hashed locks afresh (newest versions: LOCK_ARGS=--upgrade)
 	@LOCK_ARGS="$(LOCK_ARGS)" .ci/lock

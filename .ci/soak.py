@@ -51,9 +51,11 @@ def main() -> int:
     parts = [
         pytest_part("parallel", "-n", os.environ.get("JOBS", "2"), "-m", "not serial"),
         pytest_part("serial", "-m", "serial"),
-        json_part("sim", "sim", "run", "--seeds", os.environ.get("SOAK_SEEDS", "2000"), "--json"),
+        json_part("sim", "sim", "run", "--seeds", os.environ.get("SOAK_SEEDS", "10000"), "--json"),
         json_part("bench-edge", "bench", "edge", "--json"),
         json_part("bench-killswitch", "bench", "killswitch", "--json"),
+        json_part("bench-control", "bench", "control", "--json"),
+        json_part("bench-orbital", "bench", "orbital", "--json"),
     ]
     ok = all(part["ok"] for part in parts)
     print(json.dumps({"ok": ok, "parts": parts}))

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from tests.servers.rabbitmq import Rabbit
 
 ROOT = Path(__file__).resolve().parents[1]
 SOAK = os.environ.get("KEYMESH_SOAK") == "1"
@@ -52,3 +57,13 @@ def shared_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"no shared vectors at {path}; set KEYMESH_SHARED to where they lie")
     return path
+
+
+@pytest.fixture(scope="session")
+def rabbit() -> Iterator[Rabbit]:
+    """One broker for all tests that want one (they run one after the other); a test takes a virtual host of its own,
+    and leaves the broker running."""
+    from tests.servers.rabbitmq import running
+
+    with running() as server:
+        yield server

@@ -434,5 +434,5 @@ async def test_a_store_without_space_refuses_and_reads_on(tmp_path: Path, mesh: 
 
 def test_without_etcd_the_tests_say_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RuntimeError, match="apt-get install -y etcd-server"):
+    with pytest.raises(Refused, match="apt-get install -y etcd-server"):
         etcd.EtcdCluster(tmp_path)

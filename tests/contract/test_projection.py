@@ -125,8 +125,11 @@ def test_the_outbox_names_the_regions_that_are_to_hear_of_it(bench: Bench, broug
         ("globex", "eu-central"),
         ("globex", "eu-west"),
     }
+    oldest = {(r["region"], r["namespace"]): r["seq"] for r in reversed(projection.read("outbox").rows)}
+    assert {(region, namespace): seq for region, namespace, seq in projection.undelivered()} == oldest
     projection.delivered("us-east", "acme", 99)
     assert not projection.read("outbox", region="us-east").rows
+    assert ("us-east", "acme") not in {(region, namespace) for region, namespace, _ in projection.undelivered()}
     assert projection.read("outbox", region="us-west").rows
 
 

@@ -114,6 +114,7 @@ class TestCore:
         self.retry_after_ms = 100
         self.unreachable = False
         self.delay_s = 0.0
+        self.answer_late_s = 0.0
         self.swap_keys = False
         self.replay: bytes | None = None
         self.last_grant: bytes | None = None
@@ -156,6 +157,10 @@ class TestCore:
         return f"https://127.0.0.1:{self.port}"
 
     # --- what a test does --------------------------------------------------------
+
+    def blob(self, plaintext: bytes, version: L3) -> bytes:
+        """What another Edge of the service made under that version."""
+        return seal_l4(XaesKey(version.key), version.kid, "acme", {}, plaintext, os.urandom(24))
 
     def revoke(self, *lease_ids: str, revocation_id: str = "r1") -> None:
         """Push to every open stream."""
@@ -216,7 +221,9 @@ class TestCore:
             raise Unavailable("closed", "this Core is closed")
         match message:
             case LeaseRequest():
-                return self._lease(message)
+                granted = self._lease(message)
+                await asyncio.sleep(self.answer_late_s)
+                return granted
             case EdgeAckMessage():
                 self._ack(message)
             case LeaseReturnedMessage():

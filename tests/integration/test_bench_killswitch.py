@@ -23,6 +23,7 @@ from keymesh.model.errors import ExitCode, Refused
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 NAMED = ("p50_ms", "p99_ms", "p99_ms_loaded", "backlog", "lower_lane_before_lane0_max")
+BOUNDS = ("push_p99_ms", "lease_margin_ms", "governance_margin_ms", "root_margin_ms", "edges")
 
 
 @pytest.fixture
@@ -40,7 +41,12 @@ def bench_argv(directory: Path) -> list[str]:
 def test_a_small_run_measures_what_it_names(short_dir: Path) -> None:
     plan = BenchPlan(seconds=10, backlog=400, turns=2, crowd=8)
     shown = bench.measure(plan, str(short_dir / "m"))
-    assert all(isinstance(shown[name], int | float) for name in NAMED)
+    assert all(isinstance(shown[name], int | float) for name in (*NAMED, *BOUNDS))
+    assert (shown["edges"], shown["edge_processes"]) == (50, 5)
+    assert shown["push_samples"] >= bench.SAMPLES_MIN
+    assert shown["push_p99_ms"] < 2 * LIMIT_MS
+    assert min(shown[f"{bound}_margin_ms"] for bound in ("lease", "governance", "root")) > 0
+    assert all(shown[f"{name}_samples"] >= 8 for name in ("lease", "governance", "root_denied", "root_silent"))
     assert shown["samples"] >= bench.SAMPLES_MIN
     assert shown["samples_loaded"] >= 1
     assert shown["backlog"] >= shown["backlog_min"] >= plan.backlog

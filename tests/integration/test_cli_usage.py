@@ -32,6 +32,7 @@ def test_every_promised_command_exists() -> None:
         "tenant create", "tenant list", "tenant show", "tenant switch-l1", "tenant export",
         "service create", "service set", "service list", "service show",
         "key list", "key show", "key rotate", "key rewrap", "region list", "region show", "region rotate-ivk",
+        "region migrate-keystore",
         "bench edge", "bench killswitch", "sim run", "sim replay", "customer-kms run", "pki show",
     }  # fmt: skip
     assert promised <= {" ".join(words) for words in COMMANDS}
@@ -95,6 +96,7 @@ NO_MESH = (
     ("suspend", "tenant:acme"),
     ("resume", "tenant:acme"),
     ("revoke", "tenant:acme"),
+    ("certificate", "show", "c1"),
     ("pki", "show"),
     ("pki", "renew", "operator"),
     ("seal", "FILE", "--tenant", "acme", "--service", "files"),
@@ -117,6 +119,15 @@ def test_a_directory_without_a_mesh_is_refused_by_name(
         assert cli.main([*words, "--json"]) == 1
         assert json.loads(capsys.readouterr().out)["error"]["code"] == "not-found"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["FILE"]
+
+
+def test_who_shows_a_file_as_a_command_is_told_how_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tenant-acme.cert.json"
+    file.write_text("{}")
+    assert cli.main(["certificate", "show", str(file), "--dir", str(tmp_path)]) == 1
+    assert f"keymesh verify {file}" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_broken_plan_is_refused_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -93,6 +93,29 @@ async def test_a_revocation_is_obeyed_acknowledged_and_unaffected_keys_come_back
         assert created.blob[2:18] == old[-1].kid
 
 
+async def test_a_version_made_elsewhere_just_after_the_lease_is_waited_for(core: TestCore, tmp_path: Path) -> None:
+    """Another region's Edge mints under a version that came after our lease: the first open fetches it."""
+    async with await Edge.connect(**connect_options(core, tmp_path)) as edge:
+        newer = L3(3)
+        core.versions.append(newer)
+        plaintext = os.urandom(32)
+        blob = core.blob(plaintext, newer)
+        opened = await asyncio.gather(*(edge.decrypt_key(blob) for _ in range(20)))
+        assert set(opened) == {plaintext}
+        assert core.seen["LeaseRequest"] == 2, "one question for all of them"
+
+
+async def test_an_answer_under_way_is_not_the_fresh_lease(core: TestCore, tmp_path: Path) -> None:
+    core.ttl_ms, core.answer_late_s = 2_000, 0.4
+    async with await Edge.connect(**connect_options(core, tmp_path)) as edge:
+        await core.until("LeaseRequest", 2)
+        newer = L3(3)
+        core.versions.append(newer)
+        plaintext = os.urandom(32)
+        assert await edge.decrypt_key(core.blob(plaintext, newer)) == plaintext
+        assert core.seen["LeaseRequest"] == 3
+
+
 async def test_a_suspension_refuses_and_a_resume_brings_it_back(core: TestCore, tmp_path: Path) -> None:
     async with await Edge.connect(**connect_options(core, tmp_path)) as edge:
         created = await edge.create_key(plaintext=True)

@@ -21,8 +21,8 @@ from keymesh.access.identity import parse_identity
 from keymesh.adapters import pki
 from keymesh.adapters.customer_kms import OwnerClient
 from keymesh.app import customer_kms
-from keymesh.app.bootstrap import free_ports
 from keymesh.app.layout import Layout, MeshPlan, RegionPlan, TimingPlan, save_plan
+from keymesh.app.servers.ports import free_ports
 from keymesh.crypto.aad import Level, Subject
 from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
 from keymesh.crypto.kid import kid_of
@@ -30,6 +30,7 @@ from keymesh.crypto.pages import KeyPages
 from keymesh.crypto.wrap import seal_binding, seal_key
 from keymesh.crypto.xaes import XaesKey
 from keymesh.edge.sidecar import Sidecar
+from keymesh.edge.sidecar_door import Door
 from keymesh.model.ids import BindingId
 
 MIB = 1024 * 1024
@@ -89,7 +90,8 @@ class Desk:
             trust=core.trust,
             allow_unlocked_memory=True,
         )
-        await self.sidecar.start(layout.edge_socket("eu"))
+        self.door = Door(self.sidecar)
+        await self.door.open_unix(layout.edge_socket("eu"))
         csr = self.sidecar.request_identity("acme", "files")
         identity = parse_identity(self.sidecar.store.uri("acme", "files"), MESH)
         authority = core.mesh.regions["eu"]
@@ -138,7 +140,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     desk = Desk(tmp_path, core)
     await desk.open()
     yield desk
-    await desk.sidecar.close()
+    await desk.door.close()
     await core.stop()
 
 
@@ -264,7 +266,7 @@ async def test_a_suspended_service_is_refused_and_leaves_nothing(desk: Desk) -> 
 
 async def test_an_edge_that_is_away_is_unavailable(desk: Desk) -> None:
     desk.write("a", b"x")
-    await desk.sidecar.close()
+    await desk.door.close()
     assert (await desk.seal("a")).code == 3
 
 
@@ -286,7 +288,7 @@ async def test_sigterm_leaves_neither_a_file_nor_a_leftover(desk: Desk) -> None:
 async def test_offline_by_the_customers_own_key(desk: Desk, tmp_path: Path) -> None:
     sealed = (await desk.seal("-", "--context", "a=b", stdin=b"mine")).out
     desk.write("f.sealed", sealed)
-    await desk.sidecar.close()
+    await desk.door.close()
     await desk.core.stop()
     async with customer_kms.running(tmp_path / "kms", {"eu": 0}):
         async with OwnerClient.open(tmp_path / "kms") as owner:

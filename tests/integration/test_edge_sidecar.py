@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from cryptography import x509
 from tests.integration.edge_core import MESH, Pki, TestCore, eventually, now
@@ -17,6 +18,8 @@ from tests.integration.edge_core import MESH, Pki, TestCore, eventually, now
 from keymesh.access.identity import parse_identity
 from keymesh.adapters import pki
 from keymesh.edge.sidecar import Sidecar
+from keymesh.edge.sidecar_door import Door
+from keymesh.edge.sidecar_process import regions_and_urls
 from keymesh.model.errors import Refused
 
 URL = "http://edge"
@@ -59,16 +62,21 @@ class Client:
 
 
 @pytest.fixture
-async def sidecar(core: TestCore, tmp_path: Path) -> AsyncIterator[Sidecar]:
+def sidecar(core: TestCore, tmp_path: Path) -> Sidecar:
     (tmp_path / "edge").mkdir()
-    sidecar = make_sidecar(core, tmp_path)
-    await sidecar.start(tmp_path / "s")
-    yield sidecar
-    await sidecar.close()
+    return make_sidecar(core, tmp_path)
 
 
 @pytest.fixture
-async def client(sidecar: Sidecar, tmp_path: Path) -> AsyncIterator[Client]:
+async def door(sidecar: Sidecar, tmp_path: Path) -> AsyncIterator[Door]:
+    door = Door(sidecar)
+    await door.open_unix(tmp_path / "s")
+    yield door
+    await door.close()
+
+
+@pytest.fixture
+async def client(door: Door, tmp_path: Path) -> AsyncIterator[Client]:
     client = Client(tmp_path / "s")
     yield client
     await client.session.close()
@@ -116,6 +124,34 @@ async def test_from_nothing_to_keys(client: Client, core: TestCore, tmp_path: Pa
     assert listed["identities"][0]["edge"]["ready"]
     assert (await client("GET", "/healthz"))[0] == 200
     assert (await client("GET", "/readyz"))[0] == 200
+
+
+async def test_messagepack_carries_bytes(client: Client, core: TestCore) -> None:
+    await enrol(client, core)
+
+    async def ask(use: str, body: Any) -> tuple[int, Any]:
+        packed, kind = msgspec.msgpack.encode(body), {"Content-Type": "application/msgpack"}
+        async with client.session.post(f"{URL}/v1/acme/files/{use}", data=packed, headers=kind) as answer:
+            raw = await answer.read()
+            is_json = answer.content_type == "application/json"
+            return answer.status, msgspec.json.decode(raw) if is_json else msgspec.msgpack.decode(raw)
+
+    context = {"table": "orders"}
+    status, made = await ask("create-key", {"context": context, "plaintext": True})
+    assert status == 200 and (len(made["blob"]), len(made["plaintext"])) == (90, 32)
+    assert await ask("decrypt-key", {"blob": made["blob"], "context": context}) == (
+        200,
+        {"plaintext": made["plaintext"]},
+    )
+    _, many = await ask("create-keys", {"count": 3, "plaintext": True})
+    opened = await ask("decrypt-keys", {"blobs": [key["blob"] for key in many["keys"]]})
+    assert opened == (200, {"plaintexts": [key["plaintext"] for key in many["keys"]]})
+    in_json = base64.b64encode(made["blob"]).decode()
+    _, other = await client("POST", "/v1/acme/files/decrypt-key", {"blob": in_json, "context": context})
+    assert base64.b64decode(other["plaintext"]) == made["plaintext"]
+    for body, status in (({"blob": in_json}, 400), ({"blob": made["blob"], "more": 1}, 400), ({"blob": b"x"}, 400)):
+        assert (await ask("decrypt-key", body))[0] == status
+    assert (await ask("decrypt-key", {"blob": made["blob"]}))[1]["error"]["code"] == "integrity"
 
 
 async def test_files_are_private_and_the_socket_is_its_owners(client: Client, core: TestCore, tmp_path: Path) -> None:
@@ -195,26 +231,29 @@ class TestCoreStub:
         self.mesh = mesh
 
 
-async def test_a_restart_needs_nobody(client: Client, sidecar: Sidecar, core: TestCore, tmp_path: Path) -> None:
+async def test_a_restart_needs_nobody(
+    client: Client, sidecar: Sidecar, door: Door, core: TestCore, tmp_path: Path
+) -> None:
     await enrol(client, core)
     _, made = await client("POST", "/v1/acme/files/create-key", {"plaintext": True})
-    await sidecar.close()
+    await door.close()
     again = make_sidecar(core, tmp_path)
     assert again.store.instance == sidecar.store.instance
-    await again.start(tmp_path / "s")
+    door = Door(again)
+    await door.open_unix(tmp_path / "s")
     fresh = Client(tmp_path / "s")
     try:
         _, opened = await fresh("POST", "/v1/acme/files/decrypt-key", {"blob": made["blob"]})
         assert opened["plaintext"] == made["plaintext"]
     finally:
         await fresh.session.close()
-        await again.close()
+        await door.close()
 
 
-async def test_a_second_host_on_the_same_socket_is_refused(sidecar: Sidecar, core: TestCore, tmp_path: Path) -> None:
+async def test_a_second_host_on_the_same_socket_is_refused(door: Door, core: TestCore, tmp_path: Path) -> None:
     (tmp_path / "second").mkdir()
     with pytest.raises(Refused) as caught:
-        await make_sidecar(core, tmp_path).start(tmp_path / "s")
+        await Door(make_sidecar(core, tmp_path)).open_unix(tmp_path / "s")
     assert caught.value.code == "address-in-use"
 
 
@@ -237,7 +276,8 @@ async def test_a_half_made_identity_harms_no_other(client: Client, core: TestCor
     (broken / "identity.pem").write_bytes(b"junk")
     (broken / "identity.pem").chmod(0o600)
     again = make_sidecar(core, tmp_path)
-    await again.start(tmp_path / "t")
+    door = Door(again)
+    await door.open_unix(tmp_path / "t")
     fresh = Client(tmp_path / "t")
     try:
         assert (await fresh("POST", "/v1/acme/files/create-key", {}))[0] == 200
@@ -245,4 +285,39 @@ async def test_a_half_made_identity_harms_no_other(client: Client, core: TestCor
         assert (status, problem["error"]["code"]) == (503, "no-certificate")
     finally:
         await fresh.session.close()
-        await again.close()
+        await door.close()
+
+
+async def test_identities_elsewhere_are_of_that_region_and_of_no_unknown_one(core: TestCore, tmp_path: Path) -> None:
+    (tmp_path / "edge").mkdir()
+    there = Sidecar(
+        tmp_path / "edge",
+        mesh=MESH,
+        region="eu",
+        core_urls=[core.url],
+        ca_file=core.mesh.ca_file(tmp_path),
+        trust=core.trust,
+        elsewhere=regions_and_urls(["us=https://a.example:1", "us=https://b.example:1"]),
+        allow_unlocked_memory=True,
+    )
+    door = Door(there)
+    await door.open_unix(tmp_path / "s2")
+    client = Client(tmp_path / "s2")
+    try:
+        wanted = {"tenant": "acme", "service": "files"}
+        status, here = await client("POST", "/v1/identities", wanted)
+        assert status == 200 and here["uri"].startswith(f"spiffe://eu.{MESH}/")
+        status, asked = await client("POST", "/v1/identities", wanted | {"region": "us"})
+        assert status == 200 and asked["uri"].startswith(f"spiffe://us.{MESH}/")
+        status, answer = await client("POST", "/v1/identities", wanted | {"region": "xx"})
+        assert (status, answer["error"]["field"]) == (400, "region")
+        status, listed = await client("GET", "/v1/identities")
+        assert listed["identities"][0]["elsewhere"] == {"us": False}
+        status, answer = await client("PUT", "/v1/identities/acme/files", {"chain": "junk", "region": "us"})
+        assert (status, answer["error"]["field"]) == (400, "certificate")
+    finally:
+        await client.session.close()
+        await door.close()
+    for bad in ("us", "U S=https://a"):
+        with pytest.raises(Refused):
+            regions_and_urls([bad])

@@ -38,7 +38,7 @@ def cluster(members: etcd.EtcdCluster) -> Iterator[etcd.EtcdCluster]:
     """All members up, before and after."""
     yield members
     for n, member in enumerate(members.members):
-        if member.process is None:
+        if not member.server.running:
             members.launch(n)
         else:
             members.signal(n, signal.SIGCONT)
@@ -264,7 +264,8 @@ async def test_strangers_get_nowhere(
     with pytest.raises(Unavailable) as caught:
         await log.append([mesh.mesh.head])
     assert caught.value.code == "etcd-unreachable"
-    assert "ertificate" in caught.value.message or "ALERT" in caught.value.message.upper()
+    said = caught.value.message.upper()  # under TLS 1.3 a client hears of its own refusal late, or is merely cut off
+    assert "CERTIFICATE" in said or "ALERT" in said or (context is not wrong_root and "RESET" in said)
     await log.close()
     assert cluster.get(prefix + "meta") is None
 

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.integration.mesh.live import TIMING, keymesh, until
-from tests.servers.openbao import TRANSIT_RULES, OpenBaoServer, openbao
+from tests.integration.mesh.l1 import becomes, do, mesh_of, modes, seal_report
+from tests.integration.mesh.live import keymesh
+from tests.servers.openbao import TRANSIT_RULES, OpenBaoServer, give_l1, openbao
 
-from keymesh.app import cli
-from keymesh.app.admin_client import AdminClient
-from keymesh.app.bootstrap import parse_regions
-from keymesh.app.cli_mesh import start_mesh
-from keymesh.app.layout import Layout, load_plan
-from keymesh.app.supervisor_client import stop_mesh
-from keymesh.model.errors import KeymeshError
+from keymesh.app.layout import Layout
 
-REGIONS = "us-east,us-west,eu-central"
+REGIONS = ("us-east", "us-west", "eu-central")
 
 
 @pytest.fixture(scope="module")
 def layout() -> Iterator[Layout]:
-    root = Path(tempfile.mkdtemp(prefix="km", dir="/tmp"))
-    made = Layout(root / "m")
-    try:
-        start_mesh(made, regions=parse_regions(REGIONS), timing=TIMING, links=False, allow_unlocked_memory=True)
+    with mesh_of(*REGIONS) as made:
         yield made
-    finally:
-        with contextlib.suppress(Exception):
-            stop_mesh(made)
-        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -51,40 +35,16 @@ def server(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             made.policy(name, TRANSIT_RULES)
         made.cert_role("cores", made.ca.pem, "l1-cert", allowed_common_names=["core-*"])
         file = made.app_role_file("cores", "l1-role")
-        for region in REGIONS.split(","):
-            shutil.copy(file, layout.core(region) / "openbao-cores.json")
-            made.ca.issue(layout.core(region) / "openbao-cores.pem", f"core-{region}")
+        for region in REGIONS:
+            by_cert = give_l1(layout.core(region), "acme", made.ca.pem, made.url)
+            made.ca.issue(by_cert / "openbao-cores.pem", f"core-{region}")
+            by_role = give_l1(layout.core(region), "globex", made.ca.pem, made.url)
+            shutil.copy(file, by_role / "openbao-cores.json")
         yield made
-
-
-def do(layout: Layout, *words: str) -> Any:
-    with contextlib.redirect_stdout(io.StringIO()) as said:
-        assert cli.main([*words, "--dir", str(layout.root), "--json"]) == 0, (words, said.getvalue())
-    return json.loads(said.getvalue())
 
 
 def url(server: OpenBaoServer, login: str) -> str:
     return f"openbao:{server.url}/transit/root?ca={server.directory / 'ca.pem'}&{login}"
-
-
-async def modes(layout: Layout, tenant: str) -> set[str]:
-    """What the tenant's Cores say, each for itself."""
-    seen = set()
-    async with AdminClient(layout, load_plan(layout)) as client:
-        for region in ("us-east", "us-west"):
-            try:
-                status = await client.call("GET", "/v1/status", target=region, timeout_s=5)
-                seen.add(status["tenants"].get(tenant, {}).get("mode", "absent"))
-            except KeymeshError as away:
-                seen.add(away.code)
-    return seen
-
-
-async def becomes(layout: Layout, tenant: str, mode: str) -> None:
-    async def done() -> bool:
-        return await modes(layout, tenant) == {mode}
-
-    await until(done, f"{tenant} being {mode}")
 
 
 async def test_a_tenant_lives_and_closes_with_its_transit_key(
@@ -94,21 +54,7 @@ async def test_a_tenant_lives_and_closes_with_its_transit_key(
     shown = await asyncio.to_thread(do, layout, *words)
     assert [(b["provider"], b["state"]) for b in shown["bindings"]] == [("openbao", "active")]
     assert shown["bindings"][0]["url"] == f"{server.url}/transit/keys/root"
-    await asyncio.to_thread(do, layout, "service", "create", "files", "--tenant", "acme")
-    await becomes(layout, "acme", "synced")
-    plain, sealed = tmp_path / "report", tmp_path / "report.sealed"
-    plain.write_bytes(b"the report")
-
-    def opens() -> bool:
-        again = tmp_path / "again"
-        again.unlink(missing_ok=True)
-        done = keymesh("open", sealed, "-o", again, "--dir", layout.root)
-        return done.returncode == 0 and again.read_bytes() == b"the report"
-
-    done = await asyncio.to_thread(
-        keymesh, "seal", plain, "-o", sealed, "--tenant", "acme", "--service", "files", "--dir", layout.root
-    )
-    assert done.returncode == 0, done.stderr
+    opens = await seal_report(layout, "acme", tmp_path)
     assert await asyncio.to_thread(opens)
 
     server.policy("l1-cert", {})  # the customer pulls the key, and tells nobody

@@ -112,9 +112,13 @@ async def test_the_relay_process_obeys_its_control_socket(tmp_path: Path) -> Non
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     async with process("keymesh.app.wan", "--plan", tmp_path / "plan.json", "--control", control) as child:
         async with asyncio.timeout(15):
-            while not control.exists():
+            while True:
                 assert child.returncode is None
-                await asyncio.sleep(0.05)
+                try:
+                    await wan.ask(control, "status")
+                    break
+                except (FileNotFoundError, ConnectionRefusedError):  # the socket has its name before it listens
+                    await asyncio.sleep(0.05)
         (link,) = await wan.ask(control, "status")
         reader, writer = await asyncio.open_connection("127.0.0.1", link.port)
         assert await reader.read() == b"hello"

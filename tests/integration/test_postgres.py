@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import msgspec
 import pytest
 import sqlalchemy as sa
-from tests.integration.mesh.live import keymesh as in_a_process
 from tests.servers.postgres import PASSWORD, Postgres, make_ca, postgres, private_directory
 from tests.unit.app import founded as template
-from tests.unit.app.founded import founded, short_dir
+from tests.unit.app.founded import founded
 from tests.unit.app.test_processes import Face, create
 from tests.unit.registry.harness import MESH, run, with_tenant
 
@@ -33,6 +33,11 @@ from keymesh.adapters.sql_migrate import migrate
 from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.adapters.sql_schema import META, REVISIONS
 from keymesh.app import cli, read_model
+from keymesh.app.config import RegistryConfig
+from keymesh.app.config_database import DatabaseConfig
+from keymesh.app.config_of_plan import registry_config_of
+from keymesh.app.config_toml import to_toml
+from keymesh.app.layout import Layout, MeshPlan
 from keymesh.app.read_model import ReadModel
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.registry_app import RegistryProcess
@@ -80,6 +85,12 @@ def mesh_template() -> Iterator[None]:
     yield
     if mine:
         template.forget()
+
+
+def config_on(server: Postgres, database: str, layout: Layout, plan: MeshPlan) -> RegistryConfig:
+    """The mesh's Registry, with its projection in ``database``."""
+    where = DatabaseConfig(kind="postgresql", endpoints=(server.endpoint(database, layout.registry),))
+    return msgspec.structs.replace(registry_config_of(layout, plan), database=where)
 
 
 def contents(projection: SqlProjection) -> dict[str, tuple[dict[str, Any], ...]]:
@@ -246,12 +257,13 @@ def test_two_migrations_at_once_are_one(server: Postgres) -> None:
 
 @pytest.mark.usefixtures("mesh_template")
 def test_a_registry_does_not_start_on_a_schema_that_it_does_not_know(server: Postgres) -> None:
-    url = server.url(server.new_database())
-    with founded() as (layout, _):
-        environment = {**os.environ, "KEYMESH_REGISTRY_DATABASE": url, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with founded() as (layout, plan):
+        config = config_on(server, server.new_database(), layout, plan)
+        file = layout.root / "registry.toml"
+        file.write_text(to_toml(config, layout.root, comment="on PostgreSQL"))
         done = subprocess.run(
-            [sys.executable, "-m", "keymesh.app.registry_app", "--dir", str(layout.root)],
-            env=environment,
+            [sys.executable, "-m", "keymesh.app.registry_app", "--config", str(file)],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             capture_output=True,
             text=True,
             timeout=60,
@@ -611,7 +623,7 @@ def server_processes(server: Postgres) -> list[int]:
 async def test_the_registry_commits_while_its_database_is_away(server: Postgres, database: str) -> None:
     with founded() as (layout, plan):
         server.kill()
-        process = RegistryProcess(layout, plan, [server.url(database)])
+        process = RegistryProcess(config_on(server, database, layout, plan))
         face = Face(RegistryApi(process).routes())
         try:
             await process.read_model.start()
@@ -637,28 +649,4 @@ async def test_the_registry_commits_while_its_database_is_away(server: Postgres,
             process.records.close()
             await process.read_model.close()
             process.receipts.close()
-            await process.log.close()
-
-
-def test_a_whole_mesh_runs_on_it(server: Postgres, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KEYMESH_REGISTRY_DATABASE", server.url(database))
-    with short_dir() as path:
-        place = ("--dir", path / "m", "--json")
-        try:
-            up = in_a_process("up", "--regions", "us-east,us-west,eu-west", "--allow-unlocked-memory", *place)
-            assert up.returncode == 0, up.stderr
-            made = in_a_process("tenant", "create", "acme", "--home", "us-east", "--regions", "us-east,us-west", *place)
-            assert made.returncode == 0, made.stderr
-            held = server.ask(database, "SELECT tenant, home FROM tenants")
-            assert held == [("acme", "us-east")]
-            assert not (path / "m" / "registry" / "projection.db").exists()
-            server.kill()
-            suspended = in_a_process("suspend", "tenant:acme", "--no-wait", *place)
-            assert suspended.returncode == 0, suspended.stdout
-            server.start()
-            deadline = time.monotonic() + PATIENCE_S
-            while server.ask(database, "SELECT state FROM restrictions") != [("suspended",)]:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        finally:
-            in_a_process("down", *place)
+            await process.log.control.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.unit.core.bench import Bench, Edge
+from tests.unit.registry.harness import with_tenant
 
 from keymesh.core import edges
 from keymesh.core.events import Reconnected
@@ -20,6 +21,7 @@ from keymesh.model.machine import (
     PersistFailed,
     Send,
     Tick,
+    Wake,
 )
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
@@ -120,3 +122,18 @@ def test_a_lease_granted_late_ends_with_the_nodes_own() -> None:
     bench.feed(Persisted(record.token))
     (grant,) = bench.sent(LeaseGrant)
     assert 0 < grant.ttl_ms <= 700
+
+
+def test_a_tick_is_asked_for_anew_when_the_clock_went_ahead() -> None:
+    """The timer behind it runs in true time: what a Core would send again in a second waited for the whole jump."""
+    bench = Bench().up()
+    before = bench.state.woken_at
+    (wake,) = core_step(bench.state, Instant(bench.now + 30_000), ClockWentAhead(30_000))
+    assert type(wake) is Wake
+    assert wake.at == max(before, bench.now + 30_001)
+    world = with_tenant()
+    world.ok(world.label("acme", 1))
+    world.wakes.clear()
+    world.now = Instant(world.now + 30_000)
+    world.feed(ClockWentAhead(30_000))
+    assert world.wakes, "the Registry asks as well"

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final
 
-from keymesh.access.identity import AdminIdentity, ClientIdentity, CoreIdentity, EdgeIdentity, Identity
+from keymesh.access.identity import (
+    AdminIdentity,
+    ClientIdentity,
+    CoreIdentity,
+    EdgeIdentity,
+    Identity,
+    PersonIdentity,
+)
 from keymesh.access.roles import Assignments, Role, roles_of
 from keymesh.control.rows import PolicyRow
 from keymesh.model.errors import Refused
@@ -22,8 +29,14 @@ class Action(Enum):
 
     REGION_JOIN = "region.join"
     REGION_ROTATE_IVK = "region.rotate-ivk"
+    REGION_MIGRATE_KEYSTORE = "region.migrate-keystore"
+    REGION_SEALS = "region.seals"  # seal, unseal, change what opens a region's MasterKey
+    VOTERS_CHANGE = "voters.change"
     TENANT_CREATE = "tenant.create"
+    TENANT_SET = "tenant.set"
     TENANT_LABELS = "tenant.labels"
+    TENANT_DESTROY = "tenant.destroy"
+    TENANT_CANCEL_DESTROY = "tenant.cancel-destroy"
     L1_SWITCH = "l1.switch"
     SERVICE_SET = "service.set"
     KEY_WANT = "key.want"
@@ -73,8 +86,14 @@ _SEE: Final = frozenset({Role.TENANT_ADMIN, Role.KEY_ADMIN, Role.AUDITOR, Role.O
 RULES: Final[dict[Action, Rule]] = {
     Action.REGION_JOIN: Rule(Reach.MESH, _OPERATOR),
     Action.REGION_ROTATE_IVK: Rule(Reach.MESH, _OPERATOR),
+    Action.REGION_MIGRATE_KEYSTORE: Rule(Reach.MESH, _OPERATOR),
+    Action.REGION_SEALS: Rule(Reach.MESH, _OPERATOR),
+    Action.VOTERS_CHANGE: Rule(Reach.MESH, _OPERATOR),
     Action.TENANT_CREATE: Rule(Reach.MESH, _OPERATOR),
+    Action.TENANT_SET: Rule(Reach.TENANT, _TENANT),
     Action.TENANT_LABELS: Rule(Reach.TENANT, _TENANT),
+    Action.TENANT_DESTROY: Rule(Reach.TENANT, _TENANT),
+    Action.TENANT_CANCEL_DESTROY: Rule(Reach.TENANT, _TENANT),
     Action.L1_SWITCH: Rule(Reach.TENANT, _TENANT),
     Action.SERVICE_SET: Rule(Reach.TENANT, _TENANT),
     Action.KEY_WANT: Rule(Reach.TENANT, _KEYS),
@@ -165,6 +184,8 @@ def _may_know(identity: Identity, tenant: TenantId, policy: PolicyRow) -> bool:
             return identity.region in policy.regions
         case AdminIdentity():
             return True
+        case PersonIdentity():
+            return identity.tenant is None or identity.tenant == tenant
         case _:
             return False
 

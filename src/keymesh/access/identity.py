@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from keymesh.access.role import Role
 from keymesh.model.errors import Refused
 from keymesh.model.ids import (
     MeshName,
@@ -109,7 +110,29 @@ class AdminIdentity:
         return self.mesh
 
 
-Identity: TypeAlias = CoreIdentity | EdgeIdentity | ClientIdentity | RegistryIdentity | AdminIdentity
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PersonIdentity:
+    """Somebody whom an identity provider named and gave roles, by a token; no certificate ever carries this.
+
+    ``issuer``: the provider's name in our configuration.  ``tenant``: whose person it is; None: the mesh's.
+    """
+
+    mesh: MeshName
+    issuer: str
+    name: str
+    tenant: TenantId | None
+    roles: frozenset[Role]
+
+    def __str__(self) -> str:
+        where = "" if self.tenant is None else f"/tenant/{self.tenant}"
+        return f"{_SCHEME}{self.domain}{where}/person/{self.issuer}/{self.name}"
+
+    @property
+    def domain(self) -> str:
+        return self.mesh
+
+
+Identity: TypeAlias = CoreIdentity | EdgeIdentity | ClientIdentity | RegistryIdentity | AdminIdentity | PersonIdentity
 
 
 def parse_identity(uri: str, mesh: MeshName) -> Identity:
@@ -169,5 +192,5 @@ def address_of(identity: Identity) -> Address | None:
             return edge_address(identity.region, identity.tenant, identity.service, identity.instance)
         case RegistryIdentity():
             return REGISTRY
-        case ClientIdentity() | AdminIdentity():
+        case ClientIdentity() | AdminIdentity() | PersonIdentity():
             return None

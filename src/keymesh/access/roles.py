@@ -6,25 +6,12 @@ Decides who somebody is to a tenant; what a role may do is ``access.admit``'s ta
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
-from typing import Final
 
-from keymesh.access.identity import AdminIdentity, ClientIdentity, Identity
+from keymesh.access.identity import AdminIdentity, ClientIdentity, Identity, PersonIdentity
+from keymesh.access.role import IN_TENANT, MESH_WIDE
+from keymesh.access.role import Role as Role
 from keymesh.control.rows import PolicyRow
 from keymesh.model.ids import TenantId
-
-
-class Role(Enum):
-    """``TENANT_ADMIN`` and ``KEY_ADMIN`` are held in one tenant, the others mesh-wide."""
-
-    TENANT_ADMIN = "tenant-admin"
-    KEY_ADMIN = "key-admin"
-    AUDITOR = "auditor"
-    OPERATOR = "operator"
-    RECOVERY_OFFICER = "recovery-officer"
-
-
-MESH_WIDE: Final = frozenset({Role.AUDITOR, Role.OPERATOR, Role.RECOVERY_OFFICER})
 
 Assignments = Mapping[str, frozenset[Role]]
 """Administrator's name -> mesh-wide roles.  Whoever is not named has none."""
@@ -37,7 +24,8 @@ def roles_of(
 
     An administrator's certificate is mesh-wide: it has what was assigned to its name, and is tenant admin where the
     tenant's policy lists that name.  A tenant's own client is key admin at home, tenant admin where listed, nothing
-    elsewhere.  Machines (Cores, Edges, the Registry) have no roles.
+    elsewhere.  A person by a token has the roles that the token gave, in its tenant or, where it names none, towards
+    the mesh.  Machines (Cores, Edges, the Registry) have no roles.
     """
     match identity:
         case AdminIdentity():
@@ -49,5 +37,9 @@ def roles_of(
                 return frozenset()
             listed = identity.name in policy.admins
             return frozenset({Role.TENANT_ADMIN, Role.KEY_ADMIN} if listed else {Role.KEY_ADMIN})
+        case PersonIdentity(tenant=None):
+            return identity.roles & MESH_WIDE
+        case PersonIdentity():
+            return identity.roles & IN_TENANT if policy is not None and identity.tenant == tenant else frozenset()
         case _:
             return frozenset()

@@ -44,10 +44,10 @@ class _Answered(Exception):
         self.failure = failure
 
 
-def client_context(*, trust_pem: bytes, identity_file: Path) -> ssl.SSLContext:
+def client_context(*, trust_pem: bytes, identity_file: Path, key_file: Path | None = None) -> ssl.SSLContext:
     """For members whose certificate names their host and ends in one of ``trust_pem``.
 
-    ``identity_file`` holds our key, leaf and intermediates.  Raises Refused.
+    ``identity_file`` holds our leaf and intermediates, and our key unless that is in ``key_file``.  Raises Refused.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -57,7 +57,7 @@ def client_context(*, trust_pem: bytes, identity_file: Path) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
     try:
         context.load_verify_locations(cadata=trust_pem.decode("ascii"))
-        context.load_cert_chain(identity_file)
+        context.load_cert_chain(identity_file, key_file)
     except (ssl.SSLError, ValueError) as bad:
         raise Refused.bad_field("certificate", "not PEM of a trust root, or not of a key and its certificate") from bad
     except OSError as bad:
@@ -66,13 +66,16 @@ def client_context(*, trust_pem: bytes, identity_file: Path) -> ssl.SSLContext:
 
 
 class _Endpoint:
-    __slots__ = ("host", "idle", "port", "url")
+    __slots__ = ("host", "idle", "port", "tls", "url")
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext) -> None:
+        if tls.verify_mode is not ssl.CERT_REQUIRED or not tls.check_hostname:
+            raise Refused.bad_field("tls", "a context that verifies certificate and host")
         parts = urlsplit(url)
         if parts.scheme != "https" or parts.hostname is None or parts.port is None or parts.path not in ("", "/"):
             raise Refused.bad_field("endpoints", f"https://host:port, got {url[:128]!r}")
         self.url, self.host, self.port = url, parts.hostname, parts.port
+        self.tls = tls
         self.idle: list[JsonConnection] = []
 
     def shut(self) -> None:
@@ -81,28 +84,33 @@ class _Endpoint:
 
 
 class EtcdClient:
-    """``endpoints`` are tried in order; one that failed comes last from then on.  At most ``connections`` at a time."""
+    """``endpoints`` are tried in order; one that failed comes last from then on.  At most ``connections`` at a time.
+
+    ``tls``: one context for all endpoints, or one for each.  ``cluster``: the id of the only cluster that is believed;
+    without it that of the first that answers.
+    """
 
     def __init__(
         self,
         endpoints: Sequence[str],
         *,
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | Sequence[ssl.SSLContext],
+        cluster: int | None = None,
         connections: int = 16,
         timeout_s: float = 3.0,
         connect_s: float = 1.0,
     ) -> None:
         if not 1 <= len(endpoints) <= ENDPOINTS_MAX:
             raise Refused.bad_field("endpoints", f"1 to {ENDPOINTS_MAX}, got {len(endpoints)}")
-        if tls.verify_mode is not ssl.CERT_REQUIRED or not tls.check_hostname:
-            raise Refused.bad_field("tls", "a context that verifies certificate and host")
-        self._order = [_Endpoint(url) for url in endpoints]
-        self._tls = tls
+        contexts = [tls] * len(endpoints) if isinstance(tls, ssl.SSLContext) else tls
+        if len(contexts) != len(endpoints):
+            raise Refused.bad_field("tls", f"one context, or one for each of {len(endpoints)} endpoints")
+        self._order = [_Endpoint(url, context) for url, context in zip(endpoints, contexts, strict=True)]
         self._timeout_s = timeout_s
         self._connect_s = connect_s
         self._free = asyncio.Semaphore(connections)
         self._waiting = 0
-        self._cluster: int | None = None
+        self._cluster = cluster
         self._closed = False
 
     def close(self) -> None:
@@ -204,7 +212,7 @@ class EtcdClient:
 
     async def _greeted(self, endpoint: _Endpoint) -> JsonConnection:
         async with asyncio.timeout(self._connect_s):
-            connection = await JsonConnection.open(endpoint.host, endpoint.port, tls=self._tls)
+            connection = await JsonConnection.open(endpoint.host, endpoint.port, tls=endpoint.tls)
             try:
                 status = await self._exchange(connection, wire.STATUS, b"{}", wire.Status)
                 if status.leader == 0:

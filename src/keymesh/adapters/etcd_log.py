@@ -19,7 +19,7 @@ from keymesh.control import log
 from keymesh.control.entry import Leaf, SignedEntry
 from keymesh.control.heads import leaf_bytes
 from keymesh.crypto.dsse import envelope_to_json
-from keymesh.model.errors import Integrity, Unavailable
+from keymesh.model.errors import Integrity, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, check_label, check_token
 
 PREFIX: Final = "keymesh/"
@@ -32,11 +32,13 @@ TRIES: Final = 4
 class EtcdControlLog:
     """The log of ``mesh`` under ``prefix``; the client is closed with it.
 
-    Every method opens the log first where that has not succeeded yet, and raises what ``open`` raises.
+    ``may_found``: whether a log may be begun where there is nothing; else that is Refused ``not-founded``.  Every
+    method opens the log first where that has not succeeded yet, and raises what ``open`` raises.
     """
 
-    def __init__(self, client: EtcdClient, *, mesh: str, prefix: str = PREFIX) -> None:
+    def __init__(self, client: EtcdClient, *, mesh: str, prefix: str = PREFIX, may_found: bool = True) -> None:
         self._client = client
+        self._may_found = may_found
         self._keys = Layout(prefix, mesh)
         self._places = Places()
         self._heads: dict[str, Leaf] = {}
@@ -83,6 +85,7 @@ class EtcdControlLog:
             if answer.succeeded:
                 index = self._index_put(answer)
                 self._ours |= {s.entry.namespace: after[s.entry.namespace] for s in entries}
+                self._learn_own(index, answer.header.revision, entries)
                 return index
             stood, heads = heads, await self._current(entries, names)
             if stood == heads:
@@ -235,6 +238,20 @@ class EtcdControlLog:
         self._seen = max(self._seen, self._places.index)
         self._tail = [*self._tail, *rows][-TAIL_ENTRIES:]
 
+    def _learn_own(self, index: int, revision: int, entries: Sequence[SignedEntry]) -> None:
+        """What we have just written right behind all that is known need not be read back.
+
+        Nothing where somebody reads on at this moment, or anything else came between: then it is read like the rest.
+        """
+        if self._lock.locked() or index != self._places.index + 1 or revision <= self._places.revision(index - 1):
+            return
+        rows = [(index, signed) for signed in log.in_order(entries)]
+        try:
+            _, heads = log.check_stored(rows, mesh=self._keys.mesh, index=index - 1, heads=self._heads)
+        except Integrity:  # written behind what is not known yet
+            return
+        self._learn(rows, [revision], heads)
+
     async def _rows(self, wanted: list[tuple[int, Place]]) -> list[Row]:
         """The entries that stand at these places, which are known to."""
         spans: dict[str, tuple[int, int]] = {}
@@ -301,6 +318,8 @@ class EtcdControlLog:
         answer = await self._client.read(wire.txn(look))
         meta, anything = answer.ranges()
         if not meta.kvs and not anything.kvs:
+            if not self._may_found:
+                raise Refused("not-founded", "there is no log yet: `keymesh registry init` founds it", field="log")
             begin = [wire.put(keys.meta, keys.meta_value)]
             try:
                 await self._client.write(wire.txn(begin, compare=[wire.absent(keys.prefix, keys.end)]))

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
+from aiohttp.connector import Connection
 
 from keymesh.adapters.http_messages import CORRELATION_HEADER, IDEMPOTENCY_HEADER, JSON, LINE_MAX_BYTES, raise_problem
+from keymesh.adapters.tls import PeerSSLObject
 from keymesh.model.errors import Unavailable
 
 ANSWER_MAX_BYTES: Final = 8 * 1024 * 1024
@@ -37,7 +39,9 @@ class PeerClient:
         connect_s: float = 3.0,
         connections: int = 32,
         answer_max_bytes: int = ANSWER_MAX_BYTES,
+        authorize: Callable[[PeerSSLObject], str] | None = None,
     ) -> None:
+        """``authorize``: the Authorization header for a request on that connection, asked when it is sent."""
         if (tls is None) == (unix_socket is None):
             raise ValueError("give a TLS context or a Unix socket")
         if tls is not None and not base_url.startswith("https://"):
@@ -49,6 +53,7 @@ class PeerClient:
         self._connect_s = connect_s
         self._connections = connections
         self._answer_max_bytes = answer_max_bytes
+        self._authorize = authorize
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -192,8 +197,23 @@ class PeerClient:
                 trust_env=False,
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept-Encoding"),
+                request_class=aiohttp.ClientRequest if self._authorize is None else _authorizing(self._authorize),
             )
         return self._session
+
+
+def _authorizing(authorize: Callable[[PeerSSLObject], str]) -> type[aiohttp.ClientRequest]:
+    """Requests that learn their Authorization only once they have a connection to go out on."""
+
+    class Authorizing(aiohttp.ClientRequest):
+        async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+            tls = None if conn.transport is None else conn.transport.get_extra_info("ssl_object")
+            if not isinstance(tls, PeerSSLObject):
+                raise aiohttp.ClientConnectionError("the connection has gone")
+            self.headers["Authorization"] = authorize(tls)
+            return await super().send(conn)
+
+    return Authorizing
 
 
 def _headers(

@@ -33,7 +33,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request within the limits.  ``peer`` is None on a Unix socket only; header names are lower case."""
+    """One request within the limits; header names are lower case.
+
+    ``peer``: who the certificate names; None on a Unix socket, and where a token came instead.  ``bearer``: who the
+    token names, where the route takes tokens; where both are there, they agree.
+    """
 
     method: str
     path: str
@@ -44,9 +48,12 @@ class Request:
     peer: Peer | None
     correlation_id: CorrelationId
     idempotency_key: str | None
+    bearer: Identity | None = None
 
     @property
     def identity(self) -> Identity | None:
+        if self.bearer is not None:
+            return self.bearer
         return None if self.peer is None else self.peer.identity
 
     def json(self, shape: type[T]) -> T:
@@ -85,7 +92,8 @@ class Route:
 
     ``allow`` sees the whole request before the handler does; a False is 403 ``denied``.  A handler that only reads or
     waits (by default: GET) is cancelled when its client goes; another one runs to its end.  ``quiet``: machines talk
-    here all the time, so its answered requests are logged at debug level.
+    here all the time, so its answered requests are logged at debug level.  ``takes_tokens``: whoever has no
+    certificate may show a bearer token here, where the server checks them.
     """
 
     method: str
@@ -96,6 +104,7 @@ class Route:
     cancel_on_disconnect: bool | None = None
     body_max_bytes: int = HTTP_BODY_MAX_BYTES
     quiet: bool = False
+    takes_tokens: bool = False
 
     @property
     def is_cancelled_with_client(self) -> bool:
@@ -146,9 +155,10 @@ class Router:
 
 # --- errors ----------------------------------------------------------------------------------------------------
 
+UNAUTHENTICATED: Final = 401
 _STATUS: Final = {
     "bad-field": 400,
-    "unauthenticated": 401,
+    "unauthenticated": UNAUTHENTICATED,
     "denied": 403,
     "disabled": 403,
     "not-found": 404,
@@ -195,6 +205,8 @@ def problem_response(error: KeymeshError, correlation_id: str) -> Response:
     elif isinstance(error, Unavailable):
         retry = error.retry_after_ms
         headers = (("Retry-After", str(max(1, -(-retry // 1_000)))),)
+    elif error.code == "unauthenticated":
+        headers = (("WWW-Authenticate", "Bearer"), ("Connection", "close"))
     problem = Problem(code=error.code, message=error.message, field=error.field, retry_after_ms=retry)
     body = strict_json.dumps(ProblemBody(error=problem, correlation_id=correlation_id))
     return Response(status=status_of(error), body=body, headers=headers)

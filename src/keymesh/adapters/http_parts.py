@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
@@ -29,24 +30,47 @@ from keymesh.model.errors import Refused
 from keymesh.model.ids import check_token
 
 _QUERY_MAX_FIELDS: Final = 32
-_SINGLE: Final = frozenset({"content-type", "content-encoding", CORRELATION_HEADER.lower(), IDEMPOTENCY_HEADER.lower()})
+_SINGLE: Final = frozenset(
+    {"authorization", "content-type", "content-encoding", CORRELATION_HEADER.lower(), IDEMPOTENCY_HEADER.lower()}
+)
 
 
-def health_routes(readiness: Callable[[], Sequence[str]], registry: prometheus.CollectorRegistry) -> list[Route]:
-    """/healthz, /readyz and /metrics, for whoever passed the handshake."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """``idle_s`` bounds the wait for a complete header, on a new connection and between requests."""
+
+    connections: int = 1_024
+    handshake_s: float = 5.0
+    idle_s: float = 30.0
+    body_s: float = 10.0
+    write_s: float = 10.0
+    close_s: float = 5.0
+    header_line_bytes: int = 8_190
+    headers: int = 64
+
+
+def health_routes(
+    readiness: Callable[[], Sequence[str]],
+    registry: prometheus.CollectorRegistry,
+    warnings: Callable[[], Sequence[str]] = tuple,
+) -> list[Route]:
+    """/healthz, /readyz and /metrics, for whoever the server knows.  ``warnings`` are told and keep nobody away."""
 
     async def healthz(request: Request) -> Response:
         return json_response({"ok": True})
 
     async def readyz(request: Request) -> Response:
         reasons = list(readiness())
-        return json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+        told = {"ready": not reasons, "reasons": reasons}
+        if warned := list(warnings()):
+            told["warnings"] = warned
+        return json_response(told, status=503 if reasons else 200)
 
     async def metrics(request: Request) -> Response:
         return Response(body=prometheus.generate_latest(registry), content_type=prometheus.CONTENT_TYPE_LATEST)
 
     handlers = {"/healthz": healthz, "/readyz": readyz, "/metrics": metrics}
-    return [Route(method="GET", path=path, handler=handler) for path, handler in handlers.items()]
+    return [Route(method="GET", path=path, handler=handler, takes_tokens=True) for path, handler in handlers.items()]
 
 
 def new_id() -> str:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,10 +18,12 @@ import prometheus_client as prometheus
 from aiohttp import web
 
 from keymesh.adapters.correlation import current_correlation_id
+from keymesh.adapters.http_bearer import Caller, Connections, TokenCheck
 from keymesh.adapters.http_messages import (
     CORRELATION_HEADER,
     IDEMPOTENCY_HEADER,
     NDJSON,
+    UNAUTHENTICATED,
     Request,
     Response,
     Route,
@@ -30,6 +32,7 @@ from keymesh.adapters.http_messages import (
     bug_response,
     problem_response,
 )
+from keymesh.adapters.http_parts import Limits as Limits
 from keymesh.adapters.http_parts import (
     bind_unix,
     check_body_headers,
@@ -41,25 +44,11 @@ from keymesh.adapters.http_parts import (
     query_of,
     to_web,
 )
-from keymesh.adapters.tls import Peer, PeerContext, PeerSSLObject
+from keymesh.adapters.tls import PeerContext, PeerSSLObject
 from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import CorrelationId, check_token
 
 log = logging.getLogger("keymesh.http")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """``idle_s`` bounds the wait for a complete header, on a new connection and between requests."""
-
-    connections: int = 1_024
-    handshake_s: float = 5.0
-    idle_s: float = 30.0
-    body_s: float = 10.0
-    write_s: float = 10.0
-    close_s: float = 5.0
-    header_line_bytes: int = 8_190
-    headers: int = 64
 
 
 class HttpMetrics:
@@ -86,7 +75,7 @@ class _Protocol(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        if not self.owner.admits_connection():
+        if not self.owner.admits_connection(transport):
             log.warning("connection refused", extra={"fields": {"reason": "too many connections"}})
             self.force_close()
 
@@ -102,12 +91,9 @@ class _Protocol(web.RequestHandler):
             raise ConnectionResetError("the answer was cut short")
         fields = {"status": status, "error": type(exc).__name__}
         log.warning("malformed request", extra={"correlation_id": correlation_id, "fields": fields})
-        if status >= 500:
-            answer = to_web(bug_response(correlation_id), correlation_id)
-        else:
-            answer = to_web(
-                problem_response(Refused.bad_field("http", "malformed request"), correlation_id), correlation_id
-            )
+        malformed = Refused.bad_field("http", "malformed request")
+        said = bug_response(correlation_id) if status >= 500 else problem_response(malformed, correlation_id)
+        answer = to_web(said, correlation_id)
         answer.force_close()
         return answer
 
@@ -130,16 +116,17 @@ class HttpServer:
         routes: Sequence[Route],
         *,
         context: PeerContext | None,
-        readiness: Callable[[], Sequence[str]],
         metrics: HttpMetrics,
         limits: Limits,
         on_bug: Callable[[Exception], None] | None,
+        tokens: TokenCheck | None,
     ) -> None:
         self._context = context
+        self._connections = None if tokens is None else Connections(tokens)
         self._metrics = metrics
         self._limits = limits
         self._on_bug = on_bug
-        self._router = Router([*routes, *health_routes(readiness, metrics.registry)])
+        self._router = Router(list(routes))
         self._manager = _Manager(
             self,
             {
@@ -185,8 +172,11 @@ class HttpServer:
             work.cancel()
         await self._manager.shutdown(0.1)
 
-    def admits_connection(self) -> bool:
-        return len(self._manager.connections) <= self._limits.connections
+    def admits_connection(self, transport: asyncio.BaseTransport) -> bool:
+        """Who shows no certificate finds half of the places: strangers cannot take the other half from the mesh."""
+        tls = transport.get_extra_info("ssl_object")
+        share = 2 if isinstance(tls, PeerSSLObject) and tls.peer is None else 1
+        return len(self._manager.connections) <= self._limits.connections // share
 
     # --- one request -------------------------------------------------------------------------------------------
 
@@ -195,18 +185,20 @@ class HttpServer:
         started = time.monotonic()
         correlation_id = correlation_id_of(request)
         current_correlation_id.set(correlation_id)
-        template, peer, level = "-", None, logging.INFO
+        template, caller, level = "-", Caller(None, None), logging.INFO
         try:
-            peer = self._peer(request)
+            caller = await self._caller(request)
             route, params = self._router.find(request.method, request.raw_path.partition("?")[0])
             template, level = route.path, logging.DEBUG if route.quiet else logging.INFO
-            answer = await self._answer(request, route, params, peer, correlation_id)
+            answer = await self._answer(request, route, params, caller, correlation_id)
         except KeymeshError as error:
             answer = problem_response(error, correlation_id)
+            if answer.status == UNAUTHENTICATED:  # one try for each handshake
+                request.protocol.close()
         except Exception as bug:
             self._report(bug)
             answer = bug_response(correlation_id)
-        written, size = await self._write(request, answer, correlation_id, peer)
+        written, size = await self._write(request, answer, correlation_id, caller)
         seconds = time.monotonic() - started
         self._metrics.requests.labels(known_method(request.method), template, str(written.status)).inc()
         self._metrics.seconds.labels(template).observe(seconds)
@@ -216,7 +208,7 @@ class HttpServer:
             "status": written.status,
             "ms": round(seconds * 1_000),
             "bytes_out": size,
-            "peer": "" if peer is None else peer.uri,
+            "peer": caller.name,
         }
         log.log(level if written.status < 400 else logging.INFO, "request", extra={"fields": fields})
         return written
@@ -226,21 +218,23 @@ class HttpServer:
         if self._on_bug is not None:
             self._on_bug(bug)
 
-    def _peer(self, request: web.BaseRequest) -> Peer | None:
-        """Who is asking.  Raises Refused where the connection has outlived its certificate."""
+    async def _caller(self, request: web.BaseRequest) -> Caller:
+        """Who is asking.  Raises Refused where that is nobody, or the connection has outlived its certificate."""
         if self._context is None:
-            return None
+            return Caller(None, None)
         tls = None if request.transport is None else request.transport.get_extra_info("ssl_object")
-        if not isinstance(tls, PeerSSLObject) or tls.peer is None:
+        if not isinstance(tls, PeerSSLObject) or (tls.peer is None and self._connections is None):
             raise Refused("unauthenticated", "no certificate")
-        if not self._context.still_accepts(tls.peer):
-            request.protocol.close()
+        if tls.peer is not None and not self._context.still_accepts(tls.peer):
             raise Refused("unauthenticated", "the certificate has expired or is refused")
-        return tls.peer
+        if self._connections is None:
+            return Caller(tls.peer, None)
+        return await self._connections.caller(tls, request.headers.getall("Authorization", []))
 
     async def _answer(
-        self, request: web.BaseRequest, route: Route, params: Mapping[str, str], peer: Peer | None, correlation_id: str
+        self, request: web.BaseRequest, route: Route, params: Mapping[str, str], caller: Caller, correlation_id: str
     ) -> Response | Stream:
+        bearer = caller.bearer_on(route)
         headers = headers_of(request)
         check_body_headers(request, headers, route)
         key = headers.get(IDEMPOTENCY_HEADER.lower())
@@ -251,7 +245,8 @@ class HttpServer:
             query=query_of(request),
             headers=headers,
             body=b"",
-            peer=peer,
+            peer=caller.peer,
+            bearer=bearer,
             correlation_id=CorrelationId(correlation_id),
             idempotency_key=None if key is None else check_token(IDEMPOTENCY_HEADER.lower(), key),
         )
@@ -304,7 +299,7 @@ class HttpServer:
         return bytes(body)
 
     async def _write(
-        self, request: web.BaseRequest, answer: Response | Stream, correlation_id: str, peer: Peer | None
+        self, request: web.BaseRequest, answer: Response | Stream, correlation_id: str, caller: Caller
     ) -> tuple[web.StreamResponse, int]:
         if isinstance(answer, Response):
             response = to_web(answer, correlation_id)
@@ -320,7 +315,7 @@ class HttpServer:
         try:
             await self._in_time(request, stream.prepare(request))
             async for line in answer.lines:
-                if peer is not None and self._context is not None and not self._context.still_accepts(peer):
+                if not self._still_accepts(caller):
                     request.protocol.force_close()
                     break
                 await self._in_time(request, stream.write(line + b"\n"))
@@ -340,6 +335,12 @@ class HttpServer:
             if closing is not None:
                 await closing()
         return stream, sent
+
+    def _still_accepts(self, caller: Caller) -> bool:
+        """Whether what the caller proved itself with has neither expired nor been refused since."""
+        if caller.peer is not None and self._context is not None and not self._context.still_accepts(caller.peer):
+            return False
+        return self._connections is None or self._connections.still_accepts(caller)
 
     async def _in_time(self, request: web.BaseRequest, writing: Any) -> None:
         """A peer that does not read is cut off."""
@@ -363,21 +364,26 @@ async def serve(
     metrics: HttpMetrics | None = None,
     limits: Limits | None = None,
     on_bug: Callable[[Exception], None] | None = None,
+    tokens: TokenCheck | None = None,
+    warnings: Callable[[], Sequence[str]] = tuple,
 ) -> HttpServer:
     """Listen with mutual TLS on ``host``:``port`` (0: any; see ``.port``), or on a Unix socket for its owner alone.
 
-    ``readiness`` gives the reasons for not being ready.  ``on_bug`` hears of exceptions that are no KeymeshError.
-    Raises Refused ``address-in-use``.
+    ``readiness`` gives the reasons for not being ready, ``warnings`` what somebody should look at all the same.
+    ``on_bug`` hears of exceptions that are no KeymeshError.
+    ``tokens``: checks bearer tokens, on the routes that take them; the TLS context says whether they replace a
+    certificate.  Raises Refused ``address-in-use``.
     """
     if (tls is None) == (unix_socket is None):
         raise ValueError("give a TLS context or a Unix socket")
+    metrics = metrics or HttpMetrics()
     server = HttpServer(
-        routes,
+        [*routes, *health_routes(readiness, metrics.registry, warnings)],
         context=tls,
-        readiness=readiness,
-        metrics=metrics or HttpMetrics(),
+        metrics=metrics,
         limits=limits or Limits(),
         on_bug=on_bug,
+        tokens=tokens,
     )
     await server.listen(unix_socket=unix_socket, host=host, port=port)
     return server

@@ -140,13 +140,14 @@ def _nonsense() -> Unavailable:
 class OpenBao:
     """One OpenBao behind ``endpoints`` (``https://host:port``), in the order in which they are tried.
 
-    ``tls`` verifies the server's host name and shows the client's certificate (``Credentials.foreign_context``).
+    ``tls`` verifies the server's host name and shows the client's certificate (``Credentials.foreign_context``): one
+    context for all endpoints, or one for each.
     """
 
     def __init__(
         self,
         endpoints: Sequence[str],
-        tls: ssl.SSLContext,
+        tls: ssl.SSLContext | Sequence[ssl.SSLContext],
         login: Login,
         *,
         timeout_s: float = TIMEOUT_S,
@@ -154,9 +155,10 @@ class OpenBao:
     ) -> None:
         if not 0 < len(endpoints) <= ENDPOINTS_MAX:
             raise Refused.bad_field("endpoints", f"1..{ENDPOINTS_MAX}")
+        contexts = [tls] * len(endpoints) if isinstance(tls, ssl.SSLContext) else tls
         self._peers = [
-            PeerClient(url, tls, timeout_s=timeout_s, connections=CONNECTIONS, answer_max_bytes=ANSWER_MAX_BYTES)
-            for url in endpoints
+            PeerClient(url, context, timeout_s=timeout_s, connections=CONNECTIONS, answer_max_bytes=ANSWER_MAX_BYTES)
+            for url, context in zip(endpoints, contexts, strict=True)
         ]
         self._login: Final = login
         self._monotonic_s: Final = monotonic_s

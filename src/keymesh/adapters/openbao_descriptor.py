@@ -2,14 +2,18 @@
 
 ``replicas``: region to the endpoints of one cluster, joined by commas in the order to try them.  ``login`` is
 ``cert:NAME`` (each Core shows the key and certificate in ``openbao-NAME.pem``, issued by the customer, under the role
-NAME) or ``approle:NAME`` (each Core reads ``openbao-NAME.json``); the files lie beside the Core's own certificate.
-That one will not do: OpenBao knows a client by its common name, which certificates of a mesh do not have.
+NAME) or ``approle:NAME`` (each Core reads ``openbao-NAME.json``).  A tenant's files lie in a directory of its own
+(``l1_credentials``), a seal's beside the Core's own certificate, where no tenant's binding reaches.  That certificate
+will not do: OpenBao knows a client by its common name, which certificates of a mesh do not have.
 """
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Final
 
+from keymesh.adapters.l1_credentials import AllowedLogin, allowed_trust, l1_directory
 from keymesh.adapters.openbao import ENDPOINTS_MAX, OpenBao, check_mount, check_name
 from keymesh.adapters.openbao_l1 import OpenBaoL1
 from keymesh.adapters.openbao_login import AppRoleLogin, CertLogin, Login
@@ -54,17 +58,41 @@ class OpenBaoDescriptor(ProviderDescriptor, frozen=True, forbid_unknown_fields=T
         return urls
 
 
-def open_openbao(descriptor: OpenBaoDescriptor, region: str, credentials: Credentials) -> OpenBaoL1:
-    """The cluster that ``region`` uses.  Raises Refused for a malformed descriptor."""
+def open_seals_openbao(descriptor: OpenBaoDescriptor, region: str, credentials: Credentials) -> OpenBaoL1:
+    """The cluster that ``region`` uses for a seal, which an operator added.  Raises Refused for a malformed record."""
     descriptor.check()
+    login, shown = _login(descriptor, credentials.identity_file.parent, credentials)
+    return _opened(descriptor, region, shown, login, descriptor.ca_pem.encode("ascii"))
+
+
+def open_tenants_openbao(
+    descriptor: OpenBaoDescriptor, region: str, credentials: Credentials, tenant: str
+) -> OpenBaoL1:
+    """The cluster that ``region`` uses for ``tenant``, by what its customer gave this Core for these very servers.
+
+    Raises Refused for a malformed descriptor, and for one that names servers which this Core's files do not.
+    """
+    descriptor.check()
+    directory = l1_directory(credentials.identity_file.parent, tenant)
+    urls = [url for replica in descriptor.replicas for url in descriptor.endpoints(replica)]
+    allowed = partial(allowed_trust, directory, urls, descriptor.ca_pem)
+    trust_pem = allowed()
+    login, shown = _login(descriptor, directory, credentials)
+    return _opened(descriptor, region, shown, AllowedLogin(login, allowed), trust_pem)
+
+
+def _login(descriptor: OpenBaoDescriptor, directory: Path, credentials: Credentials) -> tuple[Login, Credentials]:
+    """With what is in ``directory``, and the certificate that connections show."""
     kind, _, name = descriptor.login.partition(":")
-    directory = credentials.identity_file.parent
-    login: Login
     if kind == "cert":
-        credentials = Credentials(directory / f"openbao-{name}.pem")
-        login = CertLogin(name, reload=credentials.reload)
-    else:
-        login = AppRoleLogin(directory / f"openbao-{name}.json")
-    context = credentials.foreign_context(trust_pem=descriptor.ca_pem.encode("ascii"))
+        shown = Credentials(directory / f"openbao-{name}.pem")
+        return CertLogin(name, reload=shown.reload), shown
+    return AppRoleLogin(directory / f"openbao-{name}.json"), credentials
+
+
+def _opened(
+    descriptor: OpenBaoDescriptor, region: str, shown: Credentials, login: Login, trust_pem: bytes
+) -> OpenBaoL1:
+    context = shown.foreign_context(trust_pem=trust_pem)
     bao = OpenBao(descriptor.endpoints(descriptor.replica_for(region)), context, login)
     return OpenBaoL1(bao, mount=descriptor.mount, key=descriptor.key)

@@ -2,47 +2,54 @@
 
 Decides the layout and how its races end; see ``core.keystore`` for the contract.  Below ``<mount>/data/<prefix>/``:
 
-* ``keys/<kid>``: one key version.  Dropping it destroys the bytes of every version and leaves the counter, so that
-  a compare-and-set prepared before can never meet a key put afterwards.
-* ``index/<namespace>/<kid>``: written before the key, so it names them all, and may name some that are gone.
+* ``store``: whose store this is, and its schema.
 * ``ivks/<generation>``: one internal key.
 * ``blobs/<tenant>/<digest>``: named by content, so the last writer is right.
+* ``namespaces/<namespace>/<kid>`` (schema 2): one key version.  Dropping it destroys the bytes of the version that was
+  compared and leaves the counter, so that a compare-and-set prepared before can never meet a key put afterwards.
+* ``keys/<kid>`` and, written before it, ``index/<namespace>/<kid>`` (schema 1).
 
-A write whose answer was lost is ``Unavailable`` and never sent twice.  The token needs ``create``, ``read``,
-``update`` on ``<mount>/data/<prefix>/*``, ``update`` on ``<mount>/destroy/<prefix>/*`` and ``list``, ``delete`` on
-``<mount>/metadata/<prefix>/*``.  The mount has neither ``cas_required`` nor ``delete_version_after``, and a
-``max_versions`` of 32 at most.
+A migration sets the schema first, and then moves keys; whoever misses a key under its new name moves it.  A node that
+had not heard yet may still write under the old name: the old names are gone through again, and only when that found
+nothing, long after, is the store marked as moved.  What is moved leaves its counter under the old name.
+
+The token needs ``create``, ``read``, ``update`` on ``<mount>/data/<prefix>/*``, ``update`` on
+``<mount>/destroy/<prefix>/*`` and ``list``, ``delete`` on ``<mount>/metadata/<prefix>/*``.  The mount has neither
+``cas_required`` nor ``delete_version_after``, and a ``max_versions`` of 32 at most.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import hashlib
 import re
-from collections.abc import Coroutine
-from dataclasses import replace
-from typing import Any, Final, TypeVar
-from urllib.parse import quote
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
 
-from keymesh.adapters.loop_thread import LoopThread
-from keymesh.adapters.openbao import BaoRefused, OpenBao, Why, check_mount, gather_bounded, shaped
-from keymesh.core.keystore import StoredIvk, StoredKey
-from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.adapters.openbao import OpenBao, gather_bounded
+from keymesh.adapters.openbao_ivks import OpenBaoIvks
+from keymesh.adapters.openbao_kv import RACES_MAX, Kv, contended, damaged, from_base64, to_base64
+from keymesh.core.keystore import FIRST_SCHEMA, NEWEST_SCHEMA, StoredIvk, StoredKey, StoreIdentity
+from keymesh.core.store_rules import check_step
+from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import Digest, Kid
-from keymesh.model.states import IvkState
-from keymesh.model.time import Instant
 
-PAGE: Final = 1_000
-NAMES_MAX: Final = 200_000
-RACES_MAX: Final = 20
-VERSIONS_KEPT_MAX: Final = 32  # of a mount's max_versions (10 unless told): what a drop destroys
+VERSIONS_REMEMBERED_MAX: Final = 65_536
+SETTLE_S: Final = 30.0  # past every call that another node may have begun under the old schema
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
-_NUMBER: Final = re.compile(r"0|[1-9][0-9]{0,9}")
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
-T = TypeVar("T")
+
+class _Store(msgspec.Struct, frozen=True, kw_only=True):
+    """``moved``: nothing is left under the names of schema 1.  A newer release's may say more."""
+
+    store_id: str
+    region: str
+    schema: int
+    moved: bool
 
 
 class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -56,85 +63,201 @@ class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     blob: str
 
 
-class _Ivk(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    generation: int
-    kid: str
-    state: str
-    created_at: int
-    wraps: int
-    blob: str
-
-
 class _Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     blob: str
 
 
-class _Version(msgspec.Struct, frozen=True):
-    version: int
-
-
-class _Secret(msgspec.Struct, frozen=True):
-    metadata: _Version
-    data: Any = None
-
-
-class _Names(msgspec.Struct, frozen=True):
-    keys: list[str]
-
-
 class OpenBaoKeyStore:
-    """``core.keystore.KeyStore``.  ``bao`` is used on a loop of this object's own, and closed with it."""
+    """``core.keystore.KeyStore``.  ``bao`` is closed with it."""
 
-    def __init__(self, bao: OpenBao, *, mount: str, prefix: str) -> None:
-        self._bao: Final = bao
-        self._mount: Final = check_mount("mount", mount)
-        self._prefix: Final = check_mount("prefix", prefix)
-        self._thread: Final = LoopThread("keymesh-keystore")
+    def __init__(
+        self, bao: OpenBao, *, mount: str, prefix: str, monotonic_s: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._kv: Final = Kv(bao, mount=mount, prefix=prefix)
+        self._ivks: Final = OpenBaoIvks(self._kv)
+        self._monotonic_s: Final = monotonic_s
+        self._named: _Store | None = None
+        self._swept_at_s: float | None = None
+        self._remembered: Final[OrderedDict[str, tuple[int, bytes]]] = OrderedDict()
 
-    def close(self) -> None:
-        """Hang up, end the thread."""
-        self._thread.wait(self._bao.close())
-        self._thread.close()
+    async def close(self) -> None:
+        await self._kv.close()
+
+    # --- identity and layout -----------------------------------------------------------------------------------------
+
+    async def identity(self) -> StoreIdentity | None:
+        _, named = await self._kv.read("store", _Store)
+        self._named = named
+        if named is None:
+            return None
+        return StoreIdentity(store_id=named.store_id, region=named.region, schema=named.schema)
+
+    async def has_rows(self) -> bool:
+        return bool(await self._kv.names("ivks") or await self._kv.names("keys"))
+
+    async def found(self, identity: StoreIdentity) -> StoreIdentity:
+        version, named = await self._kv.read("store", _Store)
+        if named is None:
+            row = _Store(
+                store_id=identity.store_id,
+                region=identity.region,
+                schema=identity.schema,
+                moved=identity.schema > FIRST_SCHEMA,
+            )
+            await self._kv.write("store", row, cas=version)
+        found = await self.identity()
+        if found is None:
+            raise contended()
+        return found
+
+    async def migrate(self, schema: int) -> None:
+        """1. The schema is set.  2. Every key under an old name is moved.  3. Once no node can write one any more, and
+        none was found, that is noted."""
+        version, named = await self._kv.read("store", _Store)
+        if named is None:
+            raise _not_open()
+        check_step(named.schema, schema)
+        if named.schema < schema:
+            if not await self._kv.write(
+                "store", msgspec.structs.replace(named, schema=schema, moved=False), cas=version
+            ):
+                raise contended()
+            version, named = await self._kv.read("store", _Store)
+        self._named = named
+        if named is None or named.schema == FIRST_SCHEMA or named.moved:
+            return
+        kids = [kid for kid in await self._kv.names("keys") if _HEX.fullmatch(kid)]
+        moved = sum(await gather_bounded(self._move, kids))
+        now_s = self._monotonic_s()
+        if self._swept_at_s is None or moved:
+            self._swept_at_s = now_s
+        elif now_s - self._swept_at_s >= SETTLE_S:
+            await self._kv.write("store", msgspec.structs.replace(named, moved=True), cas=version)
+            await self.identity()
+
+    async def _move(self, kid: str) -> bool:
+        """Bring what is under an old name to its new one; whether there was something."""
+        old_path = f"keys/{kid}"
+        version, row = await self._kv.read(old_path, _Key)
+        if row is None:
+            return False
+        stored = _opened(row, kid)
+        path = _key_path(NEWEST_SCHEMA, stored.namespace, kid)
+        for _ in range(RACES_MAX):
+            there_version, there = await self._kv.read(path, _Key)
+            if there is not None and there.revision >= row.revision:
+                break
+            if await self._kv.write(path, row, cas=there_version):
+                break
+        else:
+            raise contended()
+        await self._kv.destroy(old_path, version)
+        return True
+
+    def _schema(self) -> int:
+        if self._named is None or not FIRST_SCHEMA <= self._named.schema <= NEWEST_SCHEMA:
+            raise _not_open()
+        return self._named.schema
+
+    def _is_moving(self) -> bool:
+        return self._named is not None and self._named.schema > FIRST_SCHEMA and not self._named.moved
 
     # --- keys --------------------------------------------------------------------------------------------------------
 
-    def get_key(self, kid: str) -> StoredKey | None:
-        return self._wait(self._key(kid))[1]
+    async def get_key(self, namespace: str, kid: str) -> StoredKey | None:
+        stored = (await self._key(namespace, kid))[1]
+        return stored if stored is not None and stored.namespace == namespace else None
 
-    def put_key(self, stored: StoredKey, *, over: StoredKey | None) -> bool:
-        """Compare the content, then set against the version that was compared."""
-        return self._wait(self._put_key(stored, over))
+    async def put_key(self, stored: StoredKey, *, over: StoredKey | None) -> bool:
+        """Compare the content, then set against the version that was compared.
 
-    def drop_key(self, kid: str) -> None:
-        self._wait(self._destroy(f"keys/{_hex('kid', kid)}"))
-
-    def stored_keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
-        found = self._wait(self._stored_keys(namespace))
-        return tuple(sorted(found, key=lambda stored: (stored.namespace, stored.key, stored.version)))
-
-    async def _key(self, kid: str) -> tuple[int, StoredKey | None]:
-        version, found = await self._read(f"keys/{_hex('kid', kid)}", _Key)
-        if found is None:
-            return version, None
-        if found.kid != kid:
-            raise _damaged()
-        return version, StoredKey(
-            namespace=found.namespace,
-            key=found.key,
-            version=found.version,
-            revision=found.revision,
-            kid=Kid(found.kid),
-            digest=Digest(found.digest),
-            ivk_kid=found.ivk_kid,
-            blob=_unb64(found.blob),
-        )
-
-    async def _put_key(self, stored: StoredKey, over: StoredKey | None) -> bool:
-        version, there = await self._key(stored.kid)
+        A new key is first set against nothing, and a known one against the version at which this node last saw just
+        that content: in most cases nothing need be read.
+        """
+        path = _key_path(self._schema(), stored.namespace, stored.kid)
+        known = self._remembered.get(path)
+        if over is None and known is None and self._schema() > FIRST_SCHEMA and not self._is_moving():
+            if await self._write_key(path, stored, 0):
+                return True
+        elif over is not None and known is not None and known[1] == _fingerprint(over):
+            if await self._write_key(path, stored, known[0]):
+                return True
+        version, there = await self._key(stored.namespace, stored.kid)
         if not _same(there, over):
             return False
-        if over is None or over.namespace != stored.namespace:
-            await self._write(f"index/{_label('namespace', stored.namespace)}/{stored.kid}", {}, cas=None)
+        return await self._write_key(_key_path(self._schema(), stored.namespace, stored.kid), stored, version)
+
+    async def drop_key(self, stored: StoredKey) -> bool:
+        version, there = await self._key(stored.namespace, stored.kid)
+        if there is None or not _same(there, stored):
+            return False
+        path = _key_path(self._schema(), stored.namespace, stored.kid)
+        self._remembered.pop(path, None)
+        await self._kv.destroy(path, version)
+        return True
+
+    async def stored_keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
+        if namespace is not None and not _LABEL.fullmatch(namespace):
+            return ()
+        names = await self._key_names(namespace)
+        found = await gather_bounded(lambda name: self.get_key(*name), names)
+        rows = [stored for stored in found if stored is not None]
+        return tuple(sorted(rows, key=lambda stored: (stored.namespace, stored.key, stored.version)))
+
+    async def _key_names(self, namespace: str | None) -> list[tuple[str, str]]:
+        """(namespace, kid) of all keys, or of those of one namespace; some may be gone.  Those under old names come
+        to their new ones on the way."""
+        if self._schema() == FIRST_SCHEMA or self._is_moving():
+            if self._is_moving():
+                await gather_bounded(self._move, [kid for kid in await self._kv.names("keys") if _HEX.fullmatch(kid)])
+            elif namespace is not None:
+                return [(namespace, kid) for kid in await self._kv.names(f"index/{namespace}") if _HEX.fullmatch(kid)]
+            else:
+                found = await gather_bounded(self._old_name, await self._kv.names("keys"))
+                return [name for name in found if name is not None]
+        if namespace is not None:
+            spaces = [namespace]
+        else:
+            spaces = [n.rstrip("/") for n in await self._kv.names("namespaces") if _LABEL.fullmatch(n.rstrip("/"))]
+        lists = await gather_bounded(lambda space: self._kv.names(f"namespaces/{space}"), spaces)
+        return [(space, kid) for space, kids in zip(spaces, lists, strict=True) for kid in kids if _HEX.fullmatch(kid)]
+
+    async def _old_name(self, kid: str) -> tuple[str, str] | None:
+        row = (await self._kv.read(f"keys/{kid}", _Key))[1] if _HEX.fullmatch(kid) else None
+        return None if row is None else (row.namespace, kid)
+
+    async def _key(self, namespace: str, kid: str) -> tuple[int, StoredKey | None]:
+        """(version, key) under its name of today.  A miss may be another node's migration that we have not heard of,
+        or a key that nobody has moved yet."""
+        version, stored = await self._read_key(namespace, kid)
+        if stored is not None:
+            return version, stored
+        if self._schema() == FIRST_SCHEMA:
+            await self.identity()
+            if self._schema() == FIRST_SCHEMA:
+                return version, None
+        if self._is_moving() and await self._move(_hex("kid", kid)):
+            return await self._read_key(namespace, kid)
+        return (version, None) if self._named and self._named.moved else await self._read_key(namespace, kid)
+
+    async def _read_key(self, namespace: str, kid: str) -> tuple[int, StoredKey | None]:
+        if not _LABEL.fullmatch(namespace):
+            return 0, None
+        path = _key_path(self._schema(), namespace, kid)
+        version, row = await self._kv.read(path, _Key)
+        if row is None:
+            self._remembered.pop(path, None)
+            return version, None
+        stored = _opened(row, kid)
+        if stored.namespace != namespace and self._schema() > FIRST_SCHEMA:
+            raise damaged()
+        self._remember(path, version, stored)
+        return version, stored
+
+    async def _write_key(self, path: str, stored: StoredKey, version: int) -> bool:
+        self._remembered.pop(path, None)
+        if self._schema() == FIRST_SCHEMA and version == 0:
+            await self._kv.write(f"index/{_label('namespace', stored.namespace)}/{stored.kid}", {}, cas=None)
         row = _Key(
             namespace=stored.namespace,
             key=stored.key,
@@ -143,165 +266,96 @@ class OpenBaoKeyStore:
             kid=stored.kid,
             digest=stored.digest,
             ivk_kid=stored.ivk_kid,
-            blob=_b64(stored.blob),
+            blob=to_base64(stored.blob),
         )
-        return await self._write(f"keys/{stored.kid}", row, cas=version)
+        done = await self._kv.write(path, row, cas=version)
+        if done:
+            self._remember(path, version + 1, stored)
+        return done
 
-    async def _stored_keys(self, namespace: str | None) -> list[StoredKey]:
-        if namespace is None:
-            kids = await self._names("keys")
-        elif _LABEL.fullmatch(namespace):
-            kids = await self._names(f"index/{namespace}")
-        else:
-            return []
-        rows = await gather_bounded(self._key, [kid for kid in kids if _HEX.fullmatch(kid)])
-        return [row for _, row in rows if row is not None and namespace in (None, row.namespace)]
+    def _remember(self, path: str, version: int, stored: StoredKey) -> None:
+        """What was seen, as a guess for the next compare-and-set; never as an answer to anybody."""
+        self._remembered[path] = (version, _fingerprint(stored))
+        self._remembered.move_to_end(path)
+        if len(self._remembered) > VERSIONS_REMEMBERED_MAX:
+            self._remembered.popitem(last=False)
 
     # --- internal keys -----------------------------------------------------------------------------------------------
 
-    def ivks(self) -> tuple[StoredIvk, ...]:
-        return tuple(ivk for _, ivk in self._wait(self._ivks()))
+    async def ivks(self) -> tuple[StoredIvk, ...]:
+        return await self._ivks.all()
 
-    def put_ivk(self, stored: StoredIvk) -> None:
-        self._wait(self._put_ivk(stored))
+    async def put_ivk(self, stored: StoredIvk) -> None:
+        await self._ivks.put(stored)
 
-    def count_wraps(self, kid: str, n: int) -> None:
-        self._wait(self._count_wraps(kid, n))
-
-    async def _ivks(self) -> list[tuple[int, StoredIvk]]:
-        """(version of the secret, internal key), newest generation first."""
-        names = await self._names("ivks")
-        generations = sorted((int(name) for name in names if _NUMBER.fullmatch(name)), reverse=True)
-        rows = await gather_bounded(self._ivk, generations)
-        return [(version, ivk) for version, ivk in rows if ivk is not None]
-
-    async def _ivk(self, generation: int) -> tuple[int, StoredIvk | None]:
-        version, found = await self._read(f"ivks/{generation}", _Ivk)
-        if found is None:
-            return version, None
-        try:
-            state = IvkState(found.state)
-        except ValueError:
-            raise _damaged() from None
-        if found.generation != generation:
-            raise _damaged()
-        return version, StoredIvk(
-            generation=generation,
-            kid=Kid(found.kid),
-            state=state,
-            created_at=Instant(found.created_at),
-            wraps=found.wraps,
-            blob=_unb64(found.blob),
-        )
-
-    async def _put_ivk(self, stored: StoredIvk) -> None:
-        for _ in range(RACES_MAX):
-            version, there = await self._ivk(stored.generation)
-            if there is not None and there.kid != stored.kid:
-                return
-            if await self._write_ivk(stored if there is None else replace(there, state=stored.state), version):
-                return
-        raise _contended()
-
-    async def _count_wraps(self, kid: str, n: int) -> None:
-        for _ in range(RACES_MAX):
-            found = next(((version, ivk) for version, ivk in await self._ivks() if ivk.kid == kid), None)
-            if found is None:
-                return
-            version, ivk = found
-            if await self._write_ivk(replace(ivk, wraps=ivk.wraps + n), version):
-                return
-        raise _contended()
-
-    async def _write_ivk(self, ivk: StoredIvk, version: int) -> bool:
-        row = _Ivk(
-            generation=ivk.generation,
-            kid=ivk.kid,
-            state=ivk.state.value,
-            created_at=ivk.created_at,
-            wraps=ivk.wraps,
-            blob=_b64(ivk.blob),
-        )
-        return await self._write(f"ivks/{ivk.generation}", row, cas=version)
+    async def count_wraps(self, kid: str, n: int) -> None:
+        await self._ivks.count_wraps(kid, n)
 
     # --- blobs -------------------------------------------------------------------------------------------------------
 
-    def put_blob(self, tenant: str, digest: str, blob: bytes) -> None:
-        self._wait(self._write(_blob_path(tenant, digest), _Blob(blob=_b64(blob)), cas=None))
+    async def put_blob(self, tenant: str, digest: str, blob: bytes) -> None:
+        await self._kv.write(_blob_path(tenant, digest), _Blob(blob=to_base64(blob)), cas=None)
 
-    def get_blob(self, tenant: str, digest: str) -> bytes | None:
-        _, found = self._wait(self._read(_blob_path(tenant, digest), _Blob))
-        return None if found is None else _unb64(found.blob)
+    async def get_blob(self, tenant: str, digest: str) -> bytes | None:
+        _, found = await self._kv.read(_blob_path(tenant, digest), _Blob)
+        return None if found is None else from_base64(found.blob)
 
-    def count_blobs(self, tenant: str) -> int:
-        return len(self._wait(self._names(f"blobs/{_label('tenant', tenant)}")))
+    async def count_blobs(self, tenant: str) -> int:
+        return len(await self._kv.names(f"blobs/{_label('tenant', tenant)}"))
 
-    def drop_blob(self, tenant: str, digest: str) -> None:
-        self._wait(self._bao.call("DELETE", self._path("metadata", _blob_path(tenant, digest))))
+    async def blob_digests(self, tenant: str) -> tuple[str, ...]:
+        names = await self._kv.names(f"blobs/{_label('tenant', tenant)}")
+        return tuple(sorted(name for name in names if _HEX.fullmatch(name)))
 
-    # --- KV version 2 ------------------------------------------------------------------------------------------------
+    async def purge(self, tenant: str) -> None:
+        """Every version under every name of either schema; what is left of a name is nothing, not even its counter."""
+        space = _label("namespace", tenant)
+        old = {stored.kid for stored in await self.stored_keys(tenant)} | set(await self._kv.names(f"index/{space}"))
+        paths = [f"{where}/{name}" for kid in sorted(old) for where, name in (("keys", kid), (f"index/{space}", kid))]
+        for where in (f"namespaces/{space}", f"blobs/{space}"):
+            paths += [f"{where}/{name}" for name in await self._kv.names(where)]
+        for path in paths:
+            self._remembered.pop(path, None)
+        await gather_bounded(self._kv.delete, paths)
 
-    def _path(self, kind: str, path: str) -> str:
-        return f"{self._mount}/{kind}/{self._prefix}/{path}"
+    async def drop_blob(self, tenant: str, digest: str) -> None:
+        await self._kv.delete(_blob_path(tenant, digest))
 
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        try:
-            return self._thread.wait(work)
-        except BaoRefused as refused:
-            raise Unavailable("storage", f"the key store does not serve us: {refused.code}") from None
 
-    async def _read(self, path: str, shape: type[T]) -> tuple[int, T | None]:
-        """(version, content): version 0 where nothing ever was, content None where nothing is."""
-        found, data = await self._bao.read(self._path("data", path))
-        if data is None and not found:
-            return 0, None
-        secret = shaped(data, _Secret)
-        if secret.data is None:
-            return secret.metadata.version, None
-        try:
-            return secret.metadata.version, msgspec.convert(secret.data, shape, strict=True)
-        except msgspec.ValidationError:
-            raise _damaged() from None
+def _key_path(schema: int, namespace: str, kid: str) -> str:
+    if schema == FIRST_SCHEMA:
+        return f"keys/{_hex('kid', kid)}"
+    return f"namespaces/{_label('namespace', namespace)}/{_hex('kid', kid)}"
 
-    async def _write(self, path: str, row: Any, *, cas: int | None) -> bool:
-        """False where the version is no longer ``cas``."""
-        body: dict[str, Any] = {"data": msgspec.to_builtins(row)}
-        if cas is not None:
-            body["options"] = {"cas": cas}
-        try:
-            await self._bao.call("POST", self._path("data", path), body, repeatable=cas is None)
-        except BaoRefused as refused:
-            if refused.why is Why.CHANGED:
-                return False
-            raise
-        return True
 
-    async def _destroy(self, path: str) -> None:
-        version, _ = await self._read(path, dict)
-        if version:
-            oldest = max(1, version - VERSIONS_KEPT_MAX)
-            body = {"versions": list(range(oldest, version + 1))}
-            await self._bao.call("POST", self._path("destroy", path), body)
-
-    async def _names(self, path: str) -> list[str]:
-        """In order, page by page; a server whose pages go back or never end is not followed."""
-        out: list[str] = []
-        while len(out) <= NAMES_MAX:
-            after = f"&after={quote(out[-1], safe='')}" if out else ""
-            _, data = await self._bao.read(f"{self._path('metadata', path)}?list=true&limit={PAGE}{after}")
-            names = [] if data is None else shaped(data, _Names).keys
-            if out and names and names[0] <= out[-1]:
-                break
-            out += names
-            if len(names) < PAGE:
-                return out
-        raise Unavailable("storage", f"the key store's list has no end, or more than {NAMES_MAX} names")
+def _opened(row: _Key, kid: str) -> StoredKey:
+    if row.kid != kid:
+        raise damaged()
+    return StoredKey(
+        namespace=row.namespace,
+        key=row.key,
+        version=row.version,
+        revision=row.revision,
+        kid=Kid(row.kid),
+        digest=Digest(row.digest),
+        ivk_kid=row.ivk_kid,
+        blob=from_base64(row.blob),
+    )
 
 
 def _same(there: StoredKey | None, over: StoredKey | None) -> bool:
     if there is None or over is None:
         return there is over
-    return (there.revision, there.ivk_kid, there.blob) == (over.revision, over.ivk_kid, over.blob)
+    return _compared(there) == _compared(over)
+
+
+def _compared(key: StoredKey) -> tuple[str, int, str, bytes]:
+    return (key.namespace, key.revision, key.ivk_kid, key.blob)
+
+
+def _fingerprint(stored: StoredKey) -> bytes:
+    """Of what ``_same`` compares."""
+    return hashlib.sha256(repr(_compared(stored)).encode()).digest()
 
 
 def _blob_path(tenant: str, digest: str) -> str:
@@ -320,20 +374,5 @@ def _label(field: str, text: str) -> str:
     return text
 
 
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
-def _unb64(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise _damaged() from None
-
-
-def _damaged() -> Integrity:
-    return Integrity("storage", "the key store holds something that nobody wrote so")
-
-
-def _contended() -> Unavailable:
-    return Unavailable("storage", "too many writers at once; try again")
+def _not_open() -> Unavailable:
+    return Unavailable("store-not-open", "the key store has not been looked at yet, or is of another release")

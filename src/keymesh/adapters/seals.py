@@ -1,105 +1,114 @@
-"""Seals of a region's MasterKey: a key file for development, or Shamir shares held by people.
+"""Where a region's ``master.json`` lies, and each kind of seal by its name.
 
-Decides how the MasterKey is kept at rest and brought back; what it wraps is ``core.keyring``'s.  In the directory:
-``master.json`` names the kind of seal and the MasterKey's kid, so that a wrong key is noticed before it opens
-anything.
+Decides nothing: what may be in the record is ``core.seals``'s, what a kind does ``seal_forms``'s.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-from msgspec import Struct
+from typing import Any, Final, assert_never
 
 from keymesh.adapters.files import write_file
-from keymesh.adapters.key_files import read_private
-from keymesh.crypto import shamir, wrap
-from keymesh.crypto.aad import Level, Subject
-from keymesh.crypto.kid import check_kid, kid_bytes, kid_hex, kid_of
+from keymesh.adapters.l1_providers import descriptor_of, open_seal_key
+from keymesh.adapters.pkcs11_descriptor import Pkcs11Descriptor, Tokens
+from keymesh.adapters.seal_forms import (
+    make_file_seal,
+    make_provider_seal,
+    make_shamir_seal,
+    open_file_seal,
+    open_provider_seal,
+)
+from keymesh.adapters.tls import Credentials
+from keymesh.core.l1 import L1Provider, ProviderDescriptor
+from keymesh.core.seals import Kind, MasterRecord, Seal, new_record, parse_record
 from keymesh.crypto.pages import KeyPages, SecretBytes
-from keymesh.crypto.xaes import XaesKey
+from keymesh.crypto.xaes import KEY_BYTES
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, KeymeshError, Refused
+from keymesh.model.errors import Integrity, Refused
 
 MASTER_FILE: Final = "master.json"
-FILE_SEAL_KEY: Final = "seal.key"
-_MAX_BYTES: Final = 64 * 1024
-
-
-class MasterRecord(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``sealed``: the wrapped MasterKey (hex), in the form of its ``kind``; empty for ``shamir``."""
-
-    kind: str
-    kid: str
-    sealed: str = ""
-    threshold: int = 0
-
-
-def master_subject(region: str, kid: bytes) -> Subject:
-    """What every seal binds the MasterKey to."""
-    return Subject(level=Level.MASTER, tenant=f"cluster/{region}", domain="", key="master", version=1, kid=kid)
 
 
 def load_record(directory: Path) -> MasterRecord | None:
-    """How this region is sealed, or None where it has no MasterKey yet."""
+    """How this region is sealed, or None where it has no MasterKey yet.  Raises Refused for a malformed record."""
     path = directory / MASTER_FILE
-    return strict_json.decode(path.read_bytes(), MasterRecord, max_bytes=_MAX_BYTES) if path.exists() else None
+    return parse_record(path.read_bytes()) if path.exists() else None
 
 
-def create_file_seal(directory: Path, region: str, pages: KeyPages) -> SecretBytes:
-    """A new MasterKey under a new key file beside it: for development only, since both lie in one place."""
-    with pages.put(os.urandom(32)) as seal_key:
-        master = pages.put(os.urandom(32))
-        kid = kid_of(master.reveal())
-        parent_kid = kid_of(seal_key.reveal())
-        sealed = wrap.seal_key(
-            XaesKey(seal_key.reveal()), parent_kid, master_subject(region, kid), master, os.urandom(24)
-        )
-        write_file(directory / FILE_SEAL_KEY, bytes(seal_key.reveal()))
-    write_file(
-        directory / MASTER_FILE,
-        strict_json.dumps(MasterRecord(kind="file", kid=kid_hex(kid), sealed=sealed.hex())),
-    )
-    return master
-
-
-def open_file_seal(directory: Path, region: str, record: MasterRecord, pages: KeyPages) -> SecretBytes:
-    """The MasterKey.  Raises Integrity (opaque) where key file and record do not belong together."""
-    with pages.put(read_private(directory / FILE_SEAL_KEY)) as seal_key:
-        try:
-            blob = bytes.fromhex(record.sealed)
-        except ValueError as bad:
-            raise Integrity.opaque() from bad
-        subject = master_subject(region, kid_bytes(record.kid))
-        return wrap.open_key(XaesKey(seal_key.reveal()), kid_of(seal_key.reveal()), subject, blob, pages)
-
-
-def create_shamir_seal(
-    directory: Path, pages: KeyPages, *, threshold: int, n_shares: int
-) -> tuple[SecretBytes, tuple[str, ...]]:
-    """A new MasterKey and the text of its shares, which exist nowhere else afterwards."""
-    master = pages.put(os.urandom(32))
-    shares = shamir.split(master.reveal(), threshold, n_shares, os.urandom)
-    record = MasterRecord(kind="shamir", kid=kid_hex(kid_of(master.reveal())), threshold=threshold)
+def save_record(directory: Path, record: MasterRecord) -> None:
+    """In one durable step: a crash leaves the old record or this one.  Raises OSError."""
     write_file(directory / MASTER_FILE, strict_json.dumps(record))
-    return master, tuple(share.to_text() for share in shares)
 
 
-def open_shamir_seal(record: MasterRecord, shares: Sequence[str], pages: KeyPages) -> SecretBytes:
-    """The MasterKey from ``threshold`` shares.  Raises Refused (too few, mixed) or Integrity (not this MasterKey)."""
-    if record.kind != "shamir":
-        raise Refused("wrong-seal", "this region is not sealed by shares", field="shares")
-    combined = shamir.combine([shamir.share_from_text(text) for text in shares])
-    try:
-        master = pages.put(combined)
-    finally:
-        combined[:] = bytes(len(combined))
-    try:
-        check_kid(master.reveal(), kid_bytes(record.kid))
-    except KeymeshError:
-        master.wipe()
-        raise
-    return master
+def found_by_shares(directory: Path, region: str, pages: KeyPages, *, threshold: int, n_shares: int) -> tuple[str, ...]:
+    """A new MasterKey that nobody keeps, recorded; the text of its shares, which exist nowhere else afterwards."""
+    with pages.put(os.urandom(KEY_BYTES)) as master:
+        seal, shares = make_shamir_seal(region, master, pages, threshold=threshold, n_shares=n_shares)
+        save_record(directory, new_record(region, master.reveal(), [seal]))
+    return shares
+
+
+@dataclass(frozen=True, slots=True)
+class SealTools:
+    """What a Core needs to use the seals that open by themselves."""
+
+    directory: Path
+    region: str
+    credentials: Credentials
+    tokens: Tokens
+    pages: KeyPages
+
+    async def make(self, kind: Kind, parameters: dict[str, Any], master: SecretBytes) -> Seal:
+        """A seal of ``master``, not yet recorded.  Raises Refused, L1Denied, L1Unreachable."""
+        match kind:
+            case Kind.FILE:
+                return make_file_seal(self.directory, self.region, master, self.pages)
+            case Kind.OPENBAO | Kind.PKCS11:
+                provider = self._provider(_descriptor(kind, parameters))
+                try:
+                    return await make_provider_seal(kind, parameters, provider, self.region, master, self.pages)
+                finally:
+                    await provider.close()
+            case Kind.SHAMIR:
+                raise Refused.bad_field("kind", "shares are made and confirmed by people")
+            case _:
+                assert_never(kind)
+
+    async def open(self, kid: str, seal: Seal) -> SecretBytes:
+        """The MasterKey.  Raises Integrity (opaque), Refused, L1Denied, L1Unreachable."""
+        match seal.kind:
+            case Kind.FILE:
+                return open_file_seal(self.directory, self.region, kid, seal, self.pages)
+            case Kind.OPENBAO | Kind.PKCS11:
+                try:
+                    descriptor = _descriptor(seal.kind, seal.parameters)
+                except Refused as bad:
+                    raise Integrity.opaque() from bad
+                provider = self._provider(descriptor)
+                try:
+                    return await open_provider_seal(provider, self.region, kid, seal, self.pages)
+                finally:
+                    await provider.close()
+            case Kind.SHAMIR:
+                raise Refused("needs-shares", "this seal opens with people's shares", field="shares")
+            case _:
+                assert_never(seal.kind)
+
+    def _provider(self, descriptor: ProviderDescriptor) -> L1Provider:
+        """The key behind a seal.  Raises Refused where this Core's own credentials cannot be used."""
+        return open_seal_key(descriptor, descriptor.replica_for(self.region), self.credentials, self.tokens)
+
+    async def make_token_key(self, parameters: dict[str, Any]) -> None:
+        """The key that a ``pkcs11`` seal names, in its token.  Raises as ``make``, L1Denied where there is one."""
+        descriptor = _descriptor(Kind.PKCS11, parameters)
+        assert isinstance(descriptor, Pkcs11Descriptor)
+        await self.tokens.open_seals(descriptor).make_key()
+
+
+def _descriptor(kind: Kind, parameters: dict[str, Any]) -> ProviderDescriptor:
+    """Raises Refused naming the parameter."""
+    descriptor = descriptor_of(kind.value, parameters)
+    descriptor.check()
+    return descriptor

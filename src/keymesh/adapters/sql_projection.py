@@ -18,15 +18,15 @@ that a region may do depends on it.
 A projection that does not follow from the log (``verify``, ``sample``) is marked in the same row; from then on every
 replica refuses to answer from it until ``rebuild`` has made it anew and verified it.
 
-Outbox lines are *claimed*, by any replica: rows locked by another's claim are skipped (SKIP LOCKED; on SQLite one
-claim at a time), and are gone when the claim ends well.  A replica that dies with a claim leaves them to the next, so
-each is delivered at least once.
+Outbox lines are *claimed*, by any replica: rows locked by another's claim are skipped (SKIP LOCKED; SQLite has one
+replica, and no claims to keep apart), and are gone when the claim ends well.  A replica that dies with a claim leaves
+them to the next, so each is delivered at least once.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,18 +37,20 @@ import sqlalchemy as sa
 from keymesh.adapters.sql_check import Held, held_of, wipe, wrong_in_entries, wrong_in_namespace
 from keymesh.adapters.sql_engine import Database
 from keymesh.adapters.sql_migrate import require_schema
-from keymesh.adapters.sql_rows import check_same, head_of, make_place, place_of, rows_of, write
+from keymesh.adapters.sql_rows import check_same, heads_of, make_place, place_of, rows_of, write
 from keymesh.adapters.sql_schema import META, OUTBOX, PLACE
 from keymesh.control.entry import Leaf, SignedEntry, leaf_of
 from keymesh.control.log import in_order
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import ZERO_DIGEST
-from keymesh.registry.projection import Change, Delete, Fenced, LogRead, Put, project
+from keymesh.registry.projection import Change, Commit, Delete, Fenced, LogRead, Put, project
 from keymesh.registry.records import KillRecord
 
 NAMESPACES_CACHED: Final = 4_096
 COMMITS_AT_ONCE: Final = 64
+LineKey = tuple[str, int, str]
+"""(namespace, seq, region) of an outbox line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,21 +147,24 @@ class SqlProjection:
         """
         self._apply([(index, entries)])
 
+    def apply_all(self, commits: Sequence[Commit]) -> None:
+        """As ``apply``, of several commits in order, some at a time."""
+        for start in range(0, len(commits), COMMITS_AT_ONCE):
+            self._apply(commits[start : start + COMMITS_AT_ONCE])
+
     def catch_up(self, read: LogRead) -> None:
         """Take the commits of a read of the log after ``index()``, in order, some at a time."""
         commits: dict[int, list[SignedEntry]] = {}
         for index, signed in read[1]:
             commits.setdefault(index, []).append(signed)
-        waiting = sorted(commits.items())
-        for start in range(0, len(waiting), COMMITS_AT_ONCE):
-            self._apply(waiting[start : start + COMMITS_AT_ONCE])
+        self.apply_all(sorted(commits.items()))
 
-    def _apply(self, commits: Sequence[tuple[int, Sequence[SignedEntry]]]) -> None:
+    def _apply(self, commits: Sequence[Commit]) -> None:
         """``commits`` in order, in one transaction: all of them, or none."""
         with self._writing() as (db, place):
             at = int(place.idx)
             changes: list[Change] = []
-            heads: dict[str, tuple[int, str]] = {}
+            heads = heads_of(db, {s.entry.namespace for index, entries in commits if index > at for s in entries})
             if self._rows_at != at or len(self._rows) > NAMESPACES_CACHED:
                 self._rows.clear()
             for index, entries in commits:
@@ -179,13 +184,9 @@ class SqlProjection:
     def _take(
         self, db: sa.Connection, index: int, signed: SignedEntry, heads: dict[str, tuple[int, str]]
     ) -> tuple[Change, ...]:
-        """What one entry changes, after those before it in this transaction (``heads`` are theirs)."""
+        """What one entry changes, after those before it in this transaction (``heads`` as they left them)."""
         entry = signed.entry
-        head = heads.get(entry.namespace)
-        if head is None:
-            found = head_of(db, entry.namespace)
-            head = (0, ZERO_DIGEST) if found is None else (found.seq, found.entry_hash)
-        if (entry.seq - 1, entry.prev) != head:
+        if (entry.seq - 1, entry.prev) != heads.get(entry.namespace, (0, ZERO_DIGEST)):
             raise Integrity("projection-chain", f"{entry.namespace}:{entry.seq} does not follow", field="prev")
         heads[entry.namespace] = (entry.seq, signed.hash)
         before = self._rows.get(entry.namespace)
@@ -212,6 +213,13 @@ class SqlProjection:
             key = (("namespace", record.namespace), ("command_id", record.command_id))
             write(db, [Put("kill_records", key, values)])
 
+    def undelivered(self) -> list[tuple[str, str, int]]:
+        """(region, namespace, oldest seq) of everything that is in the outbox.  Raises Unavailable."""
+        columns = (OUTBOX.c.region, OUTBOX.c.namespace)
+        with self._reading() as db:
+            found = db.execute(sa.select(*columns, sa.func.min(OUTBOX.c.seq)).group_by(*columns).order_by(*columns))
+            return [(region, namespace, int(seq)) for region, namespace, seq in found]
+
     def delivered(self, region: str, namespace: str, seq: int) -> None:
         """Forget outbox lines that ``region`` has acknowledged, up to ``seq``.  Raises Fenced."""
         with self._writing() as (db, place):
@@ -221,27 +229,42 @@ class SqlProjection:
             )
 
     @contextmanager
-    def claimed(self, region: str, *, lane: int, limit: int = 50) -> Iterator[tuple[dict[str, Any], ...]]:
-        """Outbox lines that nobody else has, oldest first; forgotten if the block ends well, kept if it raises.
+    def claimed(
+        self,
+        *regions: str,
+        lane: int,
+        limit: int = 50,
+        after: tuple[int, str, int, str] | None = None,
+        kept: Collection[LineKey] = (),
+    ) -> Iterator[tuple[dict[str, Any], ...]]:
+        """Outbox lines of ``regions`` that nobody else has, oldest first; forgotten if the block ends well, all but
+        those in ``kept`` by then; all kept if it raises.  ``after``: (idx, namespace, seq, region) of a line passed by.
 
         Any thread and any replica may claim.  Be quick: on PostgreSQL a session that idles 10 s loses its claim, and
-        leaving the block then raises Unavailable; on SQLite nobody writes meanwhile.
+        leaving the block then raises Unavailable.  On SQLite, which is one replica's alone, claims do not exclude each
+        other.
         """
+        place = (OUTBOX.c.idx, OUTBOX.c.namespace, OUTBOX.c.seq, OUTBOX.c.region)
         query = (
             sa.select(OUTBOX)
-            .where(OUTBOX.c.region == region, OUTBOX.c.lane == lane)
-            .order_by(OUTBOX.c.idx, OUTBOX.c.namespace, OUTBOX.c.seq)
+            .where(OUTBOX.c.region.in_(regions), OUTBOX.c.lane == lane)
+            .order_by(*place)
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
+        if after is not None:
+            query = query.where(sa.tuple_(*place) > sa.tuple_(*(sa.literal(value) for value in after)))
+        if self._db.dialect != "postgresql":  # nobody shares the file: nothing is held while the block runs
+            with self._db.reading() as db:
+                lines = tuple(dict(row._mapping) for row in db.execute(query))
+            yield lines
+            with self._db.writing() as db:
+                _forget(db, lines, kept)
+            return
         with self._db.writing() as db:
             lines = tuple(dict(row._mapping) for row in db.execute(query))
             yield lines
-            if lines:
-                write(
-                    db,
-                    [Delete("outbox", tuple((c, line[c]) for c in ("namespace", "seq", "region"))) for line in lines],
-                )
+            _forget(db, lines, kept)
 
     # --- right or wrong ------------------------------------------------------------------------------------------
 
@@ -362,3 +385,14 @@ class SqlProjection:
                     "behind", f"the projection is at {place.idx}, not yet at {at_least}", retry_after_ms=50
                 )
             return Read(int(place.idx), tuple(dict(row._mapping) for row in db.execute(query)))
+
+
+def _forget(db: sa.Connection, lines: Sequence[dict[str, Any]], kept: Collection[LineKey]) -> None:
+    keys = [(line["namespace"], line["seq"], line["region"]) for line in lines]
+    gone = [
+        Delete("outbox", (("namespace", namespace), ("seq", seq), ("region", region)))
+        for namespace, seq, region in keys
+        if (namespace, seq, region) not in kept
+    ]
+    if gone:
+        write(db, gone)

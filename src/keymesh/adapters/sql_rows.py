@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -20,8 +20,7 @@ def place_of(db: sa.Connection, *, lock: bool = False) -> Any:
 
     Raises Integrity where it is gone.
     """
-    query = sa.select(PLACE).where(PLACE.c.id == 1)
-    found = db.execute(query.with_for_update() if lock else query).one_or_none()
+    found = db.execute(_LOCKED_PLACE if lock else _PLACE).one_or_none()
     if found is None:
         raise Integrity("projection-damaged", "the row of the index is gone", field="index")
     return found
@@ -33,9 +32,10 @@ def make_place(db: sa.Connection) -> None:
         db.execute(_insert(db.dialect.name, PLACE).on_conflict_do_nothing(), {"id": 1, "idx": 0})
 
 
-def head_of(db: sa.Connection, namespace: str) -> Any:
-    """Its head's seq and entry hash, None where there is none."""
-    return db.execute(_HEAD_OF, {"namespace_": namespace}).first()
+def heads_of(db: sa.Connection, namespaces: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """Seq and entry hash of the head of each of ``namespaces`` that has one."""
+    found = db.execute(_HEADS_OF, {"namespaces_": sorted(namespaces)})
+    return {row.namespace: (row.seq, row.entry_hash) for row in found}
 
 
 def rows_of(db: sa.Connection, namespace: str) -> dict[str, bytes]:
@@ -73,22 +73,37 @@ def write(db: sa.Connection, changes: Sequence[Change]) -> None:
     for table, key in deletes:
         gone.setdefault(table, []).append({f"{name}_": value for name, value in key})
     for table, keys in gone.items():
-        db.execute(_delete(table), keys)
+        _send(db, _delete(db.dialect.name, table), keys)
     put: dict[tuple[str, tuple[str, ...]], list[dict[str, Any]]] = {}
     for (table, key), values in puts.items():
         row = {**dict(key), **values}
         put.setdefault((table, tuple(row)), []).append(row)
     for (table, columns), rows in put.items():
-        db.execute(_upsert(db.dialect.name, table, columns), rows)
+        _send(db, _upsert(db.dialect.name, table, columns), rows)
 
 
-_HEAD_OF: Final = sa.select(HEADS.c.seq, HEADS.c.entry_hash).where(HEADS.c.namespace == sa.bindparam("namespace_"))
+def _send(db: sa.Connection, statement: sa.Delete | sa.Insert, rows: list[dict[str, Any]]) -> None:
+    """PostgreSQL takes the rows as one array for each column, in one statement; SQLite is no further than a call."""
+    if db.dialect.name == "sqlite":
+        db.execute(statement, rows)
+    else:
+        db.execute(statement, {name: [row[name] for row in rows] for name in rows[0]})
+
+
+_PLACE: Final = sa.select(PLACE).where(PLACE.c.id == 1)
+_LOCKED_PLACE: Final = _PLACE.with_for_update()
+_HEADS_OF: Final = sa.select(HEADS.c.namespace, HEADS.c.seq, HEADS.c.entry_hash).where(
+    HEADS.c.namespace.in_(sa.bindparam("namespaces_", expanding=True))
+)
 
 
 @cache
-def _delete(name: str) -> sa.Delete:
+def _delete(dialect: str, name: str) -> sa.Delete:
     table = META.tables[name]
-    return sa.delete(table).where(*(column == sa.bindparam(f"{column.name}_") for column in table.primary_key.columns))
+    own = list(table.primary_key.columns)
+    if dialect == "sqlite":
+        return sa.delete(table).where(*(column == sa.bindparam(f"{column.name}_") for column in own))
+    return sa.delete(table).where(sa.tuple_(*own).in_(_unnested(own, suffix="_")))
 
 
 @cache
@@ -98,10 +113,19 @@ def _upsert(dialect: str, name: str, columns: tuple[str, ...]) -> sa.Insert:
     own = [column.name for column in table.primary_key.columns]
     rest = [column for column in columns if column not in own]
     insert = _insert(dialect, table)
+    if dialect != "sqlite":
+        insert = insert.from_select(columns, _unnested([table.c[column] for column in columns]))
     statement: sa.Insert = insert.on_conflict_do_nothing(index_elements=own)
     if rest:
         statement = insert.on_conflict_do_update(index_elements=own, set_={c: insert.excluded[c] for c in rest})
     return statement
+
+
+def _unnested(columns: Sequence[sa.Column[Any]], *, suffix: str = "") -> sa.Select[Any]:
+    """Rows made of one array for each of ``columns``, bound under its name and ``suffix``."""
+    return sa.select(
+        *(sa.func.unnest(sa.bindparam(f"{c.name}{suffix}", type_=postgresql.ARRAY(c.type))) for c in columns)
+    )
 
 
 def _insert(dialect: str, table: sa.Table) -> Any:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from keymesh.model.time import Instant, Timekeeper
 
+_FIRST_LOOKS = 3
+
 
 @cache
 def _boot_id() -> str:
@@ -24,10 +26,21 @@ class SystemClock:
     _clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
     def boottime_ms(self) -> int:
-        return time.clock_gettime_ns(self._clock) // 1_000_000
+        return self.readings_ms()[0]
 
     def wall_ms(self) -> int:
-        return time.time_ns() // 1_000_000
+        return self.readings_ms()[1]
+
+    def readings_ms(self) -> tuple[int, int]:
+        """(boottime, wall), whose difference moves only where one clock was set or they drift by a whole ms.
+
+        Each cut to ms by itself would let the difference flicker by one; and the wall clock is read first, so that a
+        pause between the two reads never looks like a wall clock that ran ahead.
+        """
+        wall_ns = time.time_ns()
+        boot_ns = time.clock_gettime_ns(self._clock)
+        boot_ms = boot_ns // 1_000_000
+        return boot_ms, boot_ms + (wall_ns - boot_ns) // 1_000_000
 
     def boot_id(self) -> str:
         return _boot_id()
@@ -43,7 +56,9 @@ class Stopwatch:
 
     def __init__(self, clock: SystemClock | None = None) -> None:
         self.clock = clock or SystemClock()
-        self._keeper = Timekeeper(boot_zero_ms=self.clock.boottime_ms(), wall_zero_ms=self.clock.wall_ms())
+        # of a few looks the one with the least pause in it
+        boot_ms, wall_ms = max((self.clock.readings_ms() for _ in range(_FIRST_LOOKS)), key=lambda r: r[1] - r[0])
+        self._keeper = Timekeeper(boot_zero_ms=boot_ms, wall_zero_ms=wall_ms)
 
     @property
     def ahead_ms(self) -> int:
@@ -51,4 +66,5 @@ class Stopwatch:
         return self._keeper.ahead_ms
 
     def observe(self) -> tuple[Instant, bool]:
-        return self._keeper.observe(boottime_ms=self.clock.boottime_ms(), wall_ms=self.clock.wall_ms())
+        boot_ms, wall_ms = self.clock.readings_ms()
+        return self._keeper.observe(boottime_ms=boot_ms, wall_ms=wall_ms)

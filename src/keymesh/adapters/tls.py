@@ -57,9 +57,20 @@ class Peer:
 
 
 class PeerSSLObject(ssl.SSLObject):
-    """The TLS state machine with our check as the last step of its handshake."""
+    """The TLS state machine with our check as the last step of its handshake.
+
+    ``peer`` is None, once that is done, only for a client without a certificate where none is required.
+    """
 
     peer: Peer | None = None
+
+    def finished(self) -> bytes:
+        """The client's Finished message: both ends know it, and no other connection has it.
+
+        OpenSSL gives it under the name of TLS 1.2's channel binding; in 1.3 it is a MAC over the whole handshake
+        under a secret of this connection, and nothing is resumed here.
+        """
+        return self.get_channel_binding("tls-unique") or b""
 
     def do_handshake(self) -> None:
         try:
@@ -71,8 +82,11 @@ class PeerSSLObject(ssl.SSLObject):
             raise
         context = self.context
         assert isinstance(context, PeerContext)
+        chain = self._chain()
+        if not chain and context.verify_mode is ssl.CERT_OPTIONAL:
+            return
         try:
-            self.peer = context.check_peer(self._chain())
+            self.peer = context.check_peer(chain)
         except Refused as refused:
             log.warning("handshake refused", extra={"fields": {"reason": refused.message, "by": "keymesh"}})
             raise ssl.SSLCertVerificationError(1, f"peer refused: {refused.message}") from refused
@@ -148,14 +162,24 @@ class Credentials:
             raise Refused.bad_field("certificate", "the key and the certificate do not belong together") from bad
         self._certificate = certificate
 
-    def client_context(self, *, trust_pem: bytes, check: PeerCheck) -> PeerContext:
-        """For connections to peers whose chain ends in one of ``trust_pem`` and that pass ``check``."""
+    def client_context(self, *, trust_pem: bytes, check: PeerCheck, anonymous: bool = False) -> PeerContext:
+        """For connections to peers whose chain ends in one of ``trust_pem`` and that pass ``check``.
+
+        ``anonymous``: without our certificate; who we are is said by a token.
+        """
+        if anonymous:
+            return anonymous_context(trust_pem=trust_pem, check=check, refused=self.refused)
         return self._context(ssl.PROTOCOL_TLS_CLIENT, trust_pem, check)
 
-    def server_context(self, *, trust_pem: bytes, check: PeerCheck) -> PeerContext:
-        """The same for accepted connections; a client certificate is required."""
+    def server_context(self, *, trust_pem: bytes, check: PeerCheck, required: bool = True) -> PeerContext:
+        """The same for accepted connections; a client certificate is required, unless ``required`` is False.
+
+        A certificate that is shown must pass, required or not.
+        """
         context = self._context(ssl.PROTOCOL_TLS_SERVER, trust_pem, check)
         context.num_tickets = 0
+        if not required:
+            context.verify_mode = ssl.CERT_OPTIONAL
         return context
 
     def foreign_context(self, *, trust_pem: bytes) -> ssl.SSLContext:
@@ -182,6 +206,15 @@ class Credentials:
         context.refused = self.refused
         self._contexts.add(context)
         return context
+
+
+def anonymous_context(*, trust_pem: bytes, check: PeerCheck, refused: set[str]) -> PeerContext:
+    """For a client that has no certificate, or shows none."""
+    context = _new_context(PeerContext(ssl.PROTOCOL_TLS_CLIENT))
+    context.load_verify_locations(cadata=trust_pem.decode("ascii"))
+    context.peer_check = check
+    context.refused = refused
+    return context
 
 
 def _new_context(context: PeerContext) -> PeerContext:
@@ -214,10 +247,14 @@ class MeshTls:
     mesh: MeshName
     root_pem: bytes
 
-    def client(self, expected: Callable[[Identity], bool]) -> PeerContext:
+    def client(self, expected: Callable[[Identity], bool], *, anonymous: bool = False) -> PeerContext:
         """For connections to the peers that ``expected`` accepts."""
-        return self.credentials.client_context(trust_pem=self.root_pem, check=mesh_check(self.mesh, expected))
+        check = mesh_check(self.mesh, expected)
+        return self.credentials.client_context(trust_pem=self.root_pem, check=check, anonymous=anonymous)
 
-    def server(self, expected: Callable[[Identity], bool] = lambda identity: True) -> PeerContext:
+    def server(
+        self, expected: Callable[[Identity], bool] = lambda identity: True, *, required: bool = True
+    ) -> PeerContext:
         """For a listener; by default every identity of the mesh may connect, and the routes decide."""
-        return self.credentials.server_context(trust_pem=self.root_pem, check=mesh_check(self.mesh, expected))
+        check = mesh_check(self.mesh, expected)
+        return self.credentials.server_context(trust_pem=self.root_pem, check=check, required=required)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from keymesh.access.identity import CoreIdentity, RegistryIdentity
+from keymesh.access.identity import CoreIdentity, Identity, RegistryIdentity
+from keymesh.access.tokens import CERTIFICATE
 from keymesh.adapters.http_client import PeerClient
-from keymesh.adapters.tls import Credentials, MeshTls
+from keymesh.adapters.key_files import read_private
+from keymesh.adapters.tls import Credentials, MeshTls, PeerContext, anonymous_context, mesh_check
+from keymesh.app.args_common import chosen_token_file
 from keymesh.app.layout import Layout, MeshPlan, load_plan, resolve_dir
+from keymesh.app.registry_client import RegistryClient
 from keymesh.app.renewal import renew_if_due
 from keymesh.app.signing_keys import load_signer
 from keymesh.control.trust import make_authority
 from keymesh.crypto.dsse import envelope_to_json
+from keymesh.crypto.jws import JWS_MAX_CHARS, parse_jws
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MeshName
@@ -25,16 +31,24 @@ from keymesh.model.ids import MeshName
 T = TypeVar("T")
 ANSWER_MAX_BYTES = 16 * 1024 * 1024
 AUTHORITY_LIFETIME_MS = 10 * 60_000
+_TOKEN = re.compile(r"[A-Za-z0-9._-]+")
 
 
 class AdminClient:
-    """One operator's connection to one mesh; use as an async context manager."""
+    """One operator's connection to one mesh; use as an async context manager.
 
-    def __init__(self, layout: Layout, plan: MeshPlan) -> None:
+    ``token_file``: a bearer token that says who asks; the operator's certificate is then neither shown nor read, unless
+    the token is bound to one.
+    """
+
+    def __init__(self, layout: Layout, plan: MeshPlan, *, token_file: Path | None = None) -> None:
         self.layout = layout
         self.plan = plan
-        self._mesh = MeshTls(operator_credentials(layout, plan.mesh), MeshName(plan.mesh), layout.ca.read_bytes())
-        self._clients: dict[str, PeerClient] = {}
+        self._token_file = token_file
+        self._root_pem = layout.ca.read_bytes()
+        shows_certificate = token_file is None or is_bound(read_token(token_file))
+        self._credentials = operator_credentials(layout, plan.mesh) if shows_certificate else None
+        self._clients: dict[str, PeerClient | RegistryClient] = {}
 
     async def __aenter__(self) -> AdminClient:
         return self
@@ -43,17 +57,28 @@ class AdminClient:
         for client in self._clients.values():
             await client.close()
 
-    def _client(self, target: str) -> PeerClient:
-        """``target``: ``registry`` or a region."""
+    def _client(self, target: str) -> PeerClient | RegistryClient:
+        """``target``: ``registry``, whichever of its replicas answers, or a region."""
         if target not in self._clients:
-            if target == "registry":
-                context = self._mesh.client(lambda i: isinstance(i, RegistryIdentity))
-                port = self.plan.registry_port
-            else:
-                context = self._mesh.client(lambda i: isinstance(i, CoreIdentity) and i.region == target)
-                port = self.plan.regions[target].port
-            self._clients[target] = PeerClient(f"https://127.0.0.1:{port}", context, timeout_s=30.0)
+            self._clients[target] = self._registries() if target == "registry" else self._core(target)
         return self._clients[target]
+
+    def _registries(self) -> RegistryClient:
+        context = self._context(lambda i: isinstance(i, RegistryIdentity))
+        return RegistryClient(self.plan.registry_addresses, lambda url: PeerClient(url, context, timeout_s=30.0))
+
+    def _core(self, region: str) -> PeerClient:
+        return PeerClient(self.plan.address(region), self.core_context(region), timeout_s=30.0)
+
+    def core_context(self, region: str) -> PeerContext:
+        """For connections to Cores of ``region``, whatever way they take."""
+        return self._context(lambda i: isinstance(i, CoreIdentity) and i.region == region)
+
+    def _context(self, expected: Callable[[Identity], bool]) -> PeerContext:
+        mesh = MeshName(self.plan.mesh)
+        if self._credentials is not None:
+            return MeshTls(self._credentials, mesh, self._root_pem).client(expected)
+        return anonymous_context(trust_pem=self._root_pem, check=mesh_check(mesh, expected), refused=set())
 
     async def call(
         self,
@@ -67,6 +92,8 @@ class AdminClient:
     ) -> Any:
         """The JSON answer.  Raises Refused, Unavailable or Integrity as the peer said."""
         headers = {} if command_id is None else {"Idempotency-Key": command_id}
+        if self._token_file is not None:
+            headers["Authorization"] = f"Bearer {read_token(self._token_file)}"
         raw = None if body is None else strict_json.dumps(body)
         _, answer = await self._client(target).request(method, path, body=raw, headers=headers, timeout_s=timeout_s)
         return strict_json.loads(answer, max_bytes=ANSWER_MAX_BYTES) if answer else None
@@ -123,6 +150,26 @@ class AdminClient:
             await asyncio.sleep(0.1)
 
 
+def read_token(path: Path) -> str:
+    """The token in a file that only its owner can read; read anew for each request, as somebody may renew it.
+
+    Raises Refused naming the file, and never shows what is in it.
+    """
+    token = read_private(path, max_bytes=JWS_MAX_CHARS + 2).decode("ascii", "replace").strip()
+    if not _TOKEN.fullmatch(token):
+        raise Refused.bad_field(path.name, "one token, as its issuer gave it")
+    return token
+
+
+def is_bound(token: str) -> bool:
+    """Whether ``token`` says that it goes with a certificate."""
+    try:
+        confirmation = parse_jws(token).claims.get("cnf")
+    except Refused:  # for the server to refuse
+        return False
+    return isinstance(confirmation, dict) and CERTIFICATE in confirmation
+
+
 def operator_credentials(layout: Layout, mesh: str) -> Credentials:
     """The operator's certificate, renewed first where half of its day has passed and the mesh's CA is at hand."""
     credentials = Credentials(layout.admin / "operator.pem")
@@ -143,7 +190,9 @@ def run_with_client(directory: str | None, work: Callable[[AdminClient], Awaitab
     plan = load_plan(layout)
 
     async def go() -> T:
-        async with AdminClient(layout, plan) as client:
+        token_file = chosen_token_file.get()
+        path = None if token_file is None else Path(token_file)
+        async with AdminClient(layout, plan, token_file=path) as client:
             return await work(client)
 
     return asyncio.run(go())

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import re
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -50,7 +52,24 @@ def show_ms(ms: int) -> str:
     return f"{ms / 1_000:.1f}s"
 
 
-def add_common(parser: argparse.ArgumentParser) -> None:
-    """``--dir`` and ``--json``."""
+JWT_FILE_ENV: Final = "KEYMESH_TOKEN_FILE"
+
+chosen_token_file: ContextVar[str | None] = ContextVar("token file of the running command", default=None)
+
+
+def choose_token_file(args: argparse.Namespace) -> None:
+    """For the command that runs now: ``--token-file``, else $KEYMESH_TOKEN_FILE, where the command takes one."""
+    takes_one = hasattr(args, "token_file")
+    chosen_token_file.set((args.token_file or os.environ.get(JWT_FILE_ENV) or None) if takes_one else None)
+
+
+def add_common(parser: argparse.ArgumentParser, *, token: bool = False) -> None:
+    """``--dir`` and ``--json``; with ``token``, of commands to the Registry, ``--token-file``."""
+    if token:
+        parser.add_argument(
+            "--token-file",
+            metavar="F",
+            help=f"a bearer token (JWT) in place of the operator's certificate (default: ${JWT_FILE_ENV})",
+        )
     parser.add_argument("--dir", metavar="D", help="mesh directory (default: $KEYMESH_DIR, else .keymesh)")
     parser.add_argument("--json", action="store_true", help="print one JSON object for machines")

@@ -56,5 +56,6 @@ def _add_shared(parser: argparse.ArgumentParser, default: str) -> None:
         "once it is verified, and a cut stream ends with exit code 4",
     )
     parser.add_argument("--force", action="store_true", help="replace what exists")
+    parser.add_argument("--socket", metavar="PATH", help="use the Edge behind this socket; no mesh directory is needed")
     parser.add_argument("--region", metavar="R", help="use this region's Edge (default: the first that answers)")
     add_common(parser)

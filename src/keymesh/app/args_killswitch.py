@@ -1,4 +1,4 @@
-"""``keymesh suspend | resume | revoke | verify``: their arguments."""
+"""``keymesh suspend | resume | revoke | certificate | verify``: their arguments."""
 
 from __future__ import annotations
 
@@ -45,9 +45,21 @@ def register(commands: Any) -> None:
             parser.add_argument(
                 "--command-id", metavar="ID", help="of an earlier call: commit nothing, fetch its certificate"
             )
-        add_common(parser)
+        add_common(parser, token=True)
         function = "run_resume" if action == "resume" else "run_kill"
         parser.set_defaults(run=Later("cli_killswitch", function), action=action)
+    certificate = commands.add_parser("certificate", help="how far a kill switch is, and its certificate")
+    which = certificate.add_subparsers(dest="certificate", metavar="WHAT", required=True)
+    show = which.add_parser(
+        "show",
+        help="what is still open and by when it closes at the latest; the certificate once it is there",
+        epilog="example: keymesh certificate show 7c1f0a2e -o acme.cert.json",
+    )
+    show.add_argument("command_id", metavar="COMMAND_ID", help="as suspend and revoke print it")
+    show.add_argument("--namespace", metavar="T", help="whose command: a tenant, or mesh (where several used that id)")
+    show.add_argument("-o", "--output", metavar="FILE", help="write the certificate there")
+    add_common(show, token=True)
+    show.set_defaults(run=Later("cli_certificate", "run_show"))
     verify = commands.add_parser(
         "verify",
         help="check a certificate offline, against the mesh's root keys",

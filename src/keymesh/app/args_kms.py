@@ -49,6 +49,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """Of ``run``, and of the process by itself."""
     parser.add_argument("--dir", required=True, type=Path, help="the KMS's own directory; made where it is missing")
     parser.add_argument("--replicas", default="local", help="NAME[=PORT],...: one listener for each (default: local)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="this host's address, as Cores reach it (default: 127.0.0.1)"
+    )
     parser.add_argument("--name", help="its trust domain (default: customer-kms-dev)")
     parser.add_argument(
         "--allow-ca", action="append", default=[], type=Path, metavar="PEM", help="a mesh root whose Cores may use keys"

@@ -26,6 +26,15 @@ def register(commands: Any) -> None:
     enrol.add_argument("-o", "--output", metavar="DIR", required=True, help="made where it does not exist")
     add_common(enrol)
     enrol.set_defaults(run=Later("cli_pki", "run_enrol"))
+    issue = actions.add_parser(
+        "issue",
+        help="the certificate for an Edge's request, from its region's Core",
+        epilog="example: keymesh pki issue acme-files.request -o acme-files.certificate",
+    )
+    issue.add_argument("request", metavar="FILE", help="what `keymesh edge request` wrote")
+    issue.add_argument("-o", "--output", metavar="FILE", required=True, help="for `keymesh edge install`")
+    add_common(issue)
+    issue.set_defaults(run=Later("cli_edge", "run_issue"))
     again = actions.add_parser(
         "renew",
         help="renew a role's certificate now (processes renew their own at half life)",

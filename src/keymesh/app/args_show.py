@@ -1,4 +1,4 @@
-"""``keymesh demo | bench | sim``: their arguments."""
+"""``keymesh demo | bench | faults | sim``: their arguments."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def register(commands: Any) -> None:
         epilog="example: keymesh demo --json",
     )
     demo.add_argument("--path", metavar="DIR", help="directory to encrypt (default: keymesh's own docs, or its source)")
+    demo.add_argument("--full", action="store_true", help="on a mesh as `up --full` makes it")
     demo.add_argument("--keep", action="store_true", help="keep the demo's directory")
     add_common(demo)
     demo.set_defaults(run=Later("demo", "run_demo"))
@@ -26,6 +27,14 @@ def register(commands: Any) -> None:
     edge.add_argument("--seconds", type=float, default=20.0, metavar="S", help="(default 20, at most 300)")
     add_common(edge)
     edge.set_defaults(run=Later("bench_edge", "run_bench"))
+    sidecar = which.add_parser(
+        "sidecar",
+        help="mint through the sidecar, beside a handler that answers a constant and OpenBao's datakey",
+        epilog="example: keymesh bench sidecar --json",
+    )
+    sidecar.add_argument("--seconds", type=float, default=50.0, metavar="S", help="(default 50, at most 600)")
+    add_common(sidecar)
+    sidecar.set_defaults(run=Later("bench_sidecar", "run_bench"))
     kill = which.add_parser(
         "killswitch",
         help="from the log append to the last Edge refusing, idle and with 10 000 tasks queued",
@@ -34,13 +43,74 @@ def register(commands: Any) -> None:
     kill.add_argument("--seconds", type=float, default=50.0, metavar="S", help="(default 50, at most 600)")
     add_common(kill)
     kill.set_defaults(run=Later("bench_killswitch", "run_bench"))
+    orbital = which.add_parser(
+        "orbital",
+        help="tasks through RabbitMQ to three regions, and Lane 0 beside them",
+        epilog="example: keymesh bench orbital --json",
+    )
+    orbital.add_argument("--seconds", type=float, default=50.0, metavar="S", help="(default 50, at most 600)")
+    orbital.add_argument(
+        "--no-openbao",
+        action="store_false",
+        dest="openbao",
+        help="only the first mesh (the one with OpenBao takes half a minute or so more)",
+    )
+    add_common(orbital)
+    orbital.set_defaults(run=Later("bench_orbital", "run_bench"))
+
+    control = which.add_parser(
+        "control",
+        help="commands through etcd into PostgreSQL, beside bare etcd puts; starts its own servers",
+        epilog="example: keymesh bench control --json",
+    )
+    control.add_argument("--seconds", type=float, default=30.0, metavar="S", help="of measuring (default 30)")
+    add_common(control)
+    control.set_defaults(run=Later("bench_control", "run_bench"))
+
+    manifest = which.add_parser(
+        "manifest",
+        help="a difference of a few entries among a million, found by the walk of manifests and put right",
+        epilog="example: keymesh bench manifest --json",
+    )
+    manifest.add_argument("--entries", type=int, default=1_000_000, metavar="N", help="(default 1000000)")
+    manifest.add_argument("--diff", type=int, default=10, metavar="N", help="entries that differ (default 10)")
+    add_common(manifest)
+    manifest.set_defaults(run=Later("bench_manifest", "run_bench"))
+
+    scale = which.add_parser(
+        "scale",
+        help="one Registry and PostgreSQL under the heartbeats of thousands of simulated regions",
+        epilog="example: keymesh bench scale --json",
+    )
+    scale.add_argument("--regions", type=int, default=2_000, metavar="N", help="(default 2000)")
+    scale.add_argument("--entries", type=int, default=1_000_000, metavar="N", help="key entries (default 1000000)")
+    scale.add_argument("--seconds", type=float, default=20.0, metavar="S", help="of measuring (default 20)")
+    add_common(scale)
+    scale.set_defaults(run=Later("bench_scale", "run_bench"))
+
+    faults = commands.add_parser("faults", help="kill every component of a mesh of its own under load")
+    of_faults = faults.add_subparsers(dest="faults", metavar="WHAT", required=True)
+    run = of_faults.add_parser(
+        "run",
+        help="kill -9 of each component in each round; then what was acknowledged is looked up",
+        epilog="example: keymesh faults run --rounds 3 --json",
+    )
+    run.add_argument(
+        "--embedded", action="store_true", help="on an embedded mesh, not on one with the servers of `up --full`"
+    )
+    run.add_argument("--rounds", type=int, default=1, metavar="N", help="(default 1, at most 1000)")
+    run.add_argument(
+        "--seed", type=int, default=0, metavar="S", help="of the choice of victims and moments (default 0)"
+    )
+    add_common(run)
+    run.set_defaults(run=Later("faults", "run_faults"))
 
     sim = commands.add_parser("sim", help="run the same state machines in virtual time, with faults")
     add_sim_arguments(sim)
 
 
 def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
-    """``run``, ``replay`` and ``shrink`` under ``parser``, each with ``run`` set."""
+    """``run``, ``replay``, ``shrink`` and ``exhaust`` under ``parser``, each with ``run`` set."""
     which = parser.add_subparsers(dest="sim", metavar="WHAT", required=True)
 
     run = which.add_parser(
@@ -66,3 +136,13 @@ def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
     small.add_argument("--runs", type=int, default=400, metavar="N", help="at most so many runs (default 400)")
     small.add_argument("--json", action="store_true", help="print one JSON object for machines")
     small.set_defaults(run=Later("cli_sim", "run_sim"))
+
+    every = which.add_parser(
+        "exhaust",
+        help="every state that a small mesh can reach, and every mutant found",
+        epilog="example: keymesh sim exhaust --mutant lease-from-receipt",
+    )
+    every.add_argument("--mutant", metavar="NAME", help="only look for this one, and tell the way to what it breaks")
+    every.add_argument("--deep", action="store_true", help="more ticks (minutes, and some GB of memory)")
+    every.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    every.set_defaults(run=Later("cli_exhaust", "run_exhaust"))

@@ -1,4 +1,5 @@
-"""``keymesh bench killswitch``: from the start of the log append to the last Edge refusing, idle and under a backlog.
+"""``keymesh bench killswitch``: from the start of the log append to the last Edge refusing, idle and under a backlog,
+and how much of each of the four bounds is left when it is put to the test (``bench_bounds``).
 
 Everything is real: a mesh of its own (four regions, an Edge process in each), tenants allowed in every region, their
 Edges used in a loop while the tenant is suspended.  Several tenants take turns, so that one is measured while others
@@ -10,18 +11,17 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import shutil
-import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterator, Sized
+from contextlib import AsyncExitStack
 from typing import Any, Final
 
+from msgspec.structs import replace
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from keymesh.app.admin_client import AdminClient
+from keymesh.app.bench_bounds import Bounds, bounds_of
+from keymesh.app.bench_bounds_edges import edge_hosts
 from keymesh.app.bench_killswitch_figures import BenchPlan, Seen, figures
 from keymesh.app.bench_killswitch_mesh import BenchMesh, bare_commits_ms, bench_mesh
 from keymesh.app.bench_killswitch_samples import Sample
@@ -29,8 +29,9 @@ from keymesh.app.bootstrap import DEFAULT_REGIONS
 from keymesh.app.cli_common import emit, facts, stderr
 from keymesh.app.cli_mesh import start_mesh
 from keymesh.app.layout import Layout, TimingPlan, load_plan
+from keymesh.app.own_mesh import own_directory, sigterm_as_interrupt
 from keymesh.app.supervisor_client import stop_mesh
-from keymesh.model.errors import ExitCode, Refused, Unavailable
+from keymesh.model.errors import ExitCode, Unavailable
 from keymesh.model.limits import EDGE_TTL_DEFAULT_MS, GOVERNANCE_TTL_DEFAULT_MS
 from keymesh.model.states import Lane
 
@@ -39,6 +40,8 @@ HEADROOM: Final = 1_000
 """Tasks beyond the backlog that is asked for, so that it lasts for some samples."""
 IDLE_SHARE: Final = 0.3
 """Of the time that is left after the set-up."""
+BESIDE_BOUNDS_SHARE, PUSH_SHARE, BOUNDS_SHARE = 0.15, 0.2, 0.4
+"""Of the time that is left when its turn comes: idle, push, the other bounds."""
 SAMPLES_MIN: Final = 5
 """Taken of each kind even where the time is over, for as long as OVERTIME_S."""
 OVERTIME_S: Final = 30.0
@@ -52,10 +55,12 @@ TIMING: Final = TimingPlan(
     l1_ttl_ms=GOVERNANCE_TTL_DEFAULT_MS,
     snapshot_ms=300_000,
 )
+BOUNDS_TIMING: Final = replace(TIMING, l1_probe_ms=3_000, l1_ttl_ms=9_000)
+"""So short that the root bound can be waited for."""
 
 
 class Bench:
-    """One run on one mesh."""
+    """One run on one mesh: its parts."""
 
     def __init__(self, mesh: BenchMesh, plan: BenchPlan, began: float, show: Show) -> None:
         self._mesh = mesh
@@ -69,14 +74,6 @@ class Bench:
     def _left_s(self) -> float:
         """Seconds until it is time to stop."""
         return self._began + self._plan.seconds - STOP_S - time.monotonic()
-
-    async def run(self) -> Seen:
-        await self._set_up()
-        await self._idle()
-        await self._fill()
-        await self._loaded()
-        await asyncio.gather(*self._resuming)
-        return self.seen
 
     async def _set_up(self) -> None:
         self._show("tenants and Edges")
@@ -97,10 +94,10 @@ class Bench:
         queued = await self._mesh.queued()
         return True if not any(queued.values()) else None
 
-    async def _idle(self) -> None:
+    async def _idle(self, share: float = IDLE_SHARE) -> None:
         self._show("suspending, idle")
         bare = self._mesh.client.layout.root / "bare.db"
-        for _ in rounds(self.seen.idle, time.monotonic() + IDLE_SHARE * self._left_s()):
+        for _ in rounds(self.seen.idle, time.monotonic() + share * self._left_s()):
             self.seen.idle.append(await self._once())
             self.seen.commits_ms.extend(bare_commits_ms(bare, bytes(2_048), 2))
             self._show.count("suspending, idle", self.seen.idle)
@@ -181,7 +178,36 @@ class Bench:
         self.seen.drained_per_s = drained / max(0.001, time.monotonic() - began)
 
 
-def rounds(samples: list[Sample], until: float) -> Iterator[None]:
+class KillBench(Bench):
+    """All of them, and the bounds between the idle and the loaded samples."""
+
+    def __init__(self, mesh: BenchMesh, bounds: Bounds, plan: BenchPlan, began: float, show: Show) -> None:
+        super().__init__(mesh, plan, began, show)
+        self._bounds = bounds
+        self.seen.bounds = bounds.seen
+
+    async def run(self) -> Seen:
+        await asyncio.gather(self._set_up(), self._bounds.prepare())
+        await self._idle(BESIDE_BOUNDS_SHARE)
+        await self._try_bounds()
+        await self._fill()
+        await self._loaded()
+        await asyncio.gather(*self._resuming)
+        return self.seen
+
+    async def _try_bounds(self) -> None:
+        """Then the many Edges end, so that what follows is measured without them."""
+        self._show("many Edges")
+        async with edge_hosts(self._mesh.client, self._bounds.wanted()) as hosts:
+            for _ in rounds(self.seen.bounds.push_ms, time.monotonic() + PUSH_SHARE * self._left_s()):
+                await self._bounds.push_once(hosts)
+                self._show(f"suspending, {self.seen.bounds.edges} Edges: {len(self.seen.bounds.push_ms)} samples")
+            self._show("cut off: the bounds that need no word")
+            await self._bounds.silent_bounds(hosts, time.monotonic() + BOUNDS_SHARE * self._left_s())
+        await self._mesh.client.until(self._settled, what="the mesh coming to rest")
+
+
+def rounds(samples: Sized, until: float) -> Iterator[None]:
     """One turn each until then, and some more where there are too few samples by then."""
     give_up = time.monotonic() + OVERTIME_S
     while (now := time.monotonic()) < until or (len(samples) < SAMPLES_MIN and now < give_up):
@@ -202,39 +228,13 @@ class Show:
         self(f"{what}: {len(samples)} samples{last}")
 
 
-@contextmanager
-def _directory(given: str | None) -> Iterator[Layout]:
-    """A short-lived directory, or the one given, which is kept; it must not hold a mesh already."""
-    if given is not None:
-        layout = Layout(Path(given).resolve())
-        if layout.plan.exists():
-            raise Refused.bad_field("dir", "the bench makes a mesh of its own; name a directory without one")
-        yield layout
-        return
-    made = Path(tempfile.mkdtemp(prefix="kmb"))
-    try:
-        yield Layout(made / "m")
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the run as ctrl-C does, so that the mesh is taken down."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def measure(plan: BenchPlan, directory: str | None = None) -> dict[str, Any]:
     """The figures, from a mesh that lives as long as this call."""
     began = time.monotonic()
-    with _sigterm_as_interrupt(), _directory(directory) as layout:
+    with sigterm_as_interrupt(), own_directory(directory, what="the bench") as layout:
         regions = dict.fromkeys(DEFAULT_REGIONS, "bench")
         try:
-            start_mesh(layout, regions=regions, timing=TIMING, links=False, allow_unlocked_memory=True)
+            start_mesh(layout, regions=regions, timing=BOUNDS_TIMING, links=True, allow_unlocked_memory=True)
             seen = asyncio.run(_run(layout, plan, began))
         finally:
             stop_mesh(layout)
@@ -245,8 +245,10 @@ async def _run(layout: Layout, plan: BenchPlan, began: float) -> Seen:
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=stderr, transient=True) as progress:
         show = Show(progress, progress.add_task("", total=plan.seconds), began)
-        async with AdminClient(layout, load_plan(layout)) as client, bench_mesh(client) as mesh:
-            return await Bench(mesh, plan, began, show).run()
+        async with AsyncExitStack() as stack:
+            client = await stack.enter_async_context(AdminClient(layout, load_plan(layout)))
+            mesh = await stack.enter_async_context(bench_mesh(client))
+            return await KillBench(mesh, await bounds_of(stack, client, mesh), plan, began, show).run()
 
 
 def run_bench(args: argparse.Namespace) -> int:

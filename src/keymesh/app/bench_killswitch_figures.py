@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from keymesh.app.bench_bounds_samples import BoundsSeen, bounds_figures
 from keymesh.app.bench_killswitch_samples import Sample, quantile
 from keymesh.model.errors import Unavailable
 
 BACKLOG: Final = 10_000
 LIMIT_MS: Final = 1_000.0
 LOWER_LIMIT: Final = 1
+EDGES_MIN, PROCESSES_MIN = 50, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Seen:
     round_trips_ms: list[float] = field(default_factory=list)
     round_trips_loaded_ms: list[float] = field(default_factory=list)
     commits_ms: list[float] = field(default_factory=list)
+    bounds: BoundsSeen = field(default_factory=BoundsSeen)
 
 
 def figures(seen: Seen, plan: BenchPlan, took_s: float) -> dict[str, Any]:
@@ -70,13 +73,18 @@ def figures(seen: Seen, plan: BenchPlan, took_s: float) -> dict[str, Any]:
         "reference_round_trip_p99_ms_loaded": quantile(seen.round_trips_loaded_ms, 0.99),
         "reference_sqlite_full_commit_p50_ms": quantile(seen.commits_ms, 0.50),
     }
+    shown |= bounds_figures(seen.bounds, LIMIT_MS)
     return shown | {"ok": is_met(shown, plan)}
 
 
 def is_met(shown: dict[str, Any], plan: BenchPlan) -> bool:
-    """p99 under a second, idle and with the whole backlog, and at most one lower-lane task ahead of Lane 0."""
+    """p99 under a second, idle and with the whole backlog, and at most one lower-lane task ahead of Lane 0; and the
+    four bounds, with fifty Edges in five processes."""
     return bool(
-        shown["p99_ms"] < LIMIT_MS
+        shown["bounds_ok"]
+        and shown["edges"] >= EDGES_MIN
+        and shown["edge_processes"] >= PROCESSES_MIN
+        and shown["p99_ms"] < LIMIT_MS
         and shown["p99_ms_loaded"] < LIMIT_MS
         and shown["backlog_min"] >= plan.backlog
         and shown["lower_lane_before_lane0_max"] <= LOWER_LIMIT

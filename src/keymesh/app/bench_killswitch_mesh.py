@@ -38,25 +38,33 @@ _LOST: Final = frozenset({"unreachable", "timeout", "no-answer", "peer-answer"})
 
 @dataclass(slots=True)
 class BenchMesh:
-    """One operator's client, and one sidecar client for each region."""
+    """One operator's client, and one sidecar client for each region.  ``regions``: those of its tenants, sorted;
+    ``home``: theirs, the first of them where empty."""
 
     client: AdminClient
     sidecars: dict[str, PeerClient]
     regions: tuple[str, ...]
     binding: ResolvedBinding
     domain: str
+    home: str = ""
     labelled: dict[str, int] = field(default_factory=dict)
     """How many labels each backlog tenant was given."""
 
     # --- tenants -------------------------------------------------------------------------------------------------
 
-    async def create_tenant(self, tenant: str) -> None:
-        """A tenant of all regions, under the bench's one root key; returns before its own keys exist."""
+    async def create_tenant(self, tenant: str, *, standby: str = "allow", ttl_ms: int | None = None) -> None:
+        """A tenant of all regions, under ``binding``; returns before its own keys exist."""
         signer_file = self.client.layout.keys / "tenant-admin.pem"
         signer = load_signer(signer_file)
         create = TenantCreate(
             policy=PolicyRow(
-                version=1, home=self.regions[0], domain=self.domain, regions=self.regions, admins=("operator",)
+                version=1,
+                home=self.home or self.regions[0],
+                domain=self.domain,
+                regions=self.regions,
+                admins=("operator",),
+                ttl_ms=ttl_ms,
+                standby=standby,
             ),
             signers=SignersRow(keys={signer.key_id: signer.public_hex}, threshold=1),
             binding_id=self.binding.binding_id,
@@ -65,14 +73,18 @@ class BenchMesh:
         )
         await self.client.command(tenant, "tenant.create", msgspec.to_builtins(create), signers=(signer_file,))
 
-    async def create_served_tenant(self, tenant: str) -> None:
+    async def create_served_tenant(self, tenant: str, *, standby: str = "allow") -> None:
         """A tenant with a service and an Edge in every region; returns when all of them serve."""
-        await self.create_tenant(tenant)
-        row = ServiceRow(version=1, custody="leased", edge_ttl_ms=EDGE_TTL_DEFAULT_MS)
-        await self.client.command(tenant, "service.set", msgspec.to_builtins(SetService(service=SERVICE, row=row)))
-        await wait_for_key(self.client, tenant, f"l3/{SERVICE}")
+        await self.create_tenant(tenant, standby=standby)
+        await self.add_service(tenant)
         await asyncio.gather(*(self._enrol(region, tenant) for region in self.regions))
         await self.until_served(tenant)
+
+    async def add_service(self, tenant: str, *, edge_ttl_ms: int = EDGE_TTL_DEFAULT_MS) -> None:
+        """Returns once its key is there."""
+        row = ServiceRow(version=1, custody="leased", edge_ttl_ms=edge_ttl_ms)
+        await self.client.command(tenant, "service.set", msgspec.to_builtins(SetService(service=SERVICE, row=row)))
+        await wait_for_key(self.client, tenant, f"l3/{SERVICE}")
 
     async def _enrol(self, region: str, tenant: str) -> None:
         """The Core learns of a service with its task, so the first requests may come too early."""
@@ -133,12 +145,12 @@ class BenchMesh:
             await asyncio.gather(*runs)
         record, *rows = await asyncio.gather(
             self.client.call("GET", f"/v1/certificates/{command_id}"),
-            *(self._applied(region, min(watch.started_ns for watch in watched.values())) for region in self.regions),
+            *(self.applied(region, min(watch.started_ns for watch in watched.values())) for region in self.regions),
         )
         refused = {region: watch.refused_ns for region, watch in watched.items()}
         return sample_of(command_id, record, dict(zip(self.regions, rows, strict=True)), refused)
 
-    async def _applied(self, region: str, since_ns: int) -> Any:
+    async def applied(self, region: str, since_ns: int) -> Any:
         answer = await self.client.call("GET", f"/v1/applied?since_ns={since_ns}", target=region)
         return answer["applied"]
 

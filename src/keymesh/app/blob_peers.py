@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from keymesh.adapters.http_client import PeerClient
+from keymesh.app.peer_link import PeerLink
 from keymesh.crypto.wrap import WRAP_MAX_BYTES, digest
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 
@@ -14,7 +14,7 @@ BLOB_TYPE = "application/octet-stream"
 class BlobPeers:
     """``regions_of(tenant)``: the allowed regions other than our own; ``client_of(region)``: how to reach one."""
 
-    def __init__(self, *, regions_of: Callable[[str], Sequence[str]], client_of: Callable[[str], PeerClient]) -> None:
+    def __init__(self, *, regions_of: Callable[[str], Sequence[str]], client_of: Callable[[str], PeerLink]) -> None:
         self._regions_of = regions_of
         self._client_of = client_of
 

@@ -9,19 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import time
 from pathlib import Path
 from typing import Final
 
+from msgspec import structs
+
 from keymesh.access.identity import AdminIdentity, CoreIdentity, Identity, RegistryIdentity
 from keymesh.adapters import key_files, pki
 from keymesh.adapters.files import PUBLIC_MODE, write_file
-from keymesh.adapters.seals import create_shamir_seal
+from keymesh.adapters.seals import found_by_shares
 from keymesh.adapters.sqlite_log import SqliteControlLog
+from keymesh.app import ceremony
+from keymesh.app.backup_files import load_recovery_key, new_recovery_key, public_of
+from keymesh.app.ceremony import Ceremony
+from keymesh.app.control_logs import found
 from keymesh.app.customer_kms_files import prepare as prepare_kms
-from keymesh.app.layout import Layout, MeshPlan, RegionPlan, TimingPlan, save_plan
-from keymesh.app.signing_keys import new_signer
+from keymesh.app.full_plan import BROKER, broker_port, make_full_plan
+from keymesh.app.genesis_file import save_genesis
+from keymesh.app.layout import (
+    FIRST_REGISTRY,
+    SECOND_REGISTRY,
+    Layout,
+    MeshPlan,
+    RegionPlan,
+    TimingPlan,
+    registry_process,
+    save_plan,
+)
+from keymesh.app.servers.ports import free_ports
+from keymesh.app.signing_keys import SigningKey, new_signer
 from keymesh.app.trust_file import TrustFile, save_trust
 from keymesh.app.wan_relay import Link, WanPlan
 from keymesh.control.build import make_genesis
@@ -41,7 +58,7 @@ DEFAULT_REGIONS: Final = ("us-east", "us-west", "eu-central", "eu-west")
 UNIX_PATH_MAX: Final = 100
 WARNING: Final = """\
 DEVELOPMENT KEYS.  This directory holds every key of one development mesh side by side: root, officer, tenant-admin,
-CA and seal keys, unencrypted.  Whoever reads it owns the mesh.  Never put real data under it.
+recovery, CA and seal keys, unencrypted.  Whoever reads it owns the mesh.  Never put real data under it.
 """
 
 
@@ -53,7 +70,7 @@ def parse_regions(text: str) -> dict[str, str]:
         region = check_region(name)
         if region in out:
             raise Refused.bad_field("regions", f"{region!r} is named twice")
-        if region == "registry":
+        if region.partition("-")[0] == "registry":
             raise Refused.bad_field("regions", "'registry' is reserved")
         out[region] = check_label("domain", domain if equals else region.partition("-")[0])
     if not 1 <= len(out) <= 16:
@@ -67,25 +84,22 @@ def voters_of(regions: dict[str, str]) -> tuple[str, ...]:
     return tuple(names[:3]) if len(names) >= 3 else tuple(names[:1])
 
 
-def free_ports(count: int) -> list[int]:
-    """Distinct ports that were free on loopback just now."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
-
-
 def make_plan(
-    regions: dict[str, str], timing: TimingPlan, *, links: bool, allow_unlocked_memory: bool, kms: bool = True
+    regions: dict[str, str],
+    timing: TimingPlan,
+    *,
+    links: bool,
+    allow_unlocked_memory: bool,
+    kms: bool = True,
+    full: bool = False,
 ) -> MeshPlan:
-    """A plan with ports of its own; the Registry lives in the first region named."""
+    """A plan with ports of its own; the Registry lives in the first region named.  ``full``: on real servers."""
     names = list(regions)
-    pairs = [f"{src} {dst}" for src in names for dst in [*names, "registry"] if dst not in (src,)] if links else []
-    ports = iter(free_ports(1 + len(names) + len(pairs) + len(names)))
+    replicas = [SECOND_REGISTRY] if full else []
+    targets = [*names, *map(registry_process, (FIRST_REGISTRY, *replicas))]
+    targets += [BROKER] if full else []
+    pairs = [f"{src} {dst}" for src in names for dst in targets if dst != src] if links else []
+    ports = iter(free_ports(2 + len(names) + len(pairs) + len(names)))
     return MeshPlan(
         version=1,
         mesh=DEV_MESH,
@@ -98,6 +112,8 @@ def make_plan(
         allow_unlocked_memory=allow_unlocked_memory,
         links={pair: next(ports) for pair in pairs} or None,
         kms_ports={name: next(ports) for name in names} if kms else None,
+        full=make_full_plan(names) if full else None,
+        replicas={node: next(ports) for node in replicas} or None,
     )
 
 
@@ -114,41 +130,75 @@ def _seal_by_shares(layout: Layout, region: str, shares: tuple[int, int], *, all
     directory = layout.shares(region)
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     pages = KeyPages(allow_unlocked=allow_unlocked)
-    master, texts = create_shamir_seal(layout.core(region), pages, threshold=shares[0], n_shares=shares[1])
-    master.wipe()
+    texts = found_by_shares(layout.core(region), region, pages, threshold=shares[0], n_shares=shares[1])
     for n, text in enumerate(texts, start=1):
         write_file(directory / f"share-{n}.txt", text.encode() + b"\n")
 
 
-def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None = None) -> SignedEntry:
+def _root_and_officers(layout: Layout, directory: Path | None) -> tuple[Ceremony, list[SigningKey]]:
+    """What is public of them, and root keys enough to found; of a ceremony elsewhere no private key is copied."""
+    if directory is None:
+        roots = [new_signer(layout.keys / f"root-{n}.pem") for n in (1, 2, 3)]
+        officers = [new_signer(layout.keys / f"officer-{n}.pem") for n in (1, 2, 3)]
+        rows = [RootRow(version=1, keys={k.key_id: k.public_hex for k in ks}, threshold=2) for ks in (roots, officers)]
+        return Ceremony(root=rows[0], officers=rows[1]), roots[:2]
+    made = ceremony.load(directory)
+    signers = list(ceremony.of_role(made.root, ceremony.keys_in(directory)).values())
+    if len(signers) < made.root.threshold:
+        raise Refused(
+            "below-threshold",
+            f"{made.root.threshold} root keys found a mesh, {len(signers)} are in {directory}",
+            field="ceremony",
+        )
+    return made, signers
+
+
+def bootstrap(
+    layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None = None, keys_from: Path | None = None
+) -> SignedEntry:
     """Make keys, certificates and directories for ``plan``; returns the genesis entry, for ``finish``.
 
+    ``keys_from``: the directory of a ceremony, whose root founds the mesh.
     ``shares``: seal every region by that many shares instead of by a key file; it then starts sealed.
 
     The plan is written last, so a directory without one was never finished and is made again from scratch.
     """
-    if len(os.fsencode(str(layout.edge_socket(max(plan.regions, key=len))))) > UNIX_PATH_MAX:
+    has_sockets = plan.hosts is None  # else the Edges' are elsewhere
+    if has_sockets and len(os.fsencode(str(layout.edge_socket(max(plan.regions, key=len))))) > UNIX_PATH_MAX:
         raise Refused.bad_field("dir", f"its path is too long for Unix sockets (at most {UNIX_PATH_MAX} bytes in all)")
     for left_over in ("log.db", "log.db-wal", "log.db-shm"):
         (layout.registry / left_over).unlink(missing_ok=True)
     now = Instant(_wall_ms())
     mesh = MeshName(plan.mesh)
     regional = [d for region in plan.regions for d in (layout.core(region), layout.edge(region))]
-    for directory in (layout.root, layout.keys, layout.pki, layout.admin, layout.registry, layout.logs, *regional):
+    registries = [layout.registry_of(node) for node in plan.registry_nodes]
+    for directory in (
+        layout.root,
+        layout.keys,
+        layout.pki,
+        layout.admin,
+        *registries,
+        layout.logs,
+        layout.backups("").parent,
+        *regional,
+    ):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_file(layout.keys / "DEVELOPMENT-KEYS.txt", WARNING.encode())
 
-    roots = [new_signer(layout.keys / f"root-{n}.pem") for n in (1, 2, 3)]
-    officers = [new_signer(layout.keys / f"officer-{n}.pem") for n in (1, 2, 3)]
+    public, roots = _root_and_officers(layout, keys_from)
+    root_row = public.root
     new_signer(layout.keys / "tenant-admin.pem")
-    registry_key = new_signer(layout.registry / "signing.pem")
+    layout.recovery_key.unlink(missing_ok=True)
+    new_recovery_key(layout.recovery_key)
+    registry_keys = [new_signer(layout.registry_of(node) / "signing.pem") for node in plan.registry_nodes]
 
     root_ca = pki.create_root(mesh, now=now)
     mesh_ca = pki.create_intermediate(root_ca, None, now=now)
     key_files.write_authority(layout.pki / "root-ca.pem", root_ca)
     key_files.write_authority(layout.pki / "mesh-ca.pem", mesh_ca)
     write_file(layout.ca, pki.certificates_pem([root_ca.certificate]), mode=PUBLIC_MODE)
-    issue(mesh_ca, layout.registry / "tls.pem", RegistryIdentity(mesh=mesh, node=NodeId("r1")), now=now)
+    for node in plan.registry_nodes:
+        issue(mesh_ca, layout.registry_of(node) / "tls.pem", RegistryIdentity(mesh=mesh, node=NodeId(node)), now=now)
     issue(mesh_ca, layout.admin / "operator.pem", AdminIdentity(mesh=mesh, name="operator"), now=now)
 
     if plan.kms_ports is not None:
@@ -157,7 +207,7 @@ def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None 
     if plan.links is not None:
         write_file(layout.wan_plan, strict_json.dumps(_wan_plan(plan)))
 
-    edge_trust = EdgeTrust(mesh=plan.mesh, registry_keys={KeyId(registry_key.key_id): registry_key.public_hex})
+    edge_trust = EdgeTrust(mesh=plan.mesh, registry_keys={KeyId(k.key_id): k.public_hex for k in registry_keys})
     for region in plan.regions:
         write_file(layout.edge(region) / "trust.json", strict_json.dumps(edge_trust))
 
@@ -177,17 +227,16 @@ def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None 
             failure_domain=region_plan.failure_domain,
             ca_fingerprint=pki.fingerprint(authority.certificate),
         )
-    root_row = RootRow(version=1, keys={k.key_id: k.public_hex for k in roots}, threshold=2)
     genesis = Genesis(
         root=root_row,
         delegations={
             "registry": DelegationRow(
-                keys={registry_key.key_id: registry_key.public_hex}, threshold=1, kinds=("*",), scope="any"
+                keys={k.key_id: k.public_hex for k in registry_keys}, threshold=1, kinds=("*",), scope="any"
             ),
             "officers": DelegationRow(
-                keys={k.key_id: k.public_hex for k in officers},
-                threshold=2,
-                kinds=("suspend", "resume", "revoke"),
+                keys=public.officers.keys,
+                threshold=public.officers.threshold,
+                kinds=("suspend", "resume", "revoke", "epoch.open", "voters.change"),
                 scope="mesh",
             ),
         },
@@ -207,36 +256,42 @@ def bootstrap(layout: Layout, plan: MeshPlan, *, shares: tuple[int, int] | None 
     founded = make_genesis(
         genesis,
         mesh=plan.mesh,
-        root_signers=[k.signer for k in roots[:2]],
-        registry=DsseSuite(registry_key.signer),
+        root_signers=[k.signer for k in roots],
+        registry=DsseSuite(registry_keys[0].signer),
         issued_at=now,
     )
     signed = founded.head
+    save_genesis(layout.genesis, signed)
     save_trust(layout.trust, TrustFile(mesh=plan.mesh, root=root_row, genesis=signed.hash))
     return signed
 
 
 def _wan_plan(plan: MeshPlan) -> WanPlan:
     links = []
+    ports = {registry_process(node): port for node, port in plan.registry_nodes.items()}
+    ports |= {region: planned.port for region, planned in plan.regions.items()}
     for pair, port in sorted((plan.links or {}).items()):
         src, dst = pair.split(" ")
-        target = plan.registry_port if dst == "registry" else plan.regions[dst].port
+        target = broker_port(plan.full, src) if plan.full is not None and dst == BROKER else ports[dst]
         links.append(Link(src=src, dst=dst, listen_port=port, target_port=target))
     return WanPlan(links=tuple(links))
 
 
 async def _found(layout: Layout, plan: MeshPlan, genesis: SignedEntry) -> None:
     log = SqliteControlLog(layout.registry / "log.db", mesh=plan.mesh)
-    index, _ = await log.heads()
-    if index == 0:
-        await log.append((genesis,))
+    await found(log, genesis)
     await log.close()
 
 
 def finish(layout: Layout, plan: MeshPlan, genesis: SignedEntry) -> None:
-    """Put the genesis entry into the Registry's log, then write the plan, which completes the directory."""
-    asyncio.run(_found(layout, plan, genesis))
-    save_plan(layout, plan)
+    """Put the genesis entry into the Registry's log, then write the plan, which completes the directory.
+
+    A full mesh's log is founded once its servers run (``full_setup``).
+    """
+    if plan.full is None:
+        asyncio.run(_found(layout, plan, genesis))
+    recovery_keys = (public_of(load_recovery_key(layout.recovery_key)),)
+    save_plan(layout, structs.replace(plan, recovery_keys=recovery_keys))
 
 
 def issue(authority: pki.Authority, path: Path, identity: Identity, *, now: Instant) -> None:

@@ -8,10 +8,12 @@ away finds each thing once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
+import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable
 from itertools import islice
 from typing import Any, Final
 
@@ -29,6 +31,9 @@ ANSWER_MAX_BYTES: Final = 4 * 1024 * 1024
 POLL_TIMEOUT_S: Final = 30.0
 PROBE_TIMEOUT_S: Final = 5.0
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 1.0
+CATCH_UP_S: Final = 3.0
+PACK_FROM_BYTES: Final = 512
+_NOTHING_BYTES: Final = 2  # "[]"
 
 
 class Mailbox:
@@ -70,6 +75,10 @@ class Mailbox:
             taken.append(self._items.popitem(last=False)[1])
         return taken
 
+    def clear(self) -> None:
+        """What is there is out of date: whoever put it sends what counts now."""
+        self._items.clear()
+
     def is_empty(self) -> bool:
         return not self._items
 
@@ -110,6 +119,28 @@ class Mailboxes:
         return bool(idle)
 
 
+def pack(body: bytes) -> bytes:
+    """``body`` as it travels to a peer that asked for ``form=zlib``: packed where that pays.
+
+    Nothing in a channel is secret to the one who reads it, and nobody else's text is beside it.
+    """
+    return zlib.compress(body) if len(body) > PACK_FROM_BYTES else body
+
+
+def unpack(body: bytes, *, max_bytes: int = ANSWER_MAX_BYTES) -> bytes:
+    """What ``pack`` was given.  Raises Refused: not whole, or of more than ``max_bytes``."""
+    if not body or body.startswith(b"["):
+        return body
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(body, max_bytes)
+    except zlib.error as bad:
+        raise Refused.bad_field("channel", "an array of messages") from bad
+    if not unpacker.eof or unpacker.unused_data:
+        raise Refused.bad_field("channel", f"an array of messages of at most {max_bytes} bytes")
+    return plain
+
+
 def split_messages(body: bytes, *, max_bytes: int = ANSWER_MAX_BYTES) -> list[Any]:
     """The array of messages that a channel answered with.  Raises Refused for anything else."""
     plain = strict_json.loads(body, max_bytes=max_bytes) if body else []
@@ -118,27 +149,67 @@ def split_messages(body: bytes, *, max_bytes: int = ANSWER_MAX_BYTES) -> list[An
     return plain
 
 
+class Catching:
+    """Whether a Core that lost a replica of the Registry has heard since what waited there in Lane 0.
+
+    Until it has, its other lanes do not ask that replica; but no longer than ``CATCH_UP_S``, for none may be held up by
+    another that stands still.
+    """
+
+    def __init__(self) -> None:
+        self._heard = asyncio.Event()
+        self._heard.set()
+
+    def lost(self) -> None:
+        self._heard.clear()
+
+    def caught_up(self) -> None:
+        self._heard.set()
+
+    async def wait(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._heard.wait(), CATCH_UP_S)
+
+
 async def follow(
-    client: PeerClient, channel: str, *, receive: Callable[[bytes], None], on_return: Callable[[], None]
+    client: PeerClient,
+    channel: str,
+    *,
+    receive: Callable[[bytes], None],
+    on_return: Callable[[], Awaitable[None]] | None = None,
+    catching: Catching,
 ) -> None:
     """Long polls of the Registry's ``channel``, for ever; ``receive`` gets each answer.
 
-    After a loss the first poll is answered at once, and when it is, ``on_return`` is called, before its ``receive``; a
-    Registry that still reads its log is not there yet.
+    After a loss the first poll is answered at once; a Registry that still reads its log is not there yet.  The channel
+    with ``on_return``, Lane 0's, leads: it calls that before its ``receive``, takes all that waits, and only then do
+    the others ask again.
     """
     backoff = BACKOFF_MIN_S
-    is_lost = False
+    is_lost = is_behind = False
     while True:
-        query, limit_s = ({"wait": "no"}, PROBE_TIMEOUT_S) if is_lost else (None, POLL_TIMEOUT_S)
+        if is_lost and on_return is None:
+            await catching.wait()
+        hurried = is_lost or is_behind
+        query, limit_s = ({"wait": "no"}, PROBE_TIMEOUT_S) if hurried else (dict[str, str](), POLL_TIMEOUT_S)
         try:
-            _, body = await client.request("GET", f"/v1/channels/{channel}", query=query, timeout_s=limit_s)
-            if is_lost:
-                on_return()
+            _, raw = await client.request(
+                "GET", f"/v1/channels/{channel}", query={**query, "form": "zlib"}, timeout_s=limit_s
+            )
+            body = unpack(raw)
+            if is_lost and on_return is not None:
+                await on_return()
+                is_behind = True
             is_lost = False
             backoff = BACKOFF_MIN_S
             receive(body)
+            if is_behind and len(body) <= _NOTHING_BYTES:
+                is_behind = False
+                catching.caught_up()
         except (Unavailable, Refused, Integrity) as lost:
             is_lost = True
+            if on_return is not None:
+                catching.lost()
             log.info("channel lost", extra={"fields": {"channel": channel, "reason": lost.code}})
             await asyncio.sleep(backoff * random.uniform(0.5, 1.0))
             backoff = min(BACKOFF_MAX_S, backoff * 2)

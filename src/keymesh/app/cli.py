@@ -8,16 +8,24 @@ from typing import Final
 
 from keymesh import __version__
 from keymesh.app import (
+    args_backup,
+    args_ceremony,
+    args_config,
+    args_doctor,
+    args_drill,
     args_files,
     args_keys,
     args_killswitch,
     args_kms,
     args_mesh,
     args_pki,
+    args_ready,
     args_registry,
     args_show,
     args_tenant,
+    args_voters,
 )
+from keymesh.app.args_common import choose_token_file
 from keymesh.app.cli_errors import guarded
 
 _EPILOG: Final = """\
@@ -44,11 +52,18 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for group in (
         args_mesh,
+        args_ceremony,
         args_pki,
         args_registry,
+        args_config,
+        args_backup,
+        args_doctor,
+        args_drill,
+        args_ready,
         args_tenant,
         args_keys,
         args_killswitch,
+        args_voters,
         args_files,
         args_kms,
         args_show,
@@ -60,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script.  Returns the exit code."""
     args = build_parser().parse_args(argv)
+    choose_token_file(args)
     return guarded(args.run, args)
 
 

@@ -21,6 +21,7 @@ _PIPE_COLUMNS: Final = 1_000  # what reads a pipe folds for itself
 
 stderr = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 stdout = Console(highlight=False, soft_wrap=True, emoji=False)
+_pipe = Console(highlight=False, soft_wrap=True, emoji=False, width=_PIPE_COLUMNS)
 
 
 def emit(args: argparse.Namespace, value: Any, human: Callable[[], None]) -> None:
@@ -55,7 +56,7 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
         grid.add_column(column, overflow="fold")
     for row in rows:
         grid.add_row(*(Text(_cell(cell)) for cell in row))
-    stdout.print(grid, width=None if stdout.is_terminal else _PIPE_COLUMNS)
+    (stdout if stdout.is_terminal else _pipe).print(grid)
     stdout.print()
 
 

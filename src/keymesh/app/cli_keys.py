@@ -3,46 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from keymesh.app.admin_client import AdminClient, run_with_client, wait_for_key
 from keymesh.app.cli_common import emit, facts, stderr, table
+from keymesh.app.cli_seals import in_words
 from keymesh.control.kinds import RotateIvk, WantKey, WantRewrap
-from keymesh.model.errors import Refused
+from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.ids import check_region, check_tenant
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
 
-
-def run_unseal(args: argparse.Namespace) -> int:
-    """Hand the shares to that region's Core."""
-    region = check_region(args.region)
-    shares = [Path(file).read_text(encoding="ascii").strip() for file in args.share]
-
-    async def work(client: AdminClient) -> Any:
-        if region not in client.plan.regions:
-            raise Refused("not-found", "no such region", field="region")
-        return await client.call("POST", "/v1/unseal", {"shares": shares}, target=region)
-
-    shown = run_with_client(args.dir, work)
-    emit(args, shown, lambda: facts(f"region {region}", {"sealed": shown["sealed"]}))
-    return 0
-
-
-def run_seal(args: argparse.Namespace) -> int:
-    """Have that region's Core forget its keys."""
-    region = check_region(args.region)
-
-    async def work(client: AdminClient) -> Any:
-        if region not in client.plan.regions:
-            raise Refused("not-found", "no such region", field="region")
-        return await client.call("POST", "/v1/seal", {}, target=region)
-
-    shown = run_with_client(args.dir, work)
-    emit(args, shown, lambda: facts(f"region {region}", {"sealed": shown["sealed"]}))
-    return 0
+SEALS_TIMEOUT_S = 5.0
 
 
 def _key_name(scope: Scope) -> str:
@@ -163,10 +136,42 @@ def run_region_list(args: argparse.Namespace) -> int:
 
 
 def run_region_show(args: argparse.Namespace) -> int:
+    """What the Registry knows of a region, and its own Core's word on the seals and on each tenant's mode there: why,
+    what ends it, and when (null where the Core does not answer).  Without the Registry, the Core's word alone."""
     region = check_region(args.region)
-    shown = run_with_client(args.dir, lambda c: c.call("GET", f"/v1/regions/{region}"))
-    emit(args, shown, lambda: facts(f"region {region}", shown))
+
+    async def work(client: AdminClient) -> Any:
+        own = await _own_word(client, region)
+        try:
+            shown = await client.call("GET", f"/v1/regions/{region}")
+        except Unavailable:
+            if own["tenants"] is None:
+                raise
+            shown = {"region": region, "registry_reachable": False}
+        return {"registry_reachable": True, **shown, **own}
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: _print_region(region, shown))
     return 0
+
+
+async def _own_word(client: AdminClient, region: str) -> dict[str, Any]:
+    if region not in client.plan.regions:
+        return {"sealed": None, "seals": None, "tenants": None}
+    try:
+        own = await client.call("GET", "/v1/status", target=region, timeout_s=SEALS_TIMEOUT_S)
+        seals = await client.call("GET", "/v1/seals", target=region, timeout_s=SEALS_TIMEOUT_S)
+    except KeymeshError:
+        return {"sealed": None, "seals": None, "tenants": None}
+    return {"sealed": seals["sealed"], "seals": seals["seals"], "tenants": own["tenants"]}
+
+
+def _print_region(region: str, shown: dict[str, Any]) -> None:
+    rest = {name: value for name, value in shown.items() if name != "tenants"}
+    facts(f"region {region}", rest | {"seals": in_words(shown["seals"])})
+    columns = ("tenant", "mode", "why", "ends with", "then", "in ms")
+    fields = ("mode", "why", "ends", "then", "ends_in_ms")
+    table("tenants", columns, ((name, *(at[f] for f in fields)) for name, at in (shown["tenants"] or {}).items()))
 
 
 async def rotate_ivk(client: AdminClient, region: str, *, wait: bool) -> dict[str, Any]:

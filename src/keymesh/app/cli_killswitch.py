@@ -21,20 +21,26 @@ from keymesh.model.ids import check_token
 from keymesh.model.scope import Scope, parse_scope
 
 _RETRY_S: Final = 0.5
-_OVER: Final = {
+OVER: Final = {
     "superseded": "a later restriction of the same scope took over before it was certified",
     "lifted": "it was resumed before it was certified",
 }
 
 
 def _signers(client: AdminClient, scope: Scope, approve: list[str]) -> tuple[Path, ...]:
-    """Two officers for wide scopes: the one given, and this operator's own."""
-    if not scope.needs_four_eyes:
-        return ()
+    """Two officers for wide scopes."""
+    return officers(client, str(scope), approve) if scope.needs_four_eyes else ()
+
+
+def officers(client: AdminClient, what: str, approve: list[str]) -> tuple[Path, ...]:
+    """Key files of two officers for ``what``: the one given, and this operator's own; or those given.
+
+    Raises Refused where there is none, or the approver is the initiator.
+    """
     if not approve:
         raise Refused(
             "needs-approval",
-            f"{scope} needs a second signature: --approve-key FILE, an officer's key "
+            f"{what} needs a second signature: --approve-key FILE, an officer's key "
             f"(here: {client.layout.keys / 'officer-2.pem'})",
             field="approve-key",
         )
@@ -192,9 +198,12 @@ async def _certified(client: AdminClient, scope: str, action: str, command_id: s
                 raise Refused.bad_field("command-id", f"that was {now['action']} {now['scope']}")
             if now["status"] == "certified":
                 return now
-            if now["status"] in _OVER:
-                raise Refused(now["status"], f"{action} {scope} has no certificate: {_OVER[now['status']]}")
-            waits_for = f"leases that have not ended ({now['accounted']} of {now['holders']} nodes have answered)"
+            if now["status"] in OVER:
+                raise Refused(now["status"], f"{action} {scope} has no certificate: {OVER[now['status']]}")
+            at_most = f"; over by {show_utc(now['closes_at'])} at the latest" if "closes_at" in now else ""
+            waits_for = (
+                f"leases that have not ended ({now['accounted']} of {now['holders']} nodes have answered{at_most})"
+            )
         if time.monotonic() >= deadline:
             raise Unavailable(
                 "not-certified",
@@ -226,7 +235,7 @@ def _show_kill(shown: Any) -> None:
         values["regions"] = ", ".join(shown["regions"])
     if shown.get("t") is not None:
         values["no use after"] = show_utc(shown["t"])
-    for key in ("holders", "elapsed_ms", "file"):
+    for key in ("command_id", "holders", "elapsed_ms", "file"):
         if key in shown:
             values[key.replace("_", " ")] = shown[key]
     facts(f"{shown['action']} {shown['scope']}", values)

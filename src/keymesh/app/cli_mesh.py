@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
@@ -17,7 +18,11 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from keymesh.app.args_common import show_ms
 from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, finish, make_plan, parse_regions, parse_shares
 from keymesh.app.cli_common import emit, facts, stderr, stdout
-from keymesh.app.layout import Layout, MeshPlan, TimingPlan, load_plan, resolve_dir, save_plan
+from keymesh.app.config_broker import BrokerPlan
+from keymesh.app.full_plan import named_ports
+from keymesh.app.full_servers import BINARIES, check_place, prepare_servers
+from keymesh.app.layout import FIRST_REGISTRY, Layout, MeshPlan, TimingPlan, load_plan, resolve_dir, save_plan
+from keymesh.app.servers.binaries import require_all
 from keymesh.app.supervisor_client import ask_supervisor, stop_mesh, take_lock
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.limits import (
@@ -30,6 +35,7 @@ from keymesh.model.limits import (
 )
 
 UP_TIMEOUT_S = 90.0
+UP_FULL_TIMEOUT_S = 240.0
 _LOG_LINES: Final = 50
 _ADVICE: Final = {"memory-lock": "; or, for a mesh without real data, --allow-unlocked-memory"}
 DEFAULT_TIMING: Final = TimingPlan(
@@ -83,6 +89,9 @@ def run_up(args: argparse.Namespace) -> int:
         links=args.links,
         allow_unlocked_memory=args.allow_unlocked_memory,
         shares=parse_shares(args.shares) if args.shares else None,
+        full=args.full,
+        elsewhere=args.elsewhere,
+        keys_from=Path(args.ceremony) if args.ceremony else None,
     )
     emit(args, shown, lambda: _show_up(layout, shown))
     return 0
@@ -96,38 +105,58 @@ def start_mesh(
     links: bool,
     allow_unlocked_memory: bool,
     shares: tuple[int, int] | None = None,
+    full: bool = False,
+    broker: BrokerPlan | None = None,
+    elsewhere: bool = False,
+    keys_from: Path | None = None,
 ) -> dict[str, Any]:
     """Make the mesh where there is none, start it, wait until every process serves.
 
-    Raises Refused where one is running there, or the flags do not fit the mesh that the directory already has.
+    ``full``: a mesh that is made now stands on real servers; ``broker``: and is told of this one;
+    ``elsewhere``: its Edges may go to other regions' Cores.  Raises Refused
+    where one is running there, the flags do not fit the mesh that the directory already has, or a program is missing.
     """
+    if full:
+        require_all(BINARIES)
+        check_place(layout.root)
     layout.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     with take_lock(layout):
         made = not layout.plan.exists()
         if made:
             wanted = regions or parse_regions(",".join(DEFAULT_REGIONS))
-            plan = make_plan(wanted, timing, links=links, allow_unlocked_memory=allow_unlocked_memory)
+            plan = make_plan(wanted, timing, links=links, allow_unlocked_memory=allow_unlocked_memory, full=full)
+            plan = msgspec.structs.replace(plan, broker=broker, elsewhere=elsewhere)
             with stderr.status("making keys, certificates and the genesis entry"):
-                finish(layout, plan, bootstrap(layout, plan, shares=shares))
+                finish(layout, plan, bootstrap(layout, plan, shares=shares, keys_from=keys_from))
         else:
             plan = load_plan(layout)
+            if plan.hosts is not None:
+                raise Refused(
+                    "not-embedded", "this mesh's roles run on hosts of their own: docs/deploy.md", field="dir"
+                )
             if regions is not None and set(regions) != set(plan.regions):
                 raise Refused.bad_field("regions", f"this mesh has {', '.join(plan.regions)}; use another --dir")
+            if full and plan.full is None:
+                raise Refused.bad_field("full", "this mesh was made without real servers; use another --dir")
             _warn_of_what_stays(plan, timing, links=links)
             if allow_unlocked_memory and not plan.allow_unlocked_memory:  # says how to start, not what the mesh is
                 plan = msgspec.structs.replace(plan, allow_unlocked_memory=True)
                 save_plan(layout, plan)
         _check_ports(plan)
+        if plan.full is not None:
+            require_all(BINARIES)
+            with stderr.status("making the servers' directories"):
+                prepare_servers(layout, plan.full, [layout.registry_of(n) for n in plan.registry_nodes], mesh=plan.mesh)
     began = time.monotonic()
     with (layout.logs / "supervisor.log").open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "keymesh.app.supervisor", str(layout.root)],
+            [sys.executable, "-P", "-m", "keymesh.app.supervisor", str(layout.root)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
-    children = _await_ready(layout, process)
+    children = _await_ready(layout, process, UP_TIMEOUT_S if plan.full is None else UP_FULL_TIMEOUT_S)
     return {
         "ok": True,
         "dir": str(layout.root),
@@ -154,9 +183,11 @@ def _warn_of_what_stays(plan: MeshPlan, timing: TimingPlan, *, links: bool) -> N
 
 
 def _check_ports(plan: MeshPlan) -> None:
-    ports = {"registry": plan.registry_port, **{f"core of {r}": p.port for r, p in plan.regions.items()}}
+    ports = {"registry" if n == FIRST_REGISTRY else f"registry {n}": p for n, p in plan.registry_nodes.items()}
+    ports |= {f"core of {r}": p.port for r, p in plan.regions.items()}
     ports |= {f"link {name}": port for name, port in (plan.links or {}).items()}
     ports |= {f"customer KMS replica {name}": port for name, port in (plan.kms_ports or {}).items()}
+    ports |= {} if plan.full is None else named_ports(plan.full)
     for what, port in ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -166,8 +197,8 @@ def _check_ports(plan: MeshPlan) -> None:
                 raise Unavailable("port-taken", f"port {port} ({what}) is taken by another process") from taken
 
 
-def _await_ready(layout: Layout, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    deadline = time.monotonic() + UP_TIMEOUT_S
+def _await_ready(layout: Layout, process: subprocess.Popen[bytes], timeout_s: float) -> dict[str, Any]:
+    deadline = time.monotonic() + timeout_s
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -190,7 +221,7 @@ def _await_ready(layout: Layout, process: subprocess.Popen[bytes]) -> dict[str, 
                 raise Unavailable("start", f"{failing[0]} does not start: {_last_words(layout, failing[0])}")
             time.sleep(0.05)
     stop_mesh(layout)
-    raise Unavailable("start", f"not ready within {UP_TIMEOUT_S:.0f} s; see {layout.logs}")
+    raise Unavailable("start", f"not ready within {timeout_s:.0f} s; see {layout.logs}")
 
 
 def _last_words(layout: Layout, role: str) -> str:

@@ -12,7 +12,7 @@ from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.adapters.tls import Credentials
 from keymesh.app.admin_client import AdminClient, run_with_client
 from keymesh.app.cli_common import emit, facts, table
-from keymesh.app.layout import Layout, load_plan, resolve_dir
+from keymesh.app.layout import FIRST_REGISTRY, Layout, load_plan, resolve_dir
 from keymesh.app.renewal import renew
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName, RegionId, TenantId, check_label, check_service, check_tenant
@@ -24,8 +24,10 @@ def _identity_files(layout: Layout) -> dict[str, tuple[Path, Path]]:
     mesh_ca = layout.pki / "mesh-ca.pem"
     files = {
         "operator": (layout.admin / "operator.pem", mesh_ca),
-        "registry": (layout.registry / "tls.pem", mesh_ca),
     }
+    for node in plan.registry_nodes:
+        name = "registry" if node == FIRST_REGISTRY else f"registry-{node}"
+        files[name] = (layout.registry_of(node) / "tls.pem", mesh_ca)
     for region in plan.regions:
         directory = layout.core(region)
         files[f"core-{region}"] = (directory / "tls.pem", directory / "region-ca.pem")
@@ -43,7 +45,9 @@ def run_show(args: argparse.Namespace) -> int:
         files = {args.file: Path(args.file)}
     else:
         layout = Layout(resolve_dir(args.dir))
-        files = {"root": layout.ca} | {role: pair[0] for role, pair in _identity_files(layout).items()}
+        here = {role: pair[0] for role, pair in _identity_files(layout).items()}
+        is_spread = load_plan(layout).hosts is not None
+        files = {"root": layout.ca} | {role: path for role, path in here.items() if path.exists() or not is_spread}
     shown = {
         "certificates": [
             {"role": role, **description}
@@ -102,7 +106,7 @@ def run_enrol(args: argparse.Namespace) -> int:
             "identity": str(output / "edge.pem"),
             "ca": str(output / "ca.pem"),
             "trust": str(output / "trust.json"),
-            "cores": [f"https://127.0.0.1:{client.plan.regions[region].port}"],
+            "cores": [client.plan.address(region)],
             "uri": str(identity),
         }
 

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from keymesh.app import cli_common
 from keymesh.app.layout import Layout, resolve_dir
 from keymesh.app.seal_files import Job, check_target, open_source, open_target, plan_jobs
-from keymesh.app.seal_keys import KeySource, MeshKeys, OfflineKeys
+from keymesh.app.seal_keys import KeySource, MeshKeys, OfflineKeys, SocketKeys
 from keymesh.crypto.stream import MAGIC, SALT_BYTES, Header, open_stream, read_header, seal_stream
 from keymesh.model.errors import ExitCode, Integrity, Refused
 from keymesh.model.ids import check_service, check_tenant
@@ -100,6 +100,8 @@ def _keys(args: argparse.Namespace) -> Iterator[KeySource]:
     keys: KeySource
     if getattr(args, "offline", False):
         keys = OfflineKeys(Path(args.chain), args.l1, args.l1_credentials, layout.customer_kms)
+    elif args.socket is not None:
+        keys = SocketKeys(Path(args.socket))
     else:
         keys = MeshKeys(layout, args.region)
     try:

@@ -23,8 +23,8 @@ def run_down(args: argparse.Namespace) -> int:
 
 def run_status(args: argparse.Namespace) -> int:
     layout = Layout(resolve_dir(args.dir))
-    load_plan(layout)
-    processes = ask_supervisor(layout, {"do": "status"})
+    is_embedded = load_plan(layout).hosts is None
+    processes = ask_supervisor(layout, {"do": "status"}) if is_embedded else {}
     shown: dict[str, Any] = {"running": processes is not None, "processes": (processes or {}).get("children", {})}
     if processes is None:
         emit(args, shown, lambda: stdout.print("the mesh is not running; `keymesh up` starts it"))
@@ -72,13 +72,14 @@ def _show_status(shown: dict[str, Any]) -> None:
     )
     table(
         "tenants",
-        ("tenant", "region", "mode", "why", "restricted", "lease", "L1 lease", "applied"),
+        ("tenant", "region", "mode", "why", "ends with", "restricted", "lease", "L1 lease", "applied"),
         (
             (
                 tenant,
                 name,
                 at["mode"],
-                at["reason"],
+                at["why"],
+                at["ends"],
                 ", ".join(at["restricted"]),
                 _age(at["lease_left_ms"]),
                 _age(at["l1_left_ms"]),

@@ -12,16 +12,24 @@ import msgspec
 from keymesh.adapters.files import write_file
 from keymesh.app.admin_client import AdminClient, named_conflict, new_command_id, run_with_client, wait_for_key
 from keymesh.app.cli_common import check_output, emit, facts, stderr, stdout, table
+from keymesh.app.cli_destroy import destruction_facts
 from keymesh.app.l1_url import resolve_l1
 from keymesh.app.signing_keys import load_signer
-from keymesh.control.kinds import SwitchL1, TenantCreate
+from keymesh.control.kinds import SetTenant, SwitchL1, TenantCreate
 from keymesh.control.rows import PolicyRow, SignersRow
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import check_tenant
 
 
 async def create_tenant(
-    client: AdminClient, tenant: str, *, home: str, regions: str | None, l1: str | None, ttl_ms: int | None = None
+    client: AdminClient,
+    tenant: str,
+    *,
+    home: str,
+    regions: str | None,
+    l1: str | None,
+    ttl_ms: int | None = None,
+    standby: str = "allow",
 ) -> Any:
     """Commit the tenant; ``regions`` is a comma list, by default all of the home's domain.  Raises Refused."""
     plan = client.plan
@@ -38,7 +46,13 @@ async def create_tenant(
     binding = await resolve_l1(client, l1, default_key=tenant, regions=allowed)
     create = TenantCreate(
         policy=PolicyRow(
-            version=1, home=home, domain=domain, regions=tuple(allowed), admins=("operator",), ttl_ms=ttl_ms
+            version=1,
+            home=home,
+            domain=domain,
+            regions=tuple(allowed),
+            admins=("operator",),
+            ttl_ms=ttl_ms,
+            standby=standby,
         ),
         signers=SignersRow(keys={signer.key_id: signer.public_hex}, threshold=1),
         binding_id=binding.binding_id,
@@ -57,11 +71,29 @@ def run_create(args: argparse.Namespace) -> int:
 
     async def work(client: AdminClient) -> Any:
         home = args.home or client.plan.registry_region
-        done = await create_tenant(client, tenant, home=home, regions=args.regions, l1=args.l1, ttl_ms=args.ttl)
+        done = await create_tenant(
+            client, tenant, home=home, regions=args.regions, l1=args.l1, ttl_ms=args.ttl, standby=args.standby
+        )
         if not args.no_wait:
             with stderr.status(f"minting {tenant}'s first key in {home}"):
                 await wait_for_key(client, tenant, "l2")
         return {**await client.call("GET", f"/v1/tenants/{tenant}"), "command": done}
+
+    shown = run_with_client(args.dir, work)
+    emit(args, shown, lambda: _show_tenant(shown))
+    return 0
+
+
+def run_set(args: argparse.Namespace) -> int:
+    """Signed by the tenant's own key; in force in a region once that has applied it."""
+    tenant = check_tenant(args.tenant)
+    body = msgspec.to_builtins(SetTenant(standby=args.standby))
+
+    async def work(client: AdminClient) -> Any:
+        signers = (client.layout.keys / "tenant-admin.pem",)
+        done = await client.command(tenant, "tenant.set", body, signers=signers, command_id=new_command_id())
+        shown = await client.call("GET", f"/v1/tenants/{tenant}?at_least={done['index']}")
+        return {**shown, "command": done}
 
     shown = run_with_client(args.dir, work)
     emit(args, shown, lambda: _show_tenant(shown))
@@ -94,8 +126,10 @@ def _show_tenant(shown: Any) -> None:
         f"tenant {shown['tenant']}",
         {
             "state": shown["state"],
+            **destruction_facts(shown),
             "home": shown["home"],
             "residency domain": shown["domain"],
+            "standby": shown["standby"],
             "allowed regions": ", ".join(shown["regions"]),
             "root key": "; ".join(f"{b['id']} ({b['provider']}, {b['state']})" for b in shown["bindings"]),
             "services": ", ".join(shown["services"]) or "none",

@@ -1,4 +1,4 @@
-"""``keymesh verify``: a kill-switch certificate checked offline; needs no mesh and no network."""
+"""``keymesh verify``: a certificate of a kill switch or a destruction, checked offline; needs no mesh, no network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from keymesh.app.cli_common import emit, facts, show_utc
 from keymesh.app.layout import Layout, resolve_dir
 from keymesh.app.trust_file import load_trust
+from keymesh.control import destruction
+from keymesh.control.destruction import DESTROY
 from keymesh.control.evidence import CERTIFICATE_MAX_BYTES, verify_certificate
 from keymesh.model.errors import ExitCode, Refused
 
@@ -30,9 +32,11 @@ def run_verify(args: argparse.Namespace) -> int:
         "action": verified.action,
         "t": verified.t,
         "t_utc": show_utc(verified.t),
+        "until": "a later committed resume" if verified.action == "suspend" else "for ever",
         "voters": list(verified.voters),
         "holders_by_acknowledgement": list(verified.by_ack),
         "holders_by_bound": list(verified.by_bound),
+        **({} if verified.action != DESTROY else destruction.summary(verified.purged)),
         "command_id": verified.statement.command_id,
         "not_covered": list(verified.statement.not_covered),
     }

@@ -14,20 +14,23 @@ import msgspec
 from cryptography import x509
 
 from keymesh.access.admit import Action, admit, require
-from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity
-from keymesh.adapters import key_files, pki, seals
+from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity, PersonIdentity
+from keymesh.adapters import key_files, pki
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.app.backup_wiring import backup_view
+from keymesh.app.core_seals_api import SealsApi
+from keymesh.app.guarded_store import NOT_LOOKED_AT
 from keymesh.app.layout import ASSIGNED
 from keymesh.control.rows import L2_NAME
-from keymesh.core import context
 from keymesh.core.events import LocalRestrict
+from keymesh.core.explain import explain
 from keymesh.core.keystore import KeyStore
 from keymesh.core.local import LOCALS_PER_NAMESPACE_MAX, TOO_MANY
 from keymesh.crypto import wrap
 from keymesh.crypto.chain import Chain, ChainBinding, ChainL2, ChainL3, chain_to_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import RegionId, ServiceName, TenantId, check_hex, check_label, check_tenant
-from keymesh.model.scope import parse_scope
+from keymesh.model.scope import destruction_of, parse_kill_scope
 from keymesh.model.time import Instant
 from keymesh.orbital import edge_wire as wire
 
@@ -38,7 +41,6 @@ BLOB_TYPE: Final = "application/octet-stream"
 LOCAL_WAIT_S: Final = 5.0
 BLOBS_PER_TENANT_MAX: Final = 100_000
 BLOBS_FULL_RETRY_MS: Final = 60_000
-SHARES_MAX: Final = 16
 
 
 class RestrictBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -57,10 +59,6 @@ class EnrolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     csr: str
 
 
-class SharesBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    shares: tuple[str, ...]
-
-
 class CoreApi:
     """Routes, readiness and metrics of one Core."""
 
@@ -75,6 +73,9 @@ class CoreApi:
 
         def is_admin(request: Request) -> bool:
             return isinstance(request.identity, AdminIdentity)
+
+        def is_person(request: Request) -> bool:
+            return isinstance(request.identity, AdminIdentity | PersonIdentity)
 
         def is_operator(request: Request) -> bool:
             return admit(None, Action.MESH_READ, identity=request.identity, assigned=ASSIGNED).allowed
@@ -92,14 +93,13 @@ class CoreApi:
                 content_types=(BLOB_TYPE,),
                 body_max_bytes=wrap.WRAP_MAX_BYTES,
             ),
-            Route(method="POST", path="/v1/restrict", handler=self._restrict, allow=is_admin),
+            Route(method="POST", path="/v1/restrict", handler=self._restrict, allow=is_person, takes_tokens=True),
             Route(method="POST", path="/v1/certificates", handler=self._enrol, allow=is_admin),
             Route(method="POST", path=wire.RENEW_PATH, handler=self._renew, allow=is_edge),
             Route(method="GET", path="/v1/tenants/{tenant}/chain", handler=self._chain, allow=is_admin),
             Route(method="GET", path="/v1/status", handler=self._status, allow=is_operator),
             Route(method="GET", path="/v1/applied", handler=self._applied, allow=is_operator),
-            Route(method="POST", path="/v1/unseal", handler=self._unseal, allow=is_operator),
-            Route(method="POST", path="/v1/seal", handler=self._seal, allow=is_operator),
+            *SealsApi(self._core).routes(),
         ]
 
     # --- blobs -----------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ class CoreApi:
 
     async def _get_blob(self, request: Request) -> Response:
         tenant, digest = self._blob_name(request)
-        blob = self._core.store.get_blob(tenant, digest)
+        blob = await self._core.store.get_blob(tenant, digest)
         if blob is None:
             raise Refused("not-found", "no such blob here", field="digest")
         return Response(body=blob, content_type=BLOB_TYPE)
@@ -126,7 +126,7 @@ class CoreApi:
         tenant, digest = self._blob_name(request)
         if wrap.digest(request.body) != digest:
             raise Refused.bad_field("digest", "is not the body's")
-        keep_blob(self._core.store, tenant, digest, request.body)
+        await keep_blob(self._core.store, tenant, digest, request.body)
         return Response(status=204)
 
     # --- restrictions ------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ class CoreApi:
     async def _restrict(self, request: Request) -> Response:
         """A local suspension, in force when this answers; it becomes an entry on contact with the Registry."""
         body = request.json(RestrictBody)
-        scope = parse_scope(body.scope)
+        scope = parse_kill_scope(body.scope)
         if body.action not in ("suspend", "revoke"):
             raise Refused.bad_field("action", "suspend or revoke")
         if body.args.get("scope", body.scope) != body.scope:
@@ -219,7 +219,9 @@ class CoreApi:
     def _issue(self, identity: EdgeIdentity, csr: str, same_key_as: bytes | None = None) -> Response:
         if same_key_as is not None and spki_of_csr(csr) != same_key_as:
             raise Refused.bad_field("csr", "a renewal keeps its key")
-        authority = key_files.load_authority(self._core.directory / "region-ca.pem", mesh=self._core.tls.mesh)
+        if (issuer := self._core.config.identity.issuer) is None:
+            raise Refused("no-issuer", "this Core issues no certificates; another of its region, or its CA, does")
+        authority = key_files.load_authority(issuer, mesh=self._core.tls.mesh)
         now = Instant(time.time_ns() // 1_000_000)
         leaf = pki.issue_from_csr(authority, csr.encode(), identity=identity, now=now)
         chain = pki.certificates_pem([leaf, authority.certificate])
@@ -232,10 +234,12 @@ class CoreApi:
         tenant = check_tenant(request.params["tenant"])
         self._admin_of(request, tenant, Action.TENANT_EXPORT)
         view, policy = self._core.view(tenant), self._core.policy(tenant)
+        if str(destruction_of(tenant)) in self._core.shell.state.tenants[tenant].restrictions:
+            raise Refused("destroying", "this tenant is being destroyed, or is", field="tenant")
         l2: list[ChainL2] = []
         l3: list[ChainL3] = []
         for (key, version), row in sorted(view.keys.items()):
-            blob = self._core.store.get_blob(tenant, row.digest)
+            blob = await self._core.store.get_blob(tenant, row.digest)
             if blob is None or wrap.digest(blob) != row.digest:
                 blob = await self._core.keys.peers.fetch(tenant, row.digest)
             if key == L2_NAME:
@@ -244,7 +248,7 @@ class CoreApi:
                 service = key.removeprefix("l3/")
                 l3.append(ChainL3(kid=row.kid, version=version, service=service, parent_kid=row.parent, blob=blob))
         chain = Chain(
-            mesh=self._core.plan.mesh,
+            mesh=self._core.config.mesh,
             tenant=tenant,
             domain=policy.domain,
             bindings=tuple(
@@ -261,15 +265,14 @@ class CoreApi:
 
     async def _status(self, request: Request) -> Response:
         """Modes, leases and applied positions, each tenant's with why it is not better."""
-        state, now = self._core.shell.state, self._core.shell.now()
+        state, now, store = self._core.shell.state, self._core.shell.now(), self._core.region_store
         tenants = {}
         for tenant, holding in sorted(state.tenants.items()):
             if holding.applied is None:
                 continue
-            mode, reason = context.tenant_mode(state, now, tenant)
             tenants[tenant] = {
-                "mode": mode.value,
-                "reason": ", ".join(sorted(holding.closed)) if reason == "closed" and holding.closed else reason,
+                **msgspec.to_builtins(explain(state, now, tenant)),
+                "granted_by": None if holding.lease is None else holding.lease.grantor.value,
                 "lease_left_ms": None if holding.lease is None else max(0, holding.lease.until - now),
                 "l1_left_ms": None if holding.l1.until is None else max(0, holding.l1.until - now),
                 "epoch": holding.leaf.epoch,
@@ -284,11 +287,15 @@ class CoreApi:
             {
                 "region": self._core.region,
                 "sealed": state.sealed,
+                "seals": self._core.seals.show(),
                 "ivk_generation": state.ivk_generation,
+                "keystore": {"code": shut.code if (shut := self._core.store.shut) else "ok", "schema": store.schema},
                 "keys_in_memory": len(self._core.keyring),
                 "local_suspensions": len(state.locals),
                 "edge_leases": len(state.edge_leases),
+                "backup": backup_view(self._core.backups),
                 "tenants": tenants,
+                "broker": None if self._core.broker is None else self._core.broker.describe(),
             }
         )
 
@@ -300,40 +307,28 @@ class CoreApi:
         rows = [row for row in self._core.applied if row["at_ns"] >= int(since)]
         return json_response({"applied": rows})
 
-    async def _seal(self, request: Request) -> Response:
-        """Wipe every key, the MasterKey included; nothing is served until it is unsealed."""
-        self._core.seal()
-        return json_response({"region": self._core.region, "sealed": True})
-
-    async def _unseal(self, request: Request) -> Response:
-        """The MasterKey from enough shares."""
-        body = request.json(SharesBody)
-        if not 0 < len(body.shares) <= SHARES_MAX:
-            raise Refused.bad_field("shares", f"1 to {SHARES_MAX}")
-        record = seals.load_record(self._core.directory)
-        if record is None or not self._core.shell.state.sealed:
-            raise Refused("not-sealed", "this region is not sealed")
-        self._core.unseal(seals.open_shamir_seal(record, body.shares, self._core.pages))
-        return json_response({"region": self._core.region, "sealed": False})
-
     def readiness(self) -> list[str]:
         """Why this Core cannot serve, in words; empty where it can."""
         state = self._core.shell.state
         reasons = []
         if state.sealed:
             reasons.append("sealed")
+        if (shut := self._core.store.shut) is not None and shut is not NOT_LOOKED_AT:
+            reasons.append(f"key store: {shut.code}")
         if state.mesh.lease is None or not self._core.shell.now() < state.mesh.lease.until:
             reasons.append("no governance lease")
         return reasons
 
 
-def keep_blob(store: KeyStore, tenant: str, digest: str, blob: bytes, *, most: int = BLOBS_PER_TENANT_MAX) -> None:
+async def keep_blob(
+    store: KeyStore, tenant: str, digest: str, blob: bytes, *, most: int = BLOBS_PER_TENANT_MAX
+) -> None:
     """Keep another region's blob.  Raises Unavailable where this tenant has ``most`` already."""
-    if store.get_blob(tenant, digest) is None and store.count_blobs(tenant) >= most:
+    if await store.get_blob(tenant, digest) is None and await store.count_blobs(tenant) >= most:
         raise Unavailable(
             "too-many-blobs", f"at most {most} blobs of one tenant are kept", retry_after_ms=BLOBS_FULL_RETRY_MS
         )
-    store.put_blob(tenant, digest, blob)
+    await store.put_blob(tenant, digest, blob)
 
 
 def spki_of_csr(csr_pem: str) -> bytes:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import msgspec
 
+from keymesh.app.ivk_book import IvkBook
 from keymesh.control.rows import L2_NAME, KeyRow, encode, key_row_name
 from keymesh.core import ivk
 from keymesh.core.events import KeyRef, SnapshotTaken
-from keymesh.core.keyring import HeldKey, Keyring, subject_of
+from keymesh.core.keyring import Keyring, subject_of
 from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey
 from keymesh.crypto import wrap
 from keymesh.crypto.aad import Subject
@@ -30,6 +32,8 @@ from keymesh.model.time import Instant
 log = logging.getLogger("keymesh.core.keys")
 
 UPKEEP_ROUNDS_MAX = 8
+SCAN_EVERY_S = 600.0
+RESEALS_AT_ONCE = 8
 
 
 class Cascades:
@@ -40,12 +44,14 @@ class Cascades:
     ) -> None:
         self.keyring = keyring
         self.store = store
+        self.ivks = IvkBook(store, time.monotonic)
         self._now = now
         self._domain_of = domain_of
+        self._scanned: tuple[frozenset[str], float] = (frozenset(), 0.0)
 
-    def open_stored(self, stored: StoredKey, subject: Subject) -> bytes | None:
+    async def open_stored(self, stored: StoredKey, subject: Subject) -> bytes | None:
         """The binding inside a stored cascade, re-sealed on read where an older IVK sealed it; None where damaged."""
-        sealer = next((i for i in self.store.ivks() if i.kid == stored.ivk_kid), None)
+        sealer = await self.ivks.sealer(stored.ivk_kid)
         if sealer is None or not ivk.may_unwrap(sealer):
             return None
         try:
@@ -53,23 +59,24 @@ class Cascades:
         except (Integrity, Refused):
             log.error("stored key damaged", extra={"fields": {"tenant": stored.namespace, "key": stored.key}})
             return None
-        if sealer.kid != self._active().kid:
-            self._reseal(stored, subject, binding)
+        active = await self.ivks.active()
+        if sealer.generation < active.generation:
+            await self._reseal(active, stored, subject, binding)
         return binding
 
-    def _reseal(self, stored: StoredKey, subject: Subject, binding: bytes) -> bool:
-        active = self.active_ivk()
-        blob = self.keyring.cascade(active, subject, binding)
-        self.store.count_wraps(active.kid, 1)
-        return self.store.put_key(replace(stored, ivk_kid=active.kid, blob=blob), over=stored)
+    async def _reseal(self, active: StoredIvk, stored: StoredKey, subject: Subject, binding: bytes) -> bool:
+        blob = await self._sealed(active, subject, binding)
+        return await self.store.put_key(replace(stored, ivk_kid=active.kid, blob=blob), over=stored)
 
-    def store_cascade(self, ref: KeyRef, subject: Subject, binding: bytes) -> None:
-        active = self.active_ivk()
-        blob = self.keyring.cascade(active, subject, binding)
-        self.store.count_wraps(active.kid, 1)
-        self.put(ref, ivk_kid=active.kid, blob=blob)
+    async def _sealed(self, active: StoredIvk, subject: Subject, binding: bytes) -> bytes:
+        await self.ivks.take_wrap(active.kid)
+        return self.keyring.cascade(self.keyring.open_ivk(active), subject, binding)
 
-    def put(self, ref: KeyRef, *, ivk_kid: str, blob: bytes) -> None:
+    async def store_cascade(self, ref: KeyRef, subject: Subject, binding: bytes) -> None:
+        active = await self.ivks.active()
+        await self.put(ref, ivk_kid=active.kid, blob=await self._sealed(active, subject, binding))
+
+    async def put(self, ref: KeyRef, *, ivk_kid: str, blob: bytes) -> None:
         stored = StoredKey(
             namespace=ref.namespace,
             key=ref.key,
@@ -80,27 +87,33 @@ class Cascades:
             ivk_kid=ivk_kid,
             blob=blob,
         )
-        if not self.store.put_key(stored, over=self.store.get_key(ref.kid)):
+        if await self.store.put_key(stored, over=None):
+            return
+        there = await self.store.get_key(ref.namespace, ref.kid)
+        if not await self.store.put_key(stored, over=there):
             raise Unavailable("key-store-race", "another writer changed that key; try again")
 
     # --- internal keys ---------------------------------------------------------------------------------------------
 
-    def _active(self) -> StoredIvk:
-        """The newest active IVK.  Raises Unavailable where there is none that may wrap."""
-        active = next((i for i in self.store.ivks() if ivk.may_wrap(i)), None)
+    async def open_active(self, *, known: int) -> int:
+        """Take the active IVK into memory and say its generation; make the first where there never was one.
+
+        ``known``: the newest generation that the store is known to have had.
+        """
+        ivks = await self.ivks.fresh()
+        if not ivks and known == 0:
+            await self.new_ivk(1)
+        active = next((i for i in await self.ivks.fresh() if i.state is IvkState.ACTIVE), None)
         if active is None:
             raise Unavailable("no-ivk", "this region has no active internal key")
-        return active
+        self.keyring.open_ivk(active)
+        return active.generation
 
-    def active_ivk(self) -> HeldKey:
-        """Raises Unavailable where there is none, or the region is sealed."""
-        return self.keyring.open_ivk(self._active())
-
-    def new_ivk(self, generation: int) -> None:
+    async def new_ivk(self, generation: int) -> None:
         """Make and activate IVK ``generation``; the one before it is demoted by the next ``upkeep``."""
         with self.keyring.fresh() as secret:
             kid, blob = self.keyring.wrap_ivk(generation, secret)
-        self.store.put_ivk(
+        await self.ivks.put(
             StoredIvk(generation=generation, kid=kid, state=IvkState.ACTIVE, created_at=self._now(), wraps=0, blob=blob)
         )
 
@@ -111,61 +124,76 @@ class Cascades:
         """
         for _ in range(UPKEEP_ROUNDS_MAX):
             actions = ivk.plan_ivk(
-                self.store.ivks(), self._now(), sealed_by=self._sealed_by(), wanted_generation=wanted_generation
+                await self.ivks.fresh(),
+                self._now(),
+                sealed_by=await self._sealed_by(),
+                wanted_generation=wanted_generation,
             )
             if not actions:
                 break
             for action in actions:
                 match action:
                     case ivk.MakeIvk():
-                        self.new_ivk(action.generation)
+                        await self.new_ivk(action.generation)
                     case ivk.MarkIvk():
-                        self._mark(action)
+                        await self._mark(action)
                     case ivk.Reseal():
                         await self._reseal_from(action.kid)
-        ivks = self.store.ivks()
+        ivks = await self.ivks.fresh()
         self.keyring.keep_internal({i.kid for i in ivks if ivk.stays_loaded(i)})
         return next(i.generation for i in ivks if i.state is IvkState.ACTIVE)
 
-    def _sealed_by(self) -> Counter[str]:
-        return Counter(stored.ivk_kid for stored in self.store.stored_keys() if stored.ivk_kid)
+    async def _sealed_by(self) -> Counter[str]:
+        """How many stored wraps each internal key is around.  Where the last look found none under an older key, the
+        next is minutes away."""
+        ivks = await self.ivks.known()
+        kids = frozenset(i.kid for i in ivks)
+        scanned, scanned_at_s = self._scanned
+        if len(kids) < 2 or (scanned == kids and time.monotonic() - scanned_at_s < SCAN_EVERY_S):
+            return Counter()
+        found = Counter(stored.ivk_kid for stored in await self.store.stored_keys() if stored.ivk_kid)
+        if found.keys() <= {ivks[0].kid}:
+            self._scanned = (kids, time.monotonic())
+        return found
 
-    def _mark(self, action: ivk.MarkIvk) -> None:
-        found = next(i for i in self.store.ivks() if i.kid == action.kid)
-        self.store.put_ivk(replace(found, state=action.state))
+    async def _mark(self, action: ivk.MarkIvk) -> None:
+        found = next(i for i in await self.ivks.fresh() if i.kid == action.kid)
+        await self.ivks.put(replace(found, state=action.state))
 
     async def _reseal_from(self, kid: str) -> None:
-        """Seal under the active IVK what ``kid`` sealed; yields between keys."""
-        for stored in self.store.stored_keys():
-            if stored.ivk_kid != kid:
-                continue
-            try:
-                domain = self._domain_of(stored.namespace)
-            except Refused:  # a tenant that is not held here (any more): kept as it is, and no obstacle to others
-                continue
-            subject = subject_of(
-                tenant=stored.namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
-            )
-            if self.open_stored(stored, subject) is None:
-                self.store.drop_key(stored.kid)  # damaged: the next load fetches the blob anew
+        """Seal under the active IVK what ``kid`` sealed, some at a time; yields between them."""
+        keys = [stored for stored in await self.store.stored_keys() if stored.ivk_kid == kid]
+        for start in range(0, len(keys), RESEALS_AT_ONCE):
+            await asyncio.gather(*(self._reseal_one(stored) for stored in keys[start : start + RESEALS_AT_ONCE]))
+
+    async def _reseal_one(self, stored: StoredKey) -> None:
+        try:
+            domain = self._domain_of(stored.namespace)
+        except Refused:  # a tenant that is not held here (any more): kept as it is, and no obstacle to others
+            return
+        subject = subject_of(
+            tenant=stored.namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
+        )
+        if await self.open_stored(stored, subject) is None:
+            await self.store.drop_key(stored)  # damaged: the next load fetches the blob anew
             await asyncio.sleep(0)
 
     # --- snapshot --------------------------------------------------------------------------------------------------
 
-    def snapshot(self, states: Iterable[tuple[str, Mapping[str, bytes]]]) -> SnapshotTaken:
+    async def snapshot(self, states: Iterable[tuple[str, Mapping[str, bytes]]]) -> SnapshotTaken:
         """Each namespace's root over its rows as recorded, each key row's digest taken from what is really stored."""
         out: dict[str, str] = {}
         for namespace, rows in states:
             real = dict(rows)
-            for stored in self.store.stored_keys(namespace):
+            for stored in await self.store.stored_keys(namespace):
                 name = key_row_name(stored.key, stored.version)
                 row = real.get(name)
                 if row is not None:
-                    real[name] = self._real_row(stored, row)
+                    real[name] = await self._real_row(stored, row)
             out[namespace] = root_of(real)
         return SnapshotTaken(states=out)
 
-    def _real_row(self, stored: StoredKey, raw: bytes) -> bytes:
+    async def _real_row(self, stored: StoredKey, raw: bytes) -> bytes:
         try:
             row = msgspec.json.decode(raw, type=KeyRow)
         except msgspec.MsgspecError:
@@ -179,9 +207,9 @@ class Cascades:
             subject = subject_of(
                 tenant=stored.namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
             )
-            binding = self.open_stored(stored, subject)
+            binding = await self.open_stored(stored, subject)
             digest = wrap.digest(binding) if binding is not None else Digest("0" * 64)
         if digest == row.digest:
             return raw
-        self.store.drop_key(stored.kid)  # damaged: the next load fetches the blob anew
+        await self.store.drop_key(stored)  # damaged: the next load fetches the blob anew
         return encode(msgspec.structs.replace(row, digest=digest))

@@ -12,6 +12,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from keymesh.access.identity import EdgeIdentity
@@ -44,6 +45,10 @@ log = logging.getLogger("keymesh.core.edges")
 
 ANSWER_WAIT_S: Final = 4.0
 REPORTS_REMEMBERED: Final = 65_536
+NOBODY: Final = "stream"
+"""The mailbox of an Edge that has no stream open."""
+STREAMS_MAX: Final = 64
+"""Of one Edge; a new one takes the place of the oldest."""
 
 
 class EdgeDoor:
@@ -52,6 +57,8 @@ class EdgeDoor:
     def __init__(self, core: CoreProcess) -> None:
         self._core = core
         self._reports: OrderedDict[str, None] = OrderedDict()
+        self._streams: dict[str, list[str]] = {}
+        self._numbers = count()
         self.minted = self.opened = 0
 
     def routes(self) -> list[Route]:
@@ -84,13 +91,17 @@ class EdgeDoor:
     # --- from the machine ------------------------------------------------------------------------------------------
 
     def send(self, to: str, message: Any) -> None:
-        """Answers go to the request that waits for them, everything else down the Edge's stream."""
+        """Answers go to the request that waits for them, everything else down each of the Edge's streams.
+
+        An Edge has as many as it has workers, of which each holds leases of its own.
+        """
         if isinstance(message, LeaseGrant | LeaseRefused):
             waiter = self._core.replies.pop(f"{to}/{message.nonce}", None)
             if waiter is not None and not waiter.done():
                 waiter.set_result(message)
         else:
-            self._core.mailboxes.of(to, "stream").put(message)
+            for channel in self._streams.get(to) or (NOBODY,):
+                self._core.mailboxes.of(to, channel).put(message)
 
     # --- leases ----------------------------------------------------------------------------------------------------
 
@@ -113,6 +124,7 @@ class EdgeDoor:
     async def _lease(self, identity: EdgeIdentity, address: Address, message: LeaseRequest) -> Response:
         if (message.tenant, message.service) != (identity.tenant, identity.service):
             raise Refused("denied", "the certificate is for another tenant or service")
+        self._want(identity)
         key = f"{address}/{message.nonce}"
         waiter = self._core.replies[key] = asyncio.get_running_loop().create_future()
         self._core.shell.feed(Received(sender=address, message=message))
@@ -134,14 +146,33 @@ class EdgeDoor:
         return Stream(self._lines(str(edge_address_of(identity))))
 
     async def _lines(self, address: str) -> AsyncIterator[bytes]:
-        yield b""
-        while True:
-            mailbox = self._core.mailboxes.of(address, "stream")
-            messages = await mailbox.take(timeout_s=wire.STREAM_ALIVE_MS / 1000 / 2)
-            for message in messages:
+        """What was put while nobody listened goes to the first that does."""
+        channel = f"stream/{next(self._numbers)}"
+        channels = self._streams.setdefault(address, [])
+        channels.append(channel)
+        del channels[:-STREAMS_MAX]
+        try:
+            yield b""
+            for message in await self._core.mailboxes.of(address, NOBODY).take(timeout_s=0):
                 yield MESSAGES.encode(message)
-            if not messages:
-                yield b""
+            while channel in channels:
+                mailbox = self._core.mailboxes.of(address, channel)
+                messages = await mailbox.take(timeout_s=wire.STREAM_ALIVE_MS / 1000 / 2)
+                for message in messages:
+                    yield MESSAGES.encode(message)
+                if not messages:
+                    yield b""
+        finally:
+            if channel in channels:
+                channels.remove(channel)
+            if not channels and self._streams.get(address) is channels:
+                del self._streams[address]
+
+    def _want(self, identity: EdgeIdentity) -> None:
+        """Its tenant's keys are needed here now: they are loaded before those that nobody asks for."""
+        holding = self._core.shell.state.tenants.get(identity.tenant)
+        if holding is not None and not holding.steady:
+            self._core.loads.want(identity.tenant)
 
     # --- usage -----------------------------------------------------------------------------------------------------
 
@@ -189,6 +220,7 @@ class EdgeDoor:
     async def _create(self, request: Request) -> Response:
         identity = request.identity
         assert isinstance(identity, EdgeIdentity)
+        self._want(identity)
         asked = wire.decode_create(request.body)
         view = self._core.view(identity.tenant)
         version = view.wrapping.get(f"l3/{identity.service}")
@@ -210,6 +242,7 @@ class EdgeDoor:
     async def _open(self, request: Request) -> Response:
         identity = request.identity
         assert isinstance(identity, EdgeIdentity)
+        self._want(identity)
         blobs, given = wire.decode_open(request.body, blob_bytes=l4.L4_BLOB_BYTES)
         view = self._core.view(identity.tenant)
         versions = {row.kid: version for (key, version), row in view.keys.items() if key == f"l3/{identity.service}"}

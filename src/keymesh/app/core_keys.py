@@ -10,12 +10,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from keymesh.adapters.l1_providers import descriptor_of, open_l1
+from keymesh.adapters.pkcs11_descriptor import Tokens
 from keymesh.adapters.tls import Credentials
 from keymesh.app.blob_peers import BlobPeers
 from keymesh.app.core_cascade import Cascades
+from keymesh.app.core_l1 import CoreL1
+from keymesh.app.probe_blobs import ProbeBlobs
 from keymesh.control.rows import L2_NAME, BindingRow
 from keymesh.core.events import (
     IvkRotated,
@@ -35,16 +37,16 @@ from keymesh.core.events import (
 )
 from keymesh.core.keyring import Keyring, subject_of
 from keymesh.core.keystore import KeyStore
-from keymesh.core.l1 import L1Denied, L1Provider, L1Unreachable, ProviderDescriptor
+from keymesh.core.l1 import L1Denied, L1Unreachable
 from keymesh.crypto import wrap
 from keymesh.crypto.aad import Subject
 from keymesh.crypto.kid import kid_hex, kid_of
-from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.errors import Integrity, KeymeshError, Unavailable
 from keymesh.model.time import Entropy, Instant
 
 log = logging.getLogger("keymesh.core.keys")
 
-L1_CALLS_AT_ONCE = 16
+PROBES_AT_ONCE: Final = 16
 
 
 class CoreKeys:
@@ -58,6 +60,7 @@ class CoreKeys:
         store: KeyStore,
         peers: BlobPeers,
         credentials: Credentials,
+        tokens: Tokens,
         entropy: Entropy,
         now: Callable[[], Instant],
         feed: Callable[[Any], None],
@@ -68,35 +71,15 @@ class CoreKeys:
         self.keyring = keyring
         self.store = store
         self.peers = peers
-        self._credentials = credentials
         self._entropy = entropy
         self._now = now
         self._feed = feed
-        self._bindings_of = bindings_of
         self._domain_of = domain_of
-        self._providers: dict[tuple[str, str, str], L1Provider] = {}
+        self.l1 = CoreL1(region=region, credentials=credentials, tokens=tokens, now=now, bindings_of=bindings_of)
         self.cascades = Cascades(keyring=keyring, store=store, now=now, domain_of=domain_of)
-        self._l1_slots = asyncio.Semaphore(L1_CALLS_AT_ONCE)
-
-    # --- the customer's L1 -----------------------------------------------------------------------------------------
-
-    def _descriptor(self, namespace: str, binding_id: str) -> ProviderDescriptor:
-        row = self._bindings_of(namespace).get(binding_id)
-        if row is None:
-            raise Refused("unknown-binding", "that binding is not in the applied state")
-        return descriptor_of(row.provider, row.descriptor)
-
-    def _provider(self, namespace: str, binding_id: str, replica: str | None = None) -> L1Provider:
-        descriptor = self._descriptor(namespace, binding_id)
-        where = replica or descriptor.replica_for(self.region)
-        key = (namespace, binding_id, where)
-        if key not in self._providers:
-            self._providers[key] = open_l1(descriptor, where, self._credentials)
-        return self._providers[key]
-
-    async def _unwrap(self, namespace: str, binding_id: str, blob: bytes, replica: str | None = None) -> bytearray:
-        async with self._l1_slots:
-            return bytearray(await self._provider(namespace, binding_id, replica).unwrap(blob))
+        self._probe_slots = asyncio.Semaphore(PROBES_AT_ONCE)
+        self._probes = ProbeBlobs()
+        self._one_upkeep = asyncio.Lock()
 
     # --- loading ---------------------------------------------------------------------------------------------------
 
@@ -140,25 +123,26 @@ class CoreKeys:
         subject = subject_of(tenant=ref.namespace, domain=domain, key=ref.key, version=ref.version, kid=ref.kid)
         binding = await self._binding_of(ref, subject)
         parsed = wrap.parse_binding(binding)
-        one_time = await self._unwrap(ref.namespace, ref.parent, parsed.provider_blob)
+        self._probes.remember(ref.namespace, ref.parent, ref.version, parsed.provider_blob)
+        one_time = await self.l1.unwrap_somewhere(ref.namespace, ref.parent, parsed.provider_blob)
         self.keyring.hold(ref.namespace, self.keyring.open_l2(ref, domain, binding, one_time))
 
     async def _binding_of(self, ref: KeyRef, subject: Subject) -> bytes:
         """The L2's sovereign binding: from the cascade in the key store, else from a blob store of the domain."""
-        stored = self.store.get_key(ref.kid)
+        stored = await self.store.get_key(ref.namespace, ref.kid)
         if stored is not None and stored.revision == ref.revision:
-            opened = self.cascades.open_stored(stored, subject)
+            opened = await self.cascades.open_stored(stored, subject)
             if opened is not None and wrap.digest(opened) == ref.digest:
                 return opened
         binding = await self._blob(ref)
-        self.cascades.store_cascade(ref, subject, binding)
+        await self.cascades.store_cascade(ref, subject, binding)
         return binding
 
     async def _load_l3(self, ref: KeyRef, domain: str) -> None:
-        stored = self.store.get_key(ref.kid)
+        stored = await self.store.get_key(ref.namespace, ref.kid)
         if stored is None or stored.revision != ref.revision or wrap.digest(stored.blob) != ref.digest:
             blob = await self._blob(ref)
-            self.cascades.put(ref, ivk_kid="", blob=blob)
+            await self.cascades.put(ref, ivk_kid="", blob=blob)
         else:
             blob = stored.blob
         if self.keyring.get(ref.kid) is None:
@@ -166,10 +150,10 @@ class CoreKeys:
 
     async def _blob(self, ref: KeyRef) -> bytes:
         """The bytes whose digest the log names: from here, else from any allowed region."""
-        blob = self.store.get_blob(ref.namespace, ref.digest)
+        blob = await self.store.get_blob(ref.namespace, ref.digest)
         if blob is None or wrap.digest(blob) != ref.digest:
             blob = await self.peers.fetch(ref.namespace, ref.digest)
-            self.store.put_blob(ref.namespace, ref.digest, blob)
+            await self.store.put_blob(ref.namespace, ref.digest, blob)
         return blob
 
     # --- probing ---------------------------------------------------------------------------------------------------
@@ -178,12 +162,8 @@ class CoreKeys:
         """Has every replica of L1 unwrap the newest L2 under that binding; the results are thrown away."""
         started = self._now()
         try:
-            blob = self._probe_blob(effect.namespace, effect.binding_id)
-            replicas = sorted(self._descriptor(effect.namespace, effect.binding_id).replicas)
-            answers = await asyncio.gather(
-                *(self._probe_one(effect.namespace, effect.binding_id, blob, replica) for replica in replicas)
-            )
-            outcome = outcome_of(answers, all_replicas=effect.all_replicas)
+            said = await self.ask_replicas(effect.namespace, effect.binding_id)
+            outcome = outcome_of([L1Outcome(word) for word in said.values()], all_replicas=effect.all_replicas)
         except KeymeshError as silent:
             log.info("L1 not probed", extra={"fields": {"reason": silent.code}})
             outcome = L1Outcome.UNREACHABLE
@@ -197,9 +177,18 @@ class CoreKeys:
             )
         )
 
+    async def ask_replicas(self, namespace: str, binding_id: str) -> dict[str, str]:
+        """What each replica of that L1 says to this region now; no lease comes of it.  Raises KeymeshError where there
+        is nothing to ask with."""
+        blob = await self._probe_blob(namespace, binding_id)
+        replicas = sorted(self.l1.descriptor(namespace, binding_id).replicas)
+        answers = await asyncio.gather(*(self._probe_one(namespace, binding_id, blob, replica) for replica in replicas))
+        return {replica: answer.value for replica, answer in zip(replicas, answers, strict=True)}
+
     async def _probe_one(self, namespace: str, binding_id: str, blob: bytes, replica: str) -> L1Outcome:
         try:
-            one_time = await self._unwrap(namespace, binding_id, blob, replica)
+            async with self._probe_slots:
+                one_time = await self.l1.unwrap(namespace, binding_id, blob, replica)
         except (L1Denied, Integrity):
             return L1Outcome.DENIED
         except KeymeshError:
@@ -207,16 +196,22 @@ class CoreKeys:
         one_time[:] = bytes(len(one_time))
         return L1Outcome.OK
 
-    def _probe_blob(self, namespace: str, binding_id: str) -> bytes:
+    async def _probe_blob(self, namespace: str, binding_id: str) -> bytes:
+        """From memory where it is there: a store that is away is no reason to doubt the customer's L1."""
         domain = self._domain_of(namespace)
-        for stored in reversed(self.store.stored_keys(namespace)):
+        remembered = self._probes.of(namespace, binding_id)
+        if remembered is not None:
+            return remembered
+        for stored in reversed(await self.store.stored_keys(namespace)):
             if stored.key == L2_NAME:
                 subject = subject_of(
                     tenant=namespace, domain=domain, key=stored.key, version=stored.version, kid=stored.kid
                 )
-                binding = self.cascades.open_stored(stored, subject)
-                if binding is not None and wrap.parse_binding(binding).binding_id == binding_id:
-                    return wrap.parse_binding(binding).provider_blob
+                binding = await self.cascades.open_stored(stored, subject)
+                parsed = None if binding is None else wrap.parse_binding(binding)
+                if parsed is not None and parsed.binding_id == binding_id:
+                    self._probes.remember(namespace, binding_id, stored.version, parsed.provider_blob)
+                    return parsed.provider_blob
         raise Unavailable("nothing-to-probe", "no key under that binding is stored here")
 
     # --- minting ---------------------------------------------------------------------------------------------------
@@ -264,29 +259,30 @@ class CoreKeys:
         else:
             blob = self.keyring.wrap_l3(self.keyring.need(ref.parent), subject, secret)
         digest = wrap.digest(blob)
-        self.store.put_blob(ref.namespace, digest, blob)
+        await self.store.put_blob(ref.namespace, digest, blob)
         try:
             others = await self.peers.spread(ref.namespace, digest, blob)
         except KeymeshError:
-            self.store.drop_blob(ref.namespace, digest)  # tried again with other bytes
+            await self.store.drop_blob(ref.namespace, digest)  # tried again with other bytes
             raise
-        stored = self.store.get_blob(ref.namespace, digest)
+        stored = await self.store.get_blob(ref.namespace, digest)
         if stored is None or wrap.digest(stored) != digest:
             raise Unavailable("storage", "the stored blob does not read back")
         made = replace(ref, digest=digest)
         if ref.key == L2_NAME:
-            one_time = await self._unwrap(ref.namespace, ref.parent, wrap.parse_binding(stored).provider_blob)
+            provider_blob = wrap.parse_binding(stored).provider_blob
+            self._probes.remember(ref.namespace, ref.parent, ref.version, provider_blob)
+            one_time = await self.l1.unwrap_somewhere(ref.namespace, ref.parent, provider_blob)
             self.keyring.open_l2(made, domain, stored, one_time).wipe()
-            self.cascades.store_cascade(made, subject, stored)
+            await self.cascades.store_cascade(made, subject, stored)
         else:
             self.keyring.open_l3(made, domain, stored).wipe()
-            self.cascades.put(made, ivk_kid="", blob=stored)
+            await self.cascades.put(made, ivk_kid="", blob=stored)
         return digest, (self.region, *others)
 
     async def _bind(self, ref: KeyRef, subject: Subject, secret: Any) -> bytes:
         with self.keyring.fresh() as one_time:
-            async with self._l1_slots:
-                provider_blob = await self._provider(ref.namespace, ref.parent).wrap(bytes(one_time.reveal()))
+            provider_blob = await self.l1.wrap(ref.namespace, ref.parent, bytes(one_time.reveal()))
             return self.keyring.bind_l2(
                 subject=subject,
                 secret=secret,
@@ -323,16 +319,20 @@ class CoreKeys:
             )
         )
 
-    def wipe_minted(self, namespace: str, kid: str) -> None:
+    async def wipe_minted(self, namespace: str, kid: str) -> None:
         """Forget a version that lost its race; its blob is nobody's."""
         self.keyring.drop(namespace, (kid,))
         try:
-            stored = self.store.get_key(kid)
+            stored = await self.store.get_key(namespace, kid)
             if stored is not None:
-                self.store.drop_key(kid)
-                self.store.drop_blob(namespace, stored.digest)
+                await self.store.drop_key(stored)
+                await self.store.drop_blob(namespace, stored.digest)
         except KeymeshError as failed:  # what stays is wrapped, and no row names it
             log.warning("minted key not forgotten at rest", extra={"fields": {"reason": failed.code}})
+
+    def forget(self, namespace: str) -> None:
+        """A tenant that is no more."""
+        self._probes.forget(namespace)
 
     # --- internal keys -----------------------------------------------------------------------------------------
 
@@ -343,15 +343,15 @@ class CoreKeys:
     async def keep_ivks(self, *, wanted_generation: int = 0) -> None:
         """Whatever the life of the internal keys asks for now; the machine hears the generation that is active."""
         try:
-            generation = await self.cascades.upkeep(wanted_generation=wanted_generation)
+            async with self._one_upkeep:
+                generation = await self.cascades.upkeep(wanted_generation=wanted_generation)
         except KeymeshError as failed:
             log.warning("internal keys not kept", extra={"fields": {"reason": failed.code}})
             return
         self._feed(IvkRotated(generation))
 
     async def close(self) -> None:
-        for provider in self._providers.values():
-            await provider.close()
+        await self.l1.close()
         self.keyring.seal()
 
 

@@ -198,10 +198,15 @@ async def running(
 
 
 async def run(
-    directory: Path, replicas: Mapping[str, int], *, name: str = DEFAULT_NAME, allow_ca: tuple[str, ...] = ()
+    directory: Path,
+    replicas: Mapping[str, int],
+    *,
+    name: str = DEFAULT_NAME,
+    allow_ca: tuple[str, ...] = (),
+    host: str = "127.0.0.1",
 ) -> None:
     """Serve until SIGTERM or SIGINT."""
-    async with running(directory, replicas, name=name, allow_ca=allow_ca):
+    async with running(directory, replicas, name=name, allow_ca=allow_ca, host=host):
         say_ready()
         await wait_for_stop()
 
@@ -243,7 +248,8 @@ def main(args: argparse.Namespace) -> int:
     setup_logging("customer-kms")
     try:
         allow_ca = tuple(path.read_text(encoding="ascii") for path in args.allow_ca)
-        asyncio.run(run(args.dir, parse_replicas(args.replicas), name=args.name or DEFAULT_NAME, allow_ca=allow_ca))
+        name = args.name or DEFAULT_NAME
+        asyncio.run(run(args.dir, parse_replicas(args.replicas), name=name, allow_ca=allow_ca, host=args.host))
     except KeymeshError as error:
         print(f"customer-kms: {error.message}", file=sys.stderr)
         return int(error.exit_code)

@@ -26,7 +26,11 @@ from keymesh.app import demo_kill, demo_outage, demo_steps
 from keymesh.app.cli_common import stderr, stdout
 from keymesh.app.demo_files import check_source
 from keymesh.app.demo_world import Failed, Figures, World, staged
+from keymesh.app.full_servers import BINARIES
 from keymesh.app.layout import resolve_dir
+from keymesh.app.servers import postgres
+from keymesh.app.servers.binaries import require_all
+from keymesh.app.servers.ownership import let_through
 from keymesh.model.errors import ExitCode, KeymeshError, Refused
 
 SHORT_DIRS: Final = ("/tmp", "/var/tmp")  # noqa: S108  mkdtemp makes a private directory in there
@@ -134,10 +138,14 @@ def run_demo(args: argparse.Namespace, steps: Sequence[Step] = STEPS) -> int:
     source = check_source(args.path)
     began = time.monotonic()
     report = Report(planned=len(steps))
+    if args.full:
+        require_all(BINARIES)
     with _stage(args.dir, keep=args.keep) as stage:
+        if args.full:
+            let_through(postgres.USER, stage.root)
         stderr.print(f"[bold]keymesh demo[/bold]: real processes and files, in {stage.root}")
         try:
-            asyncio.run(_play(stage.root, source, steps, report))
+            asyncio.run(_play(stage.root, source, steps, report, full=args.full))
         except asyncio.CancelledError:
             stderr.print("ended by SIGTERM; everything is taken down")
             return 128 + signal.SIGTERM
@@ -182,12 +190,12 @@ def _stage(given: str | None, *, keep: bool) -> Iterator[Stage]:
             shutil.rmtree(root, ignore_errors=True)
 
 
-async def _play(root: Path, source: Path, steps: Sequence[Step], report: Report) -> None:
+async def _play(root: Path, source: Path, steps: Sequence[Step], report: Report, *, full: bool = False) -> None:
     """Every step in its order until one fails; SIGTERM ends it like ctrl-c, with everything taken down."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-    async with staged(root, source) as world:
+    async with staged(root, source, full=full) as world:
         for number, step in enumerate(steps, 1):
             stderr.print(f"[bold cyan]{number:>2}[/bold cyan] {step.title}")
             if step.by_hand:

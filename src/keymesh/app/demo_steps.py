@@ -15,6 +15,7 @@ from keymesh.adapters.tls import Credentials, MeshTls
 from keymesh.app.admin_client import wait_for_key
 from keymesh.app.cli_keys import rewrap, rotate_ivk, want_next
 from keymesh.app.cli_tenant import create_tenant
+from keymesh.app.demo_bao import opened_store
 from keymesh.app.demo_files import edge_keys as keys_of_edge
 from keymesh.app.demo_files import files_of, open_tree, seal_file, seal_tree
 from keymesh.app.demo_search import search
@@ -129,7 +130,8 @@ async def residency(world: World) -> Figures:
         "entries": world.said[GLOBEX.tenant],
         "L1": [GLOBEX.key, *(b["id"] for b in shown["bindings"]), *(u for b in shown["bindings"] for u in _urls(b))],
     }
-    abroad, at_home = [await asyncio.to_thread(search, _kept_by(world, r), needles) for r in (FOREIGN, GLOBEX.home)]
+    kept = [await asyncio.to_thread(_kept_by, world, region) for region in (FOREIGN, GLOBEX.home)]
+    abroad, at_home = [await asyncio.to_thread(search, places, needles) for places in kept]
     missed = sorted(needles.keys() - at_home.kinds())
     need(not missed, f"the search is blind: {', '.join(missed)} not found in {GLOBEX.home} either")
     need(not abroad.hits, f"found in {FOREIGN}: {abroad.hits[:5]}")
@@ -147,8 +149,10 @@ def _urls(binding: Any) -> list[str]:
 
 
 def _kept_by(world: World, region: str) -> list[Any]:
+    """Its files, and where its key store is a server, what that holds."""
     layout = world.layout
-    return [layout.core(region).parent, *(layout.logs / f"{role}-{region}.log" for role in ("core", "edge"))]
+    opened = opened_store(layout, world.client.plan, region, world.root / "opened")
+    return [layout.core(region).parent, *opened, *(layout.logs / f"{role}-{region}.log" for role in ("core", "edge"))]
 
 
 async def _refusal(attempt: Any, what: str) -> str:

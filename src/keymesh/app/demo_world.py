@@ -32,7 +32,7 @@ from keymesh.model.errors import KeymeshError, Refused, Unavailable
 TIMING: Final = TimingPlan(
     ttl_ms=6_000, heartbeat_ms=400, edge_ttl_ms=3_000, l1_probe_ms=1_000, l1_ttl_ms=6_000, snapshot_ms=2_000
 )
-KMS_START_S: Final = 20.0
+KMS_START_S: Final = 60.0
 KMS_STOP_S: Final = 5.0
 ANSWER_MAX_BYTES: Final = 1024 * 1024
 
@@ -83,10 +83,14 @@ CUSTOMERS: Final = (ACME, GLOBEX)
 
 @dataclass(slots=True)
 class World:
-    """``root``: everything of this demo.  ``source``: the directory that gets encrypted."""
+    """``root``: everything of this demo.  ``source``: the directory that gets encrypted.
+
+    ``full``: the mesh stands on real servers.
+    """
 
     root: Path
     source: Path
+    full: bool = False
     kms: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     sidecars: dict[str, PeerClient] = field(default_factory=dict)
     digests: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -125,7 +129,9 @@ class World:
 
         def start() -> Figures:
             with _mortal():
-                return start_mesh(self.layout, regions=None, timing=TIMING, links=True, allow_unlocked_memory=True)
+                return start_mesh(
+                    self.layout, regions=None, timing=TIMING, links=True, allow_unlocked_memory=True, full=self.full
+                )
 
         self._starting = asyncio.create_task(asyncio.to_thread(start))
         shown = await asyncio.shield(self._starting)
@@ -136,7 +142,7 @@ class World:
     async def start_kms(self, customer: Customer) -> None:
         """The customer's own KMS, with a replica in each of their regions, for Cores of this mesh; and their key."""
         directory = self.kms_dir(customer)
-        command = [sys.executable, "-m", "keymesh.app.customer_kms", "--dir", str(directory)]
+        command = [sys.executable, "-P", "-m", "keymesh.app.customer_kms", "--dir", str(directory)]
         command += ["--replicas", ",".join(customer.regions), "--allow-ca", str(self.layout.ca)]
         with _mortal(), (self.root / f"{customer.tenant}-kms.log").open("ab") as log:
             process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)  # noqa: ASYNC220
@@ -236,9 +242,9 @@ class World:
 
 
 @asynccontextmanager
-async def staged(root: Path, source: Path) -> AsyncIterator[World]:
+async def staged(root: Path, source: Path, *, full: bool = False) -> AsyncIterator[World]:
     """A world that is torn down however the block ends."""
-    world = World(root, source)
+    world = World(root, source, full)
     try:
         yield world
     finally:

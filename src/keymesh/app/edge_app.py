@@ -1,50 +1,56 @@
-"""The Edge process of a region in an embedded mesh: the sidecar, with its place in the mesh's directory."""
+"""The Edge process of a region: the sidecar, started from its configuration."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Final
 
-from keymesh.app.layout import Layout, load_plan
-from keymesh.app.lifeline import die_with_parent, say_ready
-from keymesh.app.logs import setup_logging
-from keymesh.edge import sidecar
+from keymesh.app.config import EdgeConfig
+from keymesh.app.config_of_plan import edge_config_of
+from keymesh.app.lifeline import say_ready
+from keymesh.app.role_start import role_parser, start_role
+from keymesh.edge import sidecar_process
+
+WORKER: Final = (sys.executable, "-P", "-m", "keymesh.app.edge_worker")
+"""-P: nothing is imported from where we were started."""
 
 
-def main(argv: list[str] | None = None) -> int:
+def sidecar_arguments(config: EdgeConfig) -> list[str]:
+    """What ``sidecar_process.main`` is to be told."""
+    words = ["--dir", config.data_dir, "--socket", config.listen_socket]
+    words += ["--region", config.region, "--mesh", config.mesh]
+    words += ["--ca", config.ca_file, "--trust", config.trust_file]
+    for url in config.cores:
+        words += ["--core-url", url]
+    for region, urls in config.elsewhere.items():
+        for url in urls:
+            words += ["--elsewhere", f"{region}={url}"]
+    for name in config.services:
+        words += ["--service", name]
+    for uid, names in config.callers.items():
+        words += ["--caller", f"{uid}={','.join(names)}"]
+    if config.listen_tcp is not None:
+        words += ["--tcp", config.listen_tcp]
+    if config.tcp_identity is not None:
+        words += ["--tcp-identity", config.tcp_identity]
+    words += ["--workers", str(config.workers)]
+    return [*words, "--allow-unlocked-memory"] if config.allow_unlocked_memory else words
+
+
+def serve_edge(config: EdgeConfig) -> int:
     """Serve until told to stop; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="keymesh edge")
-    parser.add_argument("--dir", required=True)
-    parser.add_argument("--region", required=True)
-    args = parser.parse_args(argv)
-    die_with_parent()
-    setup_logging(f"edge-{args.region}")
-    layout = Layout(Path(args.dir))
-    plan = load_plan(layout)
+    Path(config.data_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
     inner = argparse.ArgumentParser()
-    sidecar.add_arguments(inner)
-    return sidecar.main(
-        inner.parse_args(
-            [
-                "--dir",
-                str(layout.edge(args.region)),
-                "--socket",
-                str(layout.edge_socket(args.region)),
-                "--region",
-                args.region,
-                "--mesh",
-                plan.mesh,
-                "--core-url",
-                f"https://127.0.0.1:{plan.regions[args.region].port}",
-                "--ca",
-                str(layout.ca),
-                *(["--allow-unlocked-memory"] if plan.allow_unlocked_memory else []),
-            ]
-        ),
-        on_ready=say_ready,
-    )
+    sidecar_process.add_arguments(inner)
+    return sidecar_process.main(inner.parse_args(sidecar_arguments(config)), on_ready=say_ready, worker=WORKER)
+
+
+def run(args: argparse.Namespace) -> int:
+    """``keymesh edge run``, and what the supervisor starts."""
+    return start_role(args, "edge", embedded=edge_config_of, serve=serve_edge)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(role_parser("edge").parse_args()))

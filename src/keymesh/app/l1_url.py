@@ -1,5 +1,5 @@
-"""How the CLI names a customer's root key: ``kms:DIR#KEY``, a replica's ``https://HOST:PORT/keys/KEY``, or
-``openbao:...`` (``app.l1_openbao``).
+"""How the CLI names a customer's root key: ``kms:DIR#KEY``, a replica's ``https://HOST:PORT/keys/KEY``,
+``openbao:...`` (``app.l1_openbao``) or ``pkcs11:...`` (``app.l1_pkcs11``).
 
 ``DIR`` is the directory of a ``keymesh customer-kms``; the https form finds it among those this machine knows (the
 mesh's own development KMS, and $KEYMESH_L1_CREDENTIALS), since an address alone does not say whom to trust.
@@ -17,13 +17,14 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.adapters.customer_kms import OwnerClient, read_info
+from keymesh.app import l1_openbao, l1_pkcs11
 from keymesh.app.admin_client import AdminClient
-from keymesh.app.l1_openbao import SCHEME, parse_openbao
-from keymesh.core.l1 import KEYMESH_KMS, OPENBAO, ProviderDescriptor
+from keymesh.core.l1 import KEYMESH_KMS, ProviderDescriptor
 from keymesh.model.errors import Refused
 from keymesh.model.ids import check_label
 
 CREDENTIALS_ENV: Final = "KEYMESH_L1_CREDENTIALS"
+_NOT_IN_A_LABEL: Final = re.compile(r"[^a-z0-9]+")
 _HTTPS: Final = re.compile(r"(https://[^/#?]{1,300})/keys/([^/#?]{1,63})")
 
 
@@ -50,7 +51,9 @@ def parse_l1(url: str, known: Sequence[Path]) -> L1Name:
             return L1Name(Path(where), check_label("l1", key))
     match = _HTTPS.fullmatch(url)
     if match is None:
-        raise Refused.bad_field("l1", "kms:DIR#KEY, https://HOST:PORT/keys/KEY, or for a tenant openbao:...")
+        raise Refused.bad_field(
+            "l1", "kms:DIR#KEY, https://HOST:PORT/keys/KEY, for a tenant also openbao:... or pkcs11:..."
+        )
     for directory in known:
         try:
             info = read_info(directory)
@@ -74,10 +77,12 @@ async def resolve_l1(
 
     Replicas outside ``regions`` are left out where one inside them exists.
     """
-    if url is not None and url.startswith(SCHEME):
-        bao = parse_openbao(url)
-        binding_id = f"{bao.key.lower().replace('_', '-')}-{os.urandom(4).hex()}"
-        return ResolvedBinding(binding_id=binding_id, provider=OPENBAO, descriptor=msgspec.to_builtins(bao))
+    if url is not None and url.startswith((l1_openbao.SCHEME, l1_pkcs11.SCHEME)):
+        is_bao = url.startswith(l1_openbao.SCHEME)
+        made = l1_openbao.parse_openbao(url) if is_bao else l1_pkcs11.parse_pkcs11(url)
+        label = _NOT_IN_A_LABEL.sub("-", made.key.lower()).strip("-")[:40].rstrip("-") or made.provider
+        binding_id = f"{label}-{os.urandom(4).hex()}"
+        return ResolvedBinding(binding_id=binding_id, provider=made.provider, descriptor=msgspec.to_builtins(made))
     own = client.layout.customer_kms
     name = L1Name(own, default_key) if url is None else parse_l1(url, known_kms(own))
     async with OwnerClient.open(name.directory) as owner:

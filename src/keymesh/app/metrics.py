@@ -20,6 +20,15 @@ def _counter(name: str, what: str, label: str, values: Mapping[str, int]) -> Met
     return family
 
 
+def _broker(name: str, lanes: Mapping[str, Mapping[str, int]]) -> Metric:
+    """``up`` is 1 while there is a link; all else counts messages."""
+    family = GaugeMetricFamily(name, "Messages by way of the broker, by lane.", labels=["lane", "what"])
+    for lane, counts in sorted(lanes.items()):
+        for what, count in sorted(counts.items()):
+            family.add_metric([lane, what], count)
+    return family
+
+
 class CoreCollector(Collector):
     """A Core's keys, leases, seal and notes."""
 
@@ -32,7 +41,17 @@ class CoreCollector(Collector):
         yield GaugeMetricFamily("keymesh_core_keys_in_memory", "Keys in locked pages.", len(core.keyring))
         yield GaugeMetricFamily("keymesh_core_edge_leases", "Unsettled Edge leases.", len(state.edge_leases))
         yield GaugeMetricFamily("keymesh_core_sealed", "1 where there is no MasterKey.", int(state.sealed))
+        is_open = int(core.store.shut is None)
+        yield GaugeMetricFamily("keymesh_core_keystore_open", "1 where the key store is in use.", is_open)
+        yield GaugeMetricFamily("keymesh_core_keystore_schema", "Its schema, 0 unseen.", core.region_store.schema)
+        opens = GaugeMetricFamily("keymesh_core_seal_opens", "1 where its last try opened.", labels=["seal", "kind"])
+        for seal in core.seals.show():
+            if seal["kind"] != "shamir":
+                opens.add_metric([seal["id"], seal["kind"]], int(seal["state"] == "opens"))
+        yield opens
         yield _counter("keymesh_core_notes", "Notes by name.", "name", core.shell.notes)
+        if core.broker is not None:
+            yield _broker("keymesh_core_broker", core.broker.describe())
         used = {"minted": core.edges.minted, "opened": core.edges.opened}
         yield _counter("keymesh_core_l4", "Data keys reported by Edges.", "what", used)
 
@@ -51,4 +70,6 @@ class RegistryCollector(Collector):
         behind = int(self._process.read_model.behind)
         yield GaugeMetricFamily("keymesh_registry_read_model_behind", "1 where reads are not up to date.", behind)
         yield GaugeMetricFamily("keymesh_registry_open_kill_switches", "Not yet certified.", len(state.open_kills))
+        if self._process.broker is not None:
+            yield _broker("keymesh_registry_broker", self._process.broker.describe())
         yield _counter("keymesh_registry_notes", "Notes by name.", "name", shell.notes)

@@ -59,11 +59,14 @@ def openapi_of(title: str, operations: Sequence[Operation]) -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": __version__, "description": _DESCRIPTION},
-        "security": [{"certificate": []}],
+        "security": [{"certificate": []}, {"token": []}],
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"certificate": {"type": "mutualTLS"}},
+            "securitySchemes": {
+                "certificate": {"type": "mutualTLS"},
+                "token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+            },
             "responses": {
                 "problem": {"description": "refused, or not possible now", "content": _content(_ref(ProblemBody))}
             },

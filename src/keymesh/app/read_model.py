@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,7 +29,7 @@ from keymesh.app.lifeline import die
 from keymesh.control.entry import SignedEntry
 from keymesh.control.log import ControlLog
 from keymesh.model.errors import Integrity, KeymeshError, Unavailable
-from keymesh.registry.projection import Fenced
+from keymesh.registry.projection import Commit, Fenced
 from keymesh.registry.records import KillRecord
 
 log = logging.getLogger("keymesh.registry")
@@ -40,6 +42,9 @@ PENDING_MAX: Final = 256
 WATCH_S: Final = 1.0
 REBUILD_WAIT_MAX_S: Final = 60.0
 READ_S: Final = 10.0
+SWITCH_S: Final = 0.0005
+"""How long the thread may keep the interpreter from the event loop, which gives it up at every signature and send; the
+interpreter's own 5 ms make commands wait for the projection."""
 
 T = TypeVar("T")
 
@@ -51,15 +56,19 @@ class ReadModel:
     def __init__(self, projection: SqlProjection, control_log: ControlLog) -> None:
         self._projection, self._log = projection, control_log
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="projection")
+        sys.setswitchinterval(SWITCH_S)
         self._mine = False
         self._behind = True
         self._pending = 0
+        self._offered: deque[Commit] = deque()  # beyond what the thread has begun
         self._stalled: tuple[int, float] = (-1, 0.0)
         self._sampled_at = time.monotonic()
         self._next_sample = ""
         self._reported = ""
         self._rebuild_not_before, self._rebuild_wait_s = 0.0, 1.0
         self.generation = 0
+        self.on_taken: Callable[[], None] = lambda: None  # called after each commit that was taken
+        self.claimed = projection.claimed
 
     async def _do(self, work: Callable[..., T], *args: Any, **named: Any) -> T:
         """``work`` in its turn.  Who waits looks after the thread: a server that stands still must not keep it."""
@@ -84,12 +93,23 @@ class ReadModel:
             self._behind = True
             return
         self._pending += 1
-        work = asyncio.get_running_loop().run_in_executor(self._thread, self._projection.apply, index, entries)
+        self._offered.append((index, entries))
+        work = asyncio.get_running_loop().run_in_executor(self._thread, self._take_offered)
         work.add_done_callback(self._taken)
+
+    def _take_offered(self) -> None:
+        """In the thread: all that was offered by now, in one transaction, so that a busy database is not asked more
+        often than it answers."""
+        commits = []
+        while self._offered:
+            commits.append(self._offered.popleft())
+        if commits:
+            self._projection.apply_all(commits)
 
     def _taken(self, work: asyncio.Future[None]) -> None:
         self._pending -= 1
         if work.cancelled() or (failed := work.exception()) is None:
+            self.on_taken()
             return
         if not isinstance(failed, KeymeshError):
             die("the projection failed", failed)
@@ -125,11 +145,15 @@ class ReadModel:
         """Raises Fenced, Unavailable."""
         await self._beside(self._projection.delivered, region, namespace, seq)
 
-    async def _beside(self, work: Callable[..., None], *args: Any) -> None:
+    async def undelivered(self) -> list[tuple[str, str, int]]:
+        """As ``SqlProjection.undelivered``, for whoever has the place.  Raises Fenced, Unavailable."""
+        return await self._beside(self._projection.undelivered)
+
+    async def _beside(self, work: Callable[..., T], *args: Any) -> T:
         if not self._mine:
             raise Fenced("fenced", "another replica shows it", field="token")
         try:
-            await self._do(work, *args)
+            return await self._do(work, *args)
         except Fenced:
             self._mine = False
             raise

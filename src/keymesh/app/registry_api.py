@@ -10,15 +10,14 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-from msgspec import UNSET
 from msgspec.structs import asdict
 
 from keymesh import __version__
 from keymesh.access.admit import Action, action_of, admit, require
-from keymesh.access.identity import AdminIdentity
+from keymesh.access.identity import AdminIdentity, PersonIdentity
 from keymesh.adapters.http_messages import Handler, Request, Response, Route, Stream, json_response
 from keymesh.adapters.sql_projection import Read
+from keymesh.app.backup_wiring import backup_view
 from keymesh.app.openapi import Operation, Query, openapi_of
 from keymesh.app.registry_bodies import (
     BatchAnswer,
@@ -41,8 +40,8 @@ from keymesh.app.registry_bodies import (
     TenantsAnswer,
 )
 from keymesh.app.registry_regions import show_region
-from keymesh.app.registry_views import TenantRows, show_keys, show_scopes, show_service, show_tenant
-from keymesh.control.rows import PolicyRow
+from keymesh.app.registry_views import TenantRows, show_keys, show_kill, show_scopes, show_service, show_tenant
+from keymesh.control.rows import PolicyRow, policy_in
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
 from keymesh.model.limits import COMMIT_MAX_ENTRIES
@@ -73,7 +72,7 @@ class RegistryApi:
         """All of them, for administrators; the OpenAPI document is made from the same table."""
 
         def admin(request: Request) -> bool:
-            return isinstance(request.identity, AdminIdentity)
+            return isinstance(request.identity, AdminIdentity | PersonIdentity)
 
         self._table = (
             Operation("POST", "/v1/commands", self._command, CommandAnswer, body=CommandBody),
@@ -91,8 +90,11 @@ class RegistryApi:
             Operation("GET", "/v1/status", self._status, StatusAnswer),
             Operation("GET", "/v1/openapi.json", self._openapi, None),
         )
+        current = self._process.log.current
+        every: Any = {"allow": admin, "takes_tokens": True}
         return [
-            Route(method=o.method, path=o.path, handler=self.once_booted(o.handler), allow=admin) for o in self._table
+            Route(method=o.method, path=o.path, handler=self.once_booted(current(o.handler, o.method)), **every)
+            for o in self._table
         ]
 
     def once_booted(self, handler: Handler) -> Handler:
@@ -134,6 +136,9 @@ class RegistryApi:
         return json_response(BatchAnswer(results=tuple(out)))
 
     async def _commit(self, request: Request, command_id: str, body: CommandBody) -> CommandAnswer:
+        return await self._process.log.for_command(body.kind, lambda: self._commit_once(request, command_id, body))
+
+    async def _commit_once(self, request: Request, command_id: str, body: CommandBody) -> CommandAnswer:
         self._authorise(request, body)
         done = await self._process.command(
             Command(
@@ -144,6 +149,7 @@ class RegistryApi:
                 actor=str(request.identity),
                 correlation_id=request.correlation_id,
                 authority=body.authority,
+                words=body.words,
             )
         )
         return CommandAnswer(
@@ -214,7 +220,7 @@ class RegistryApi:
         ``?namespace=T`` says whose command, where tenants have used the same id.
         """
         command_id = check_token("command_id", request.params["command_id"])
-        wait_ms = _number(request, "wait_ms", default=0, most=WAIT_MAX_MS)
+        wait_ms = number_in(request, "wait_ms", default=0, most=WAIT_MAX_MS)
         deadline = time.monotonic() + wait_ms / 1000
         while True:
             state = self._process.shell.state
@@ -233,23 +239,14 @@ class RegistryApi:
                     await asyncio.wait_for(self._process.certified.wait(), min(left, 1.0))
                 except TimeoutError:
                     continue
-        record = kill.record
-        is_certified = record.certificate is not None
+        log, key = self._process.log, (kill.record.namespace, command_id)
         return json_response(
-            CertificateAnswer(
-                command_id=command_id,
-                correlation_id=record.correlation_id,
-                scope=record.scope,
-                action=record.action,
-                status=record.status,
-                holders=len(record.holders),
-                accounted=len(kill.evidence),
-                append_started_ns=self._process.append_started.get((record.namespace, command_id)),
-                appended_ns=self._process.appended.get((record.namespace, command_id)),
-                certificate=record.certificate if is_certified else UNSET,
-                t=record.t if is_certified else UNSET,
-                committed_at=record.committed_at if is_certified else UNSET,
-                elapsed_ms=record.certified_at - record.committed_at if is_certified else UNSET,
+            show_kill(
+                state,
+                kill,
+                self._process.shell.now(),
+                append_started_ns=log.append_started.get(key),
+                appended_ns=log.appended.get(key),
             )
         )
 
@@ -263,8 +260,12 @@ class RegistryApi:
     # --- reads -------------------------------------------------------------------------------------------------------
 
     async def _read(self, request: Request, table: str, **equal: Any) -> Read:
-        """Rows of the projection, at the index that the client asked for at least; waits up to 5 s for it."""
-        wanted = _number(request, "at_least", default=0, most=2**53)
+        """Rows of the projection, at the index that the client asked for at least; waits up to 5 s for it.
+
+        Where another replica may be the one that writes it: at what this one has acknowledged, at least.
+        """
+        state = self._process.shell.state
+        wanted = number_in(request, "at_least", default=state.index if self._process.log.shared else 0, most=2**53)
         deadline = time.monotonic() + 5.0
         while True:
             try:
@@ -280,7 +281,7 @@ class RegistryApi:
         shown = []
         for row in found.rows:
             try:
-                shown.append(show_tenant(await self._named(request, row["tenant"])))
+                shown.append(show_tenant(await self._named(request, row["tenant"]), self._process.shell.state))
             except Refused:
                 continue
         return json_response(TenantsAnswer(tenants=tuple(shown), index=found.index))
@@ -288,15 +289,14 @@ class RegistryApi:
     async def _tenant(self, request: Request) -> Response:
         """One tenant: where it may be, under which root keys, with which services."""
         space = await self._named(request)
-        return json_response(TenantAnswer(**asdict(show_tenant(space)), index=space.index))
+        return json_response(TenantAnswer(**asdict(show_tenant(space, self._process.shell.state)), index=space.index))
 
     async def _named(self, request: Request, name: str | None = None) -> TenantRows:
         """The tenant in the path, from the projection.  Raises Refused as for an absent one."""
         tenant = check_tenant(name or request.params["tenant"])
         found = await self._read(request, "rows", namespace=tenant)
         rows = {row["name"]: bytes(row["value"]) for row in found.rows}
-        raw = rows.get("policy")
-        policy = None if raw is None else msgspec.json.decode(raw, type=PolicyRow)
+        policy = policy_in(rows)
         self._require(request, Action.TENANT_READ, tenant, policy)
         assert policy is not None
         return TenantRows(tenant, policy, rows, found.index)
@@ -353,14 +353,16 @@ class RegistryApi:
         names = sorted(n.removeprefix("region/") for n in self._mesh().rows if n.startswith("region/"))
         return json_response(
             StatusAnswer(
-                mesh=self._process.plan.mesh,
+                mesh=self._process.config.mesh,
                 version=__version__,
                 halted=state.halted,
                 tenants=sum(s.policy is not None for s in state.spaces.values()),
                 uncommitted=sum(len(s.uncommitted) for s in state.spaces.values()),
                 open_kill_switches=len(state.open_kills),
                 regions={name: self._shown_region(name) for name in names},
+                backup=backup_view(self._process.backups),
                 index=state.index,
+                broker=None if self._process.broker is None else self._process.broker.describe(),
             )
         )
 
@@ -378,7 +380,7 @@ class RegistryApi:
         return [] if state.booted else ["reading the control log"]
 
 
-def _number(request: Request, name: str, *, default: int, most: int) -> int:
+def number_in(request: Request, name: str, *, default: int, most: int) -> int:
     text = request.query.get(name)
     if text is None:
         return default

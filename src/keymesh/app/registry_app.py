@@ -9,120 +9,128 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import contextlib
+import gc
 import logging
-import os
+import resource
 import sys
-import time
-from collections import OrderedDict
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
-from keymesh.adapters.http_messages import Request, Response, Route
+from keymesh.adapters.http_messages import Request, Response, Route, json_response
+from keymesh.adapters.http_parts import Limits
 from keymesh.adapters.http_server import HttpMetrics, HttpServer, serve
 from keymesh.adapters.key_files import load_signing_key
 from keymesh.adapters.receipt_file import FileReceiptLog
 from keymesh.adapters.sql_projection import SqlProjection
-from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
 from keymesh.adapters.tls import Credentials, MeshTls
-from keymesh.app.channels import Mailboxes
-from keymesh.app.layout import ASSIGNED, Layout, MeshPlan, load_plan
-from keymesh.app.lifeline import die, die_with_parent, say_ready, wait_for_stop
-from keymesh.app.logs import setup_logging
+from keymesh.app.backup_registry import registry_keeper
+from keymesh.app.backup_wiring import backup_routes, backup_warnings, start_backups
+from keymesh.app.broker_publisher import BrokerPublisher
+from keymesh.app.channels import Mailboxes, pack, split_messages
+from keymesh.app.config import RegistryConfig
+from keymesh.app.config_database import database_urls
+from keymesh.app.config_of_plan import registry_config_of
+from keymesh.app.layout import ASSIGNED
+from keymesh.app.lifeline import die, say_ready, wait_for_stop
 from keymesh.app.metrics import RegistryCollector
 from keymesh.app.read_model import ReadModel
-from keymesh.app.registry_api import RegistryApi
+from keymesh.app.registry_api import RegistryApi, number_in
+from keymesh.app.registry_log import RegistryLog
 from keymesh.app.renewal import keep_certificate_fresh
+from keymesh.app.role_start import role_parser, start_role
 from keymesh.app.shell import Shell
+from keymesh.app.token_parts import keep_keys, registry_door
 from keymesh.app.trust_file import load_trust
-from keymesh.control.log import Conflict, UnknownOutcome
 from keymesh.control.signing import DsseSuite
-from keymesh.crypto.dsse import Ed25519Signer
+from keymesh.crypto.dsse import Ed25519Signer, envelope_to_json
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.limits import HTTP_BODY_MAX_BYTES
-from keymesh.model.machine import Received, node_address
-from keymesh.orbital.messages import Task
+from keymesh.model.machine import Address, Received, node_address
+from keymesh.orbital.dispatch import LOWER_LANES
+from keymesh.orbital.messages import Hello, Task
 from keymesh.orbital.wire import MESSAGES, Codec
 from keymesh.registry import machine
 from keymesh.registry.events import (
-    AppendConflict,
-    Appended,
     AppendLog,
-    AppendUnknown,
     CertificateReady,
     Command,
     CommandDone,
-    LogRead,
-    LogUnavailable,
     Project,
     ReadLog,
 )
 from keymesh.registry.projection import Fenced
 from keymesh.registry.records import RECORD_TYPES
+from keymesh.registry.spaces import may_hold
+from keymesh.registry.state import Session
 
 log = logging.getLogger("keymesh.registry")
 
+CONNECTIONS_MAX: Final = 16_384
+"""Five for each node of thousands of regions; never more than three quarters of the files that may be open."""
+GC_THRESHOLDS: Final = (5_000, 10, 100)
 POLL_S = 20.0
 BOOT_CHECK_S, BOOT_CHECKS_MAX = 0.01, 6_000
 TAKE_MOST: Final = {"lane0": 16, "lane1": 1, "lane2": 1, "control": 64}  # for one poll; what is out may be lost
+ENTRIES_MAX: Final = 256
 TAKE_BYTES: Final = 512 * 1024  # beyond the first message: a slow link brings what is urgent in pieces
-APPEND_TIMES_MAX: Final = 10_000
-DATABASE_ENV = "KEYMESH_REGISTRY_DATABASE"  # URLs, in the order to try them, between spaces
 
 
 class RegistryProcess:
-    """Wires one machine to log, projection, mailboxes and HTTP.
+    """Wires one machine to log, projection, mailboxes and HTTP."""
 
-    ``database``: where the projection is, see ``sql_engine``; none: a SQLite file in the Registry's directory.
-    """
-
-    def __init__(self, layout: Layout, plan: MeshPlan, database: Sequence[str] = ()) -> None:
-        self.layout, self.plan = layout, plan
-        directory = layout.registry
-        trust = load_trust(layout.trust)
-        signer = Ed25519Signer(load_signing_key(directory / "signing.pem"))
+    def __init__(self, config: RegistryConfig) -> None:
+        self.config = config
+        directory = Path(config.data_dir)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        trust = load_trust(Path(config.identity.trust_file))
+        signer = Ed25519Signer(load_signing_key(Path(config.identity.signing_key_file)))
         suite = DsseSuite(signer)
-        self.log = SqliteControlLog(directory / "log.db", mesh=plan.mesh)
-        self.read_model = ReadModel(
-            SqlProjection(*(database or (f"sqlite:///{directory / 'projection.db'}",)), mesh=plan.mesh), self.log
-        )
-        self._delivered: dict[tuple[str, str], int] = {}
+        self.log = RegistryLog(config.log, mesh=config.mesh, directory=directory, machine=lambda: self.shell)
+        urls = database_urls(config.database, directory)
+        self.read_model = ReadModel(SqlProjection(*urls, mesh=config.mesh), self.log.control)
+        self._genesis = trust.genesis
+        self.broker = None
+        if config.broker is not None:
+            self.broker = BrokerPublisher(
+                config.broker, mesh=config.mesh, state=lambda: self.shell.state, read_model=self.read_model
+            )
         self._shown_kills: dict[tuple[str, str], Any] = {}
-        self.append_started: OrderedDict[tuple[str, str], int] = OrderedDict()
-        self.appended: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._shown_generation = 0
         self.records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
         self.receipts = FileReceiptLog(
             directory / "receipts.jsonl",
-            origin=f"{plan.mesh}/registry/r1",
+            origin=f"{config.mesh}/registry/{config.node}",
             signer=signer,
             keys={signer.key_id: signer.public_key},
         )
         self.mailboxes = Mailboxes()
+        self.backups = registry_keeper(self, signer)
         self.api = RegistryApi(self)
         self.assigned = ASSIGNED
         self.waiting: dict[tuple[str, str], tuple[Command, asyncio.Future[CommandDone]]] = {}
         self.certified = asyncio.Condition()
         self.tasks: set[asyncio.Task[None]] = set()
-        config = machine.RegistryConfig(
-            mesh=MeshName(plan.mesh),
+        rules = machine.RegistryConfig(
+            mesh=MeshName(config.mesh),
             suite=suite,
             root_keys={KeyId(k): v for k, v in trust.root.keys.items()},
             root_threshold=trust.root.threshold,
         )
         self.shell = Shell(
             name="registry",
-            state=machine.new_registry(config),
+            state=machine.new_registry(rules),
             step=machine.step,
             records=self.records,
             send=self._send,
             effects={
-                AppendLog: lambda e: self._spawn(self._append(e)),
-                ReadLog: lambda e: self._spawn(self._read(e)),
+                AppendLog: lambda e: self._spawn(self.log.append(e)),
+                ReadLog: lambda e: self._spawn(self.log.read(e)),
                 CommandDone: self._command_done,
                 Project: lambda e: self.read_model.offer(e.index, e.entries),
                 CertificateReady: self._certificate_ready,
@@ -142,35 +150,14 @@ class RegistryProcess:
             die("a background task failed", failed)
 
     def _send(self, to: str, message: Any) -> None:
+        if self.broker is not None and isinstance(message, Task):
+            if self.broker.brings(self.shell.state.sessions[to].region, message):
+                return
         raw = MESSAGES.encode(message)
         if isinstance(message, Task):
             self.mailboxes.of(to, f"lane{int(message.lane)}").put(raw, key=(message.task_id, message.force))
         else:
             self.mailboxes.of(to, "control").put(raw, key=raw)
-
-    async def _append(self, effect: AppendLog) -> None:
-        names = [(e.entry.namespace, e.entry.command_id) for e in effect.entries]
-        _note_time(self.append_started, names)
-        try:
-            index = await self.log.append(effect.entries)
-        except Conflict:
-            self.shell.feed(AppendConflict(effect.token))
-        except (UnknownOutcome, Unavailable) as failed:
-            log.error("append outcome unknown", extra={"fields": {"reason": str(failed)}})
-            await asyncio.sleep(0.1)
-            self.shell.feed(AppendUnknown(effect.token))
-        else:
-            _note_time(self.appended, names)
-            self.shell.feed(Appended(effect.token, index))
-
-    async def _read(self, effect: ReadLog) -> None:
-        try:
-            index, entries = await self.log.read(effect.after_index)
-        except Unavailable:
-            await asyncio.sleep(0.2)
-            self.shell.feed(LogUnavailable(effect.token))
-        else:
-            self.shell.feed(LogRead(token=effect.token, index=index, entries=tuple(entries)))
 
     def _command_done(self, effect: CommandDone) -> None:
         _, waiter = self.waiting.pop((effect.namespace, effect.command_id), (None, None))
@@ -186,7 +173,7 @@ class RegistryProcess:
 
     # --- read model --------------------------------------------------------------------------------------------------
 
-    async def _keep_read_model(self) -> None:
+    async def keep_read_model(self) -> None:
         """Once a second: what is missing is made good; what lies beside the log is shown as it stands."""
         while True:
             await asyncio.sleep(1.0)
@@ -200,14 +187,15 @@ class RegistryProcess:
         """What regions have acknowledged leaves the outbox; kill-switch records are refreshed."""
         if self._shown_generation != self.read_model.generation:
             self._shown_generation = self.read_model.generation
-            self._delivered.clear()
             self._shown_kills.clear()
-        for session in list(self.shell.state.sessions.values()):
-            for namespace, leaf in list(session.applied.items()):
-                key = (session.region, namespace)
-                if self._delivered.get(key, 0) < leaf.seq:
-                    await self.read_model.delivered(session.region, namespace, leaf.seq)
-                    self._delivered[key] = leaf.seq
+        waiting = await self.read_model.undelivered()
+        nodes: dict[str, list[Session]] = {}
+        for session in self.shell.state.sessions.values() if waiting else ():
+            nodes.setdefault(session.region, []).append(session)
+        for region, namespace, oldest in waiting:  # what is out, not all that the nodes hold
+            held = [s.applied[namespace].seq for s in nodes.get(region, ()) if namespace in s.applied]
+            if held and max(held) >= oldest:
+                await self.read_model.delivered(region, namespace, max(held))
         for name, kill in list(self.shell.state.kills.items()):
             record = kill.record
             if self._shown_kills.get(name) is not record:
@@ -237,14 +225,32 @@ class RegistryProcess:
     # --- nodes ---------------------------------------------------------------------------------------------------
 
     async def node_messages(self, request: Request) -> Response:
+        """One message, or an array of them."""
         identity = request.identity
         assert isinstance(identity, CoreIdentity)
-        message = MESSAGES.decode(request.body, max_bytes=HTTP_BODY_MAX_BYTES)
-        self.shell.feed(Received(sender=node_address(identity.region, identity.node), message=message))
+        sender = node_address(identity.region, identity.node)
+        if not request.body.startswith(b"["):
+            self._hear(sender, MESSAGES.decode(request.body, max_bytes=HTTP_BODY_MAX_BYTES))
+            return Response(status=204)
+        for plain in split_messages(request.body, max_bytes=HTTP_BODY_MAX_BYTES):
+            try:
+                message = MESSAGES.from_plain(plain)
+            except KeymeshError as bad:  # the others stand by themselves
+                log.error("message refused", extra={"fields": {"code": bad.code, "field": bad.field or ""}})
+                continue
+            self._hear(sender, message)
+            await asyncio.sleep(0)  # so that Lane 0 waits for one of them, not for all
         return Response(status=204)
 
+    def _hear(self, sender: Address, message: Any) -> None:
+        if isinstance(message, Hello):  # what waits in its lower lanes is older than what it is sent now
+            for lane in LOWER_LANES:
+                self.mailboxes.of(sender, f"lane{int(lane)}").clear()
+        self.shell.feed(Received(sender=sender, message=message))
+
     async def channel(self, request: Request) -> Response:
-        """What waits for that node; with ``?wait=no`` at once, also where that is nothing."""
+        """What waits for that node; with ``?wait=no`` at once, also where that is nothing.  With ``?form=zlib`` it
+        comes packed (``channels.pack``)."""
         identity = request.identity
         assert isinstance(identity, CoreIdentity)
         name = request.params["channel"]
@@ -255,46 +261,83 @@ class RegistryProcess:
             max_items=TAKE_MOST[name],
             max_bytes=TAKE_BYTES,
         )
-        return Response(body=b"[" + b",".join(items) + b"]")
+        body = b"[" + b",".join(items) + b"]"
+        return Response(body=pack(body) if request.query.get("form") == "zlib" else body)
+
+    async def entries(self, request: Request) -> Response:
+        """Entries of a namespace that this region may hold, after a seq: at most ``most``, and not too large."""
+        identity = request.identity
+        assert isinstance(identity, CoreIdentity)
+        space = self.shell.state.spaces.get(request.params["namespace"])
+        if space is None or not may_hold(space, identity.region):
+            raise Refused("not-found", "no such namespace for that region", field="namespace")
+        after = number_in(request, "after", default=0, most=2**53)
+        most = number_in(request, "most", default=ENTRIES_MAX, most=ENTRIES_MAX)
+        page: list[str] = []
+        for signed in space.entries[after : after + most]:
+            page.append(base64.b64encode(envelope_to_json(signed.envelope)).decode("ascii"))
+            if sum(map(len, page)) > TAKE_BYTES:
+                break
+        return json_response({"entries": page})
 
     def node_routes(self) -> list[Route]:
         """For Cores.  What came before the log is read would be lost: a node is told to come back."""
-        is_node = _allow(CoreIdentity)
+        node: Any = {"allow": _allow(CoreIdentity), "quiet": True, "takes_tokens": True}
         booted = self.api.once_booted
         return [
-            Route(method="POST", path="/v1/messages", handler=booted(self.node_messages), allow=is_node, quiet=True),
-            Route(method="GET", path="/v1/channels/{channel}", handler=booted(self.channel), allow=is_node, quiet=True),
+            Route(method="POST", path="/v1/messages", handler=booted(self.node_messages), **node),
+            Route(method="GET", path="/v1/entries/{namespace}", handler=booted(self.entries), **node),
+            Route(method="GET", path="/v1/channels/{channel}", handler=booted(self.channel), **node),
         ]
 
     # --- life ----------------------------------------------------------------------------------------------------
 
+    def _tls(self) -> MeshTls:
+        identity = self.config.identity
+        ca_pem = Path(identity.ca_file).read_bytes()
+        return MeshTls(Credentials(Path(identity.tls_file)), MeshName(self.config.mesh), ca_pem)
+
     async def run(self) -> None:
         """Serve until told to stop."""
-        tls = MeshTls(
-            Credentials(self.layout.registry / "tls.pem"), MeshName(self.plan.mesh), self.layout.ca.read_bytes()
-        )
+        tls, door = self._tls(), registry_door(self.config, self.shell)
+        await self.log.check(self._genesis)  # before anything is changed
         await self.read_model.start()
         self.shell.boot()
         metrics = HttpMetrics()
         metrics.registry.register(RegistryCollector(self))
         server = await serve(
-            [*self.node_routes(), *self.api.routes()],
-            tls=tls.server(lambda i: isinstance(i, CoreIdentity | AdminIdentity | RegistryIdentity)),
-            port=self.plan.registry_port,
+            [*self.node_routes(), *self.api.routes(), *backup_routes(self.backups)],
+            tls=tls.server(
+                lambda i: isinstance(i, CoreIdentity | AdminIdentity | RegistryIdentity), required=door is None
+            ),
+            tokens=door,
+            host=self.config.listen.host,
+            port=self.config.listen.port,
             readiness=self.api.readiness,
             metrics=metrics,
+            limits=Limits(connections=connections_allowed()),
+            warnings=lambda: backup_warnings(self.backups),
         )
         renewal = asyncio.create_task(
-            keep_certificate_fresh(tls.credentials, self.layout.pki / "mesh-ca.pem", self.plan.mesh)
+            keep_certificate_fresh(tls.credentials, self.config.identity.issuer, self.config.mesh)
         )
-        keeper = asyncio.create_task(self._keep_read_model())
+        keeper = asyncio.create_task(self.keep_read_model())
         keeper.add_done_callback(self._finished)
-        await self._booted()
+        follower = asyncio.create_task(self.log.follow())
+        follower.add_done_callback(self._finished)
+        tokens = asyncio.create_task(keep_keys(door))
+        tokens.add_done_callback(self._finished)
+        await self.booted()
+        pass_over_what_stays()
+        background = [renewal, keeper, follower, tokens, *start_backups(self.backups, metrics.registry, self._finished)]
+        if self.broker is not None:
+            background.append(asyncio.create_task(self.broker.run()))
+            background[-1].add_done_callback(self._finished)
         say_ready()
         await wait_for_stop()
-        await self._stop(server, renewal, keeper)
+        await self._stop(server, *background)
 
-    async def _booted(self) -> None:
+    async def booted(self) -> None:
         """Until the machine has read and verified the whole log."""
         for _ in range(BOOT_CHECKS_MAX):
             if self.shell.state.booted or self.shell.state.halted:
@@ -305,42 +348,51 @@ class RegistryProcess:
     async def _stop(self, server: HttpServer, *background: asyncio.Task[None]) -> None:
         for task in background:
             task.cancel()
-        self.shell.stop()
         await server.close()
+        await self.close()
+
+    async def close(self) -> None:
+        """The machine takes nothing more, and its stores are shut."""
+        self.shell.stop()
         self.records.close()
         await self.read_model.close()
         self.receipts.close()
-        await self.log.close()
+        await self.log.control.close()
 
 
-def _note_time(times: OrderedDict[tuple[str, str], int], names: Iterable[tuple[str, str]]) -> None:
-    """Now, for each of ``names``; only the newest are kept."""
-    times.update(dict.fromkeys(names, time.time_ns()))
-    while len(times) > APPEND_TIMES_MAX:
-        times.popitem(last=False)
+def pass_over_what_stays() -> None:
+    """What the log has left in memory stays: full garbage collections, which stop everything (a million objects for a
+    quarter of a second), pass it over from now on.  And they come rarely: connections of thousands of nodes stay too.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def connections_allowed() -> int:
+    """As many as the limit on open files leaves room for, once that is raised as far as we may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return CONNECTIONS_MAX if soft == resource.RLIM_INFINITY else min(CONNECTIONS_MAX, soft * 3 // 4)
 
 
 def _allow(*kinds: type) -> Any:
     return lambda request: isinstance(request.identity, kinds)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="keymesh registry")
-    parser.add_argument("--dir", required=True)
-    parser.add_argument("--database", action="append", default=None)
-    args = parser.parse_args(argv)
-    die_with_parent()
-    setup_logging("registry")
-    layout = Layout(Path(args.dir))
-    database = args.database or os.environ.get(DATABASE_ENV, "").split()
-    try:
-        run_known_answer_tests()
-        asyncio.run(RegistryProcess(layout, load_plan(layout), database).run())
-    except KeymeshError as refused:
-        log.critical("start refused", extra={"fields": {"code": refused.code, "reason": refused.message}})
-        return int(refused.exit_code)
+def serve_registry(config: RegistryConfig) -> int:
+    """Serve until told to stop; returns the exit code."""
+    run_known_answer_tests()
+    asyncio.run(RegistryProcess(config).run())
     return 0
 
 
+def run(args: argparse.Namespace) -> int:
+    """``keymesh registry run``, and what the supervisor starts."""
+    return start_role(args, "registry", embedded=registry_config_of, serve=serve_registry)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(role_parser("registry").parse_args()))

@@ -9,14 +9,18 @@ from typing import Any
 
 from msgspec import UNSET, Struct, UnsetType
 
+from keymesh.app.backup_keeper import BackupView
+
 
 class CommandBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``args`` by ``kind``; ``authority``: DSSE envelopes over the command, where the kind asks for them."""
+    """``args`` by ``kind``; ``authority``: DSSE envelopes over the command, where the kind asks for them; ``words``: of
+    ``voters.change``, what the old voters signed when they sealed their set."""
 
     namespace: str
     kind: str
     args: dict[str, Any]
     authority: tuple[dict[str, Any], ...] = ()
+    words: tuple[dict[str, Any], ...] = ()
 
 
 class BatchItem(CommandBody, frozen=True, kw_only=True):
@@ -78,8 +82,21 @@ class CommandStatus(Struct, frozen=True, kw_only=True):
     committed: bool
 
 
+class OpenHolderView(Struct, frozen=True, kw_only=True):
+    """A node that may still use keys: ``evidence`` is ``ack`` (its Edge leases have not ended) or ``bound``; or, of a
+    destruction, ``purged``: it has not shown that nothing is left there, and ``closes_at`` is null until it does."""
+
+    node: str
+    evidence: str
+    closes_at: int | None
+
+
 class CertificateAnswer(Struct, frozen=True, kw_only=True):
-    """``status``: pending, revoking, certified, superseded, lifted.  The last four fields come with the certificate."""
+    """``status``: pending, revoking, certified, superseded, lifted.  The last four fields come with the certificate.
+
+    While it runs: ``open``, who is not certainly done, and ``closes_at``, the latest instant (Unix ms) that ends it;
+    of a destruction null while a receipt is missing.
+    """
 
     command_id: str
     correlation_id: str
@@ -90,6 +107,8 @@ class CertificateAnswer(Struct, frozen=True, kw_only=True):
     accounted: int
     append_started_ns: int | None
     appended_ns: int | None
+    open: tuple[OpenHolderView, ...] | UnsetType = UNSET
+    closes_at: int | UnsetType | None = UNSET
     certificate: dict[str, Any] | UnsetType = UNSET
     t: int | UnsetType = UNSET
     committed_at: int | UnsetType = UNSET
@@ -114,8 +133,19 @@ class BindingView(Struct, frozen=True, kw_only=True):
     replicas: dict[str, str]
 
 
+class DestructionView(Struct, frozen=True, kw_only=True):
+    """``state``: waiting, cancelled, purging, destroyed.  ``command_id``: of the latest word on it; ``certificate_id``:
+    under which its certificate is, or will be; ``due_at``: Unix ms, when the waiting period is over."""
+
+    state: str
+    command_id: str
+    certificate_id: str
+    due_at: int | None
+
+
 class TenantView(Struct, frozen=True, kw_only=True):
-    """``state``: active, suspended, revoked; ``ttl_ms`` null: the mesh's; ``standby``: allow, deny."""
+    """``state``: active, suspended, revoked, destroying, destroyed; ``ttl_ms`` null: the mesh's; ``standby``: allow,
+    deny; ``destruction``: left out where nobody ever asked for one."""
 
     tenant: str
     home: str
@@ -126,6 +156,7 @@ class TenantView(Struct, frozen=True, kw_only=True):
     state: str
     bindings: tuple[BindingView, ...]
     services: tuple[str, ...]
+    destruction: DestructionView | UnsetType = UNSET
 
 
 class ServiceView(Struct, frozen=True, kw_only=True):
@@ -157,7 +188,11 @@ class KeyView(Struct, frozen=True, kw_only=True):
 
 
 class RegionView(Struct, frozen=True, kw_only=True):
-    """``behind``, ``missing``, ``drift``: namespaces; ``queued``: tasks by lane."""
+    """``behind``, ``missing``, ``drift``: namespaces; ``queued``: tasks by lane.
+
+    ``keystore_wanted``: the schema that was asked for (0: none); ``keystore_schema``: the lowest that its nodes report
+    (0: one has not), ``keystore_newest``: up to which all of them could be migrated.
+    """
 
     region: str
     domain: str
@@ -166,6 +201,9 @@ class RegionView(Struct, frozen=True, kw_only=True):
     heartbeat_age_ms: int | None
     ivk_wanted: int
     ivk_generation: int
+    keystore_wanted: int
+    keystore_schema: int
+    keystore_newest: int
     voter: bool
     in_sync: bool
     behind: tuple[str, ...]
@@ -219,7 +257,8 @@ class RegionAnswer(RegionView, frozen=True, kw_only=True):
 
 class StatusAnswer(Struct, frozen=True, kw_only=True):
     """``halted``: as in ``RegionsAnswer``; ``uncommitted``: entries that wait for voters; ``open_kill_switches``:
-    restrictions that have no certificate yet."""
+    restrictions that have no certificate yet; ``backup``: none where it is not configured; ``broker``: by lane, ``up``
+    and what became of tasks, none where there is none."""
 
     mesh: str
     version: str
@@ -229,3 +268,5 @@ class StatusAnswer(Struct, frozen=True, kw_only=True):
     open_kill_switches: int
     regions: dict[str, RegionView]
     index: int
+    backup: BackupView | None = None
+    broker: dict[str, dict[str, int]] | None = None

@@ -164,6 +164,37 @@ class MeshKeys:
         return self._sidecars[region]
 
 
+class SocketKeys:
+    """The Edge behind a socket of this host, with the identities that it has."""
+
+    def __init__(self, path: Path) -> None:
+        self.where = str(path)
+        self._runner = asyncio.Runner()
+        self._edge = PeerClient("http://edge", unix_socket=path)
+
+    def mint(self, tenant: str, service: str, context: Mapping[str, str]) -> tuple[bytes, bytes]:
+        """See ``KeySource``."""
+        made = self._ask(tenant, service, "create-key", {"context": dict(context), "plaintext": True})
+        return (
+            from_base64("blob", made["blob"], max_bytes=L4_BLOB_BYTES),
+            from_base64("plaintext", made["plaintext"], max_bytes=L4_BYTES),
+        )
+
+    def unwrap(self, tenant: str, service: str, blob: bytes, context: Mapping[str, str]) -> bytes:
+        """See ``KeySource``."""
+        opened = self._ask(tenant, service, "decrypt-key", {"blob": to_base64(blob), "context": dict(context)})
+        return from_base64("plaintext", opened["plaintext"], max_bytes=L4_BYTES)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._runner.run(self._edge.close())
+        self._runner.close()
+
+    def _ask(self, tenant: str, service: str, operation: str, body: dict[str, Any]) -> Any:
+        path = f"/v1/{tenant}/{service}/{operation}"
+        return self._runner.run(_patiently(partial(_json, self._edge, "POST", path, body)))
+
+
 class OfflineKeys:
     """The exported chain and the customer's KMS: no mesh is asked.
 

@@ -1,4 +1,4 @@
-"""The process that keeps an embedded mesh running: starts every role, restarts what dies, stops all on request.
+"""The process that keeps a mesh running: starts its servers and roles, restarts what dies, stops all on request.
 
 One supervisor for a directory (an advisory lock says so); where the directory goes, or becomes another's, it ends.  It
 holds no keys and speaks to nobody but the CLI, over a Unix socket in the directory: one JSON object a line,
@@ -12,56 +12,35 @@ import contextlib
 import json
 import logging
 import os
-import signal
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from keymesh.app.layout import Layout, MeshPlan, load_plan
-from keymesh.app.lifeline import PARENT_ENV, READY_ENV, die_with_parent, wait_for_stop
+from keymesh.app.full_servers import plans_of
+from keymesh.app.layout import Layout, MeshPlan, load_plan, registry_process
+from keymesh.app.lifeline import die_with_parent, wait_for_stop
 from keymesh.app.logs import setup_logging
+from keymesh.app.supervised import Child
 from keymesh.app.supervisor_client import is_in_place, take_lock
+from keymesh.model.errors import KeymeshError
 
 log = logging.getLogger("keymesh.supervisor")
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 5.0
 STOP_GRACE_S = 8.0
 PLACE_CHECK_S = 1.0
-
-
-@dataclass(slots=True)
-class Child:
-    """One supervised role.  ``held``: ended on purpose, not to be restarted until released."""
-
-    name: str
-    argv: list[str]
-    stage: int  # lower stages are ready before higher ones start
-    process: asyncio.subprocess.Process | None = None
-    ready: asyncio.Event = field(default_factory=asyncio.Event)
-    release: asyncio.Event = field(default_factory=asyncio.Event)
-    held: bool = False
-    restarts: int = 0
-    last_exit: int | None = None
-    watcher: asyncio.Task[None] | None = None
-
-    def describe(self) -> dict[str, Any]:
-        running = self.process is not None and self.process.returncode is None
-        return {
-            "pid": self.process.pid if running and self.process else None,
-            "ready": running and self.ready.is_set(),
-            "restarts": self.restarts,
-            "held": self.held,
-            "last_exit": self.last_exit,
-        }
+SERVERS, SETUP = -2, -1  # stages before those of the roles
 
 
 def children_of(layout: Layout, plan: MeshPlan) -> list[Child]:
     """Every process of the mesh, in starting order."""
     root = str(layout.root)
-    python = [sys.executable, "-m"]
+    python = [sys.executable, "-P", "-m"]  # -P: nothing is imported from where we were started
     children = []
+    if plan.full is not None:
+        children += [Child(s.name, [], SERVERS, server=s) for s in plans_of(layout, plan.full)]
+        children.append(Child("setup", [*python, "keymesh.app.full_setup", "--dir", root], SETUP, once=True))
     if plan.links is not None:
         children.append(
             Child(
@@ -79,7 +58,10 @@ def children_of(layout: Layout, plan: MeshPlan) -> list[Child]:
                 0,
             )
         )
-    children.append(Child("registry", [*python, "keymesh.app.registry_app", "--dir", root], 0))
+    for node in plan.registry_nodes:
+        children.append(
+            Child(registry_process(node), [*python, "keymesh.app.registry_app", "--dir", root, "--node", node], 0)
+        )
     for region in sorted(plan.regions):
         children.append(
             Child(f"core-{region}", [*python, "keymesh.app.core_app", "--dir", root, "--region", region], 0)
@@ -143,13 +125,12 @@ class Supervisor:
                 await other.ready.wait()
         while not self.stopping:
             began = time.monotonic()
-            await self._start(child)
-            assert child.process is not None
-            child.last_exit = await child.process.wait()
-            child.ready.clear()
+            ended = await self._lived(child)
+            if child.once and ended == 0:
+                return
             if self.stopping:
                 return
-            log.warning("process ended", extra={"fields": {"child": child.name, "exit": child.last_exit}})
+            log.warning("process ended", extra={"fields": {"child": child.name, "exit": ended}})
             if not child.held:
                 backoff = BACKOFF_MIN_S if time.monotonic() - began > 10 else min(BACKOFF_MAX_S, backoff * 2)
                 await asyncio.sleep(backoff)
@@ -160,48 +141,27 @@ class Supervisor:
                 backoff = BACKOFF_MIN_S
             child.restarts += 1
 
-    async def _start(self, child: Child) -> None:
-        read_fd, write_fd = os.pipe()
-        environment = {**os.environ, PARENT_ENV: str(os.getpid()), READY_ENV: str(write_fd)}
-        with (self.layout.logs / f"{child.name}.log").open("ab") as output:
-            child.process = await asyncio.create_subprocess_exec(
-                *child.argv,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env=environment,
-                pass_fds=(write_fd,),
-                start_new_session=True,
-            )
-        os.close(write_fd)
-        reader = asyncio.StreamReader()
-        pipe = os.fdopen(read_fd, "rb")
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), pipe
-        )
-
-        async def watch() -> None:
-            line = await reader.readline()
-            transport.close()
-            if line == b"ready\n":
-                child.ready.set()
-
-        child.watcher = asyncio.create_task(watch())
+    async def _lived(self, child: Child) -> int | None:
+        """Its exit code once it has ended; None where it could not be started, which the next try may."""
+        try:
+            await child.start(self.layout.logs)
+        except (OSError, KeymeshError) as failed:
+            log.error("process not started", extra={"fields": {"child": child.name, "reason": str(failed)}})
+            return None
+        return await child.wait()
 
     async def _end_all(self) -> None:
-        running = [c.process for c in self.children.values() if c.process is not None and c.process.returncode is None]
-        for process in running:
-            with contextlib.suppress(ProcessLookupError):
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-        waits = [asyncio.create_task(process.wait()) for process in running]
-        if waits:
-            await asyncio.wait(waits, timeout=STOP_GRACE_S)
-        for process in running:
-            if process.returncode is None:
-                with contextlib.suppress(ProcessLookupError):
-                    process.kill()
-        await asyncio.gather(*waits)
+        """The highest stage first: what others depend on goes last."""
+        for stage in sorted({child.stage for child in self.children.values()}, reverse=True):
+            ending = [c for c in self.children.values() if c.stage == stage and c.process is not None]
+            waits = [asyncio.create_task(child.process.wait()) for child in ending if child.process is not None]
+            for child in ending:
+                child.ask_to_end()
+            if waits:
+                await asyncio.wait(waits, timeout=STOP_GRACE_S)
+            for child in ending:
+                child.kill()
+            await asyncio.gather(*waits)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError, ValueError):
@@ -222,8 +182,7 @@ class Supervisor:
                 return {"ok": True}
             case "kill" | "hold" if child is not None and child.process is not None:
                 child.held = child.held or request["do"] == "hold"
-                with contextlib.suppress(ProcessLookupError):
-                    child.process.kill()
+                child.kill()
                 return {"ok": True}
             case "release" if child is not None and child.held:
                 child.release.set()

@@ -12,7 +12,7 @@ from typing import IO, Any, Final
 from keymesh.app.layout import Layout
 from keymesh.model.errors import Refused, Unavailable
 
-DOWN_TIMEOUT_S: Final = 20.0
+DOWN_TIMEOUT_S: Final = 40.0
 
 
 def take_lock(layout: Layout) -> IO[str]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.control import reduce, trust
-from keymesh.control.entry import ENTRY_PAYLOAD_TYPE, Body, Entry, SignedEntry, encode_entry, entry_hash
+from keymesh.control.entry import ENTRY_PAYLOAD_TYPE, FIRST_EPOCH, Body, Entry, SignedEntry, encode_entry, entry_hash
 from keymesh.control.kinds import Genesis
 from keymesh.control.rows import Rows
 from keymesh.control.signing import PayloadSigner, Suite, to_plain
@@ -21,7 +21,6 @@ from keymesh.ledger.maptree import root_of
 from keymesh.model import strict_json
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST
 
-FIRST_EPOCH: Final = 1
 GENESIS: Final = "mesh.genesis"
 _NEVER: Final = 2**53 - 1
 

@@ -35,6 +35,9 @@ from keymesh.model.ids import (
     check_token,
 )
 from keymesh.model.limits import (
+    DESTROY_WAIT_MAX_MS,
+    DESTROY_WAIT_MIN_DEV_MS,
+    DESTROY_WAIT_MIN_MS,
     EDGE_TTL_MAX_MS,
     EDGE_TTL_MIN_MS,
     GOVERNANCE_TTL_MAX_MS,
@@ -133,6 +136,8 @@ def region(name: str, row: RegionRow) -> None:
     check_label("region.failure_domain", row.failure_domain)
     if row.ivk_generation < 1:
         raise Refused.bad_field("region.ivk_generation", "from 1")
+    if row.wanted_schema:
+        raise Refused.bad_field("region.keystore_schema", "not at the beginning")
     text("region.ca_fingerprint", row.ca_fingerprint)
 
 
@@ -155,8 +160,12 @@ def policy(row: PolicyRow, *, development: bool) -> None:
         check_label("policy.admins", admin)
     if row.ttl_ms is not None:
         ttl("policy.ttl_ms", row.ttl_ms, development=development)
-    if row.standby not in ("allow", "deny"):
-        raise Refused.bad_field("policy.standby", "allow or deny")
+    standby("policy.standby", row.standby)
+
+
+def standby(field: str, value: str) -> None:
+    if value not in ("allow", "deny"):
+        raise Refused.bad_field(field, "allow or deny")
 
 
 def binding(binding_id: str, provider: str) -> None:
@@ -183,6 +192,12 @@ def labels(held: Mapping[str, str]) -> None:
         text("labels", name)
         if len(value) > TEXT_MAX_CHARS:
             raise Refused.bad_field("labels", f"at most {TEXT_MAX_CHARS} characters")
+
+
+def destroy_wait(wait_ms: int, *, development: bool) -> None:
+    least = DESTROY_WAIT_MIN_DEV_MS if development else DESTROY_WAIT_MIN_MS
+    if not least <= wait_ms <= DESTROY_WAIT_MAX_MS:
+        raise Refused.bad_field("wait_ms", f"{least} to {DESTROY_WAIT_MAX_MS} ms, got {wait_ms}")
 
 
 def text(field: str, value: str) -> None:

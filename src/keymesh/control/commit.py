@@ -5,14 +5,14 @@ Decides what counts as a proof.  Collecting it is the Registry's; signing the vo
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from keymesh.control.blind import blind
 from keymesh.control.entry import Entry, SignedEntry
 from keymesh.control.kinds import KINDS, Effect
 from keymesh.control.messages import Countersignature, CountersignRequest, Sealed
-from keymesh.control.rows import NodeRow, Rows, SettingsRow, VotersRow, decode_as, get, shape_of
+from keymesh.control.rows import NodeRow, PastVotersRow, Rows, SettingsRow, VotersRow, decode_as, get, shape_of
 from keymesh.control.signing import Suite
 from keymesh.crypto.dsse import key_id
 from keymesh.model.errors import KeymeshError
@@ -50,9 +50,36 @@ def is_restriction(entry: Entry) -> bool:
     return kind is not None and kind.effect is Effect.RESTRICTION
 
 
-def countersign_request(signed: SignedEntry, mesh_rows: Rows) -> CountersignRequest:
-    """What voters are asked for ``signed``.  Needs voters and settings in ``mesh_rows``."""
-    voters, settings = voters_of(mesh_rows), get(mesh_rows, "settings", SettingsRow)
+def sets_for(entry: Entry, mesh_rows: Rows) -> Iterator[VotersRow]:
+    """The sets whose majority commits ``entry``: the one in force, then earlier ones that it rests on, newest first.
+
+    A set was sealed by its majority before the entry that replaced it was appended, so it can speak for no entry that
+    rests on that one.
+    """
+    voters = voters_of(mesh_rows)
+    if voters is None:
+        return
+    yield voters
+    for set_id in range(voters.set_id - 1, 0, -1):
+        past = get(mesh_rows, f"voters/{set_id}", PastVotersRow)
+        if past is None or entry.mesh_seq >= past.until:
+            return
+        yield VotersRow(set_id=set_id, regions=past.regions)
+
+
+def speaking_regions(found: Iterable[str], mesh_rows: Rows) -> list[str]:
+    """Voter regions in force whose every enrolled node (``region/node``) is in ``found``: which of them stored what,
+    nobody else can tell."""
+    voters, have = voters_of(mesh_rows), set(found)
+    nodes = [name.removeprefix("node/") for name in mesh_rows if name.startswith("node/")]
+    regions = () if voters is None else set(voters.regions)
+    mine = {r: [n for n in nodes if n.split("/")[0] == r] for r in regions}
+    return sorted(r for r, names in mine.items() if names and have.issuperset(names))
+
+
+def countersign_request(signed: SignedEntry, mesh_rows: Rows, voters: VotersRow | None = None) -> CountersignRequest:
+    """What voters are asked for ``signed``, those in force where no set is named.  Needs settings in ``mesh_rows``."""
+    voters, settings = voters or voters_of(mesh_rows), get(mesh_rows, "settings", SettingsRow)
     assert voters is not None
     assert settings is not None
     entry = signed.entry
@@ -70,11 +97,36 @@ def countersign_request(signed: SignedEntry, mesh_rows: Rows) -> CountersignRequ
 def countersigned_by(
     signed: SignedEntry, countersignatures: Iterable[Sealed], mesh_rows: Rows, suite: Suite
 ) -> frozenset[str]:
-    """Voter regions in force whose nodes signed exactly this entry; each counts once, what fails counts for nothing."""
-    voters = voters_of(mesh_rows)
-    if voters is None or get(mesh_rows, "settings", SettingsRow) is None:
-        return frozenset()
-    asked = countersign_request(signed, mesh_rows)
+    """Voter regions whose nodes signed exactly this entry under one set, that which suffices where one does; each
+    counts once, what fails counts for nothing."""
+    return _counted(signed, countersignatures, mesh_rows, suite)[0]
+
+
+def _counted(
+    signed: SignedEntry, countersignatures: Iterable[Sealed], mesh_rows: Rows, suite: Suite
+) -> tuple[frozenset[str], bool]:
+    """Who signed, and whether that suffices."""
+    found: frozenset[str] = frozenset()
+    if get(mesh_rows, "settings", SettingsRow) is None:
+        return found, False
+    for voters in sets_for(signed.entry, mesh_rows):
+        signing = _signing(signed, countersignatures, mesh_rows, suite, voters)
+        if is_majority(signing, voters):
+            return signing, True
+        found = found or signing
+    return found, False
+
+
+def is_majority(regions: Iterable[str], voters: VotersRow) -> bool:
+    """Whether ``regions`` suffice of this set: any, where it has fewer than three."""
+    seats = set(voters.regions)
+    return len(seats) < POLL_MIN_VOTERS or len(seats & set(regions)) >= majority(len(seats))
+
+
+def _signing(
+    signed: SignedEntry, countersignatures: Iterable[Sealed], mesh_rows: Rows, suite: Suite, voters: VotersRow
+) -> frozenset[str]:
+    asked = countersign_request(signed, mesh_rows, voters)
     found = set()
     for region in sorted(set(voters.regions)):
         keys = node_keys(mesh_rows, region)
@@ -88,11 +140,11 @@ def _is_vote(sealed: Sealed, asked: CountersignRequest, region: str, keys: dict[
         vote = suite.unseal(sealed, Countersignature, keys)
     except KeymeshError:
         return False
-    return vote == vote_for(asked, region)
+    return vote == vote_for(asked, region, serial=vote.serial)
 
 
-def vote_for(asked: CountersignRequest, region: str) -> Countersignature:
-    """The countersignature of ``region`` that answers ``asked``, unsealed."""
+def vote_for(asked: CountersignRequest, region: str, *, serial: int = 0) -> Countersignature:
+    """The countersignature of ``region`` that answers ``asked``, unsealed; the ``serial``-th thing that it stored."""
     return Countersignature(
         mesh=asked.mesh,
         epoch=asked.epoch,
@@ -102,14 +154,10 @@ def vote_for(asked: CountersignRequest, region: str) -> Countersignature:
         seq=asked.seq,
         entry_hash=asked.entry_hash,
         restriction=asked.restriction,
+        serial=serial,
     )
 
 
 def is_committed(signed: SignedEntry, countersignatures: tuple[Sealed, ...], mesh_rows: Rows, suite: Suite) -> bool:
     """Whether the proof suffices: true without one in a mesh of fewer than three voters."""
-    if not needs_proof(mesh_rows):
-        return True
-    voters = voters_of(mesh_rows)
-    assert voters is not None
-    need = majority(len(set(voters.regions)))
-    return len(countersigned_by(signed, countersignatures, mesh_rows, suite)) >= need
+    return not needs_proof(mesh_rows) or _counted(signed, countersignatures, mesh_rows, suite)[1]

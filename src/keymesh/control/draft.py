@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from keymesh.control.rows import KeyRow, RestrictionRow, Row, Rows, encode, get
 from keymesh.model.errors import Refused
 from keymesh.model.ids import ServiceName, TenantId
-from keymesh.model.scope import Scope, ScopeKind
+from keymesh.model.scope import Scope, ScopeKind, destruction_of
 from keymesh.model.states import KeyState
 
 R = TypeVar("R", bound=Row)
@@ -60,7 +60,7 @@ def refuse_revoked(draft: Draft, service: str | None) -> None:
     scopes = [Scope(ScopeKind.TENANT, tenant=TenantId(draft.namespace))]
     if service is not None:
         scopes.append(Scope(ScopeKind.SERVICE, tenant=TenantId(draft.namespace), service=ServiceName(service)))
-    for scope in scopes:
+    for scope in (*scopes, destruction_of(draft.namespace)):
         _refuse_revoked_scope(draft, str(scope))
 
 

@@ -18,6 +18,7 @@ from keymesh.model.ids import Digest
 from keymesh.model.limits import ENTRY_MAX_BYTES
 
 ENTRY_PAYLOAD_TYPE: Final = "application/vnd.keymesh.entry.v1+json"
+FIRST_EPOCH: Final = 1
 AUTHORITY_PAYLOAD_TYPE: Final = "application/vnd.keymesh.authority.v1+json"
 
 

@@ -1,41 +1,60 @@
-"""The one verifier of evidence: majorities, the certificate's arithmetic, and its check, offline.
+"""The one verifier of evidence: the certificate of a kill switch or of a destruction, and its check, offline.
 
 A certificate says: after T no component of this mesh mints, opens or exports under this scope (of a suspension: until a
 later committed resume).  It rests on arithmetic, not on who was connected: every Core node of every region that the
 scope's tenant was ever allowed is accounted for, by its own signed word (applied this entry; my last open Edge lease
 ends by E) or by the bound (commit + ttl x 1.001 + 2 s).  Nothing is believed that the certificate does not carry or the
-root keys do not vouch for.  The instants in it are the Registry's, under the assumption on clock rates that it names.
+root keys do not vouch for.  A destruction's says in addition that every holder has nothing left: each by its receipt
+(``destruction``), and none by a bound.  The instants in it are the Registry's, under the assumption on clock rates that
+it names.
+``docs/certificate.md`` specifies the same for strangers, and ``docs/verify_bundle.py`` is written from it.
 Source: DESIGN section 5.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from keymesh.control import commit, trust, view
+from keymesh.control import commit, destruction, trust, view
+from keymesh.control.destruction import DESTROY as DESTROY
+from keymesh.control.destruction import PURGE_KIND
+from keymesh.control.destruction import PURGED as PURGED
 from keymesh.control.entry import SignedEntry, parse_entry
 from keymesh.control.kinds import TenantCreate
 from keymesh.control.messages import Ack, RestrictionAck, Sealed
+from keymesh.control.purge_messages import PurgeReceipt
+from keymesh.control.reckoning import CLOCK_SLACK_MS as CLOCK_SLACK_MS
+from keymesh.control.reckoning import ack_end as ack_end
+from keymesh.control.reckoning import ack_word as ack_word
+from keymesh.control.reckoning import bound_end as bound_end
+from keymesh.control.reckoning import certain_end as certain_end
+from keymesh.control.reckoning import holders_of as holders_of
+from keymesh.control.reckoning import longest_ttl_ms as longest_ttl_ms
+from keymesh.control.reckoning import stretched as stretched
 from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, RootRow, Rows, SettingsRow, encode, get
-from keymesh.control.signing import DsseSuite, Suite
+from keymesh.control.signing import DsseSuite, Suite, VerifyOnly
 from keymesh.control.state import NamespaceState, Supported
-from keymesh.crypto.dsse import Envelope, Signature, key_id
+from keymesh.crypto.dsse import Envelope, key_id
 from keymesh.ledger.maptree import Proof, verify_proof
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused
 from keymesh.model.ids import Digest, KeyId
-from keymesh.model.machine import node_address
-from keymesh.model.scope import Scope, ScopeKind, parse_scope
+from keymesh.model.scope import Scope, parse_scope
 
 CERTIFICATE_MAX_BYTES: Final = 4 * 1024 * 1024
-CLOCK_SLACK_MS: Final = 2_000
 ACK: Final = "ack"
 BOUND: Final = "bound"
-ACTIONS: Final = ("suspend", "revoke")
+ACTIONS: Final = {"suspend": "suspend", "revoke": "revoke", DESTROY: PURGE_KIND}
+"""Of a certificate: the kind of entry that it is about."""
+
+
+def action_of(kind: str) -> str | None:
+    """The action of the certificate that an entry of ``kind`` leads to, None where to none."""
+    return next((action for action, of in ACTIONS.items() if of == kind), None)
+
 
 NOT_COVERED: Final = (
     "data keys that applications hold in the clear since before T",
@@ -43,68 +62,14 @@ NOT_COVERED: Final = (
     "clocks: rates within 0.1 % of each other are assumed, and that elapsed time counts suspends",
 )
 
-
-# --- arithmetic ------------------------------------------------------------------------------------------------------
-
-
-def stretched(duration_ms: int) -> int:
-    """``duration_ms`` on a clock that runs up to 0.1 % slower, rounded up."""
-    return duration_ms + -(-duration_ms // 1000)
-
-
-def bound_end(committed_at: int, ttl_ms: int) -> int:
-    """By when every lease that was alive at the commit is over: commit + ttl x 1.001 + 2 s."""
-    return committed_at + stretched(ttl_ms) + CLOCK_SLACK_MS
-
-
-def ack_end(received_at: int, edge_leases_end_in_ms: int, open_edge_leases: int) -> int:
-    """By when the last Edge lease that the node granted is over; when its word came, where it has none."""
-    return received_at + (stretched(edge_leases_end_in_ms) if open_edge_leases else 0)
-
-
-def longest_ttl_ms(settings: SettingsRow, policy: PolicyRow | None) -> int:
-    """The longest that a lease alive at the commit can carry."""
-    if policy is None or policy.ttl_ms is None:
-        return settings.ttl_ms
-    return min(policy.ttl_ms, settings.ttl_ms)
-
-
-def holders_of(scope: Scope, mesh_rows: Rows, policy: PolicyRow | None) -> tuple[str, ...]:
-    """Addresses of every node that may hold keys under ``scope``, sorted: all enrolled nodes of the regions that it
-    touches, connected or not."""
-    regions: frozenset[str] | None
-    match scope.kind:
-        case ScopeKind.MESH:
-            regions = None
-        case ScopeKind.REGION:
-            regions = frozenset({str(scope.region)})
-        case ScopeKind.TENANT | ScopeKind.SERVICE | ScopeKind.KEY:
-            regions = frozenset() if policy is None else frozenset(policy.regions)
-    found = []
-    for name in mesh_rows:
-        if name.startswith("node/"):
-            _, region, node = name.split("/", 2)
-            if regions is None or region in regions:
-                found.append(node_address(region, node))
-    return tuple(sorted(found))
-
-
-def ack_word(ack: Ack, scope: str, seq: int, epoch: int, entry_hash: str) -> RestrictionAck | None:
-    """What ``ack`` says of *this* entry's restriction, if it says: applied durably, in force; None otherwise."""
-    if ack.outcome not in ("applied", "stale") or ack.leaf.order < (epoch, seq):
-        return None
-    if ack.leaf.order == (epoch, seq) and ack.leaf.entry_hash != entry_hash:
-        return None
-    for said in ack.restrictions:
-        if said.scope == scope and said.seq == seq and said.entry_hash in (None, entry_hash):
-            if said.edge_leases_end_in_ms >= 0 and said.open_edge_leases >= 0:
-                return said
-    return None
-
-
-def certain_end(committed_at: int, ends: Iterable[int]) -> int:
-    """T: when the entry is committed and every holder is certainly done."""
-    return max([committed_at, *ends])
+NOT_DESTROYED: Final = (
+    "data keys that applications hold in the clear since before T, and data that they opened",
+    "backups of wrapped keys, named in the receipts: until they end they can be read by recovery officers, and open "
+    "only with the customer's own root key; destroy that key, and they are shredded too",
+    "the log and receipts: they keep names, key ids and digests, never key bytes",
+    "storage media: blocks that a file system or a device has let go of",
+    NOT_COVERED[-1],
+)
 
 
 # --- the certificate -------------------------------------------------------------------------------------------------
@@ -115,7 +80,8 @@ class Part(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Holder(Part, frozen=True):
-    """One node: ``evidence`` is ``ack`` (then ``ack`` and ``received_at`` are there) or ``bound``; dead by ``t``."""
+    """One node: ``evidence`` is ``ack`` (then ``ack`` and ``received_at`` are there) or ``bound``; dead by ``t``.
+    Of a destruction it is ``purged``, and ``ack`` the node's receipt."""
 
     node: str
     evidence: str
@@ -157,6 +123,7 @@ class Statement(Part, frozen=True):
     policy: Proof | None = None  # that these very rows stand in the state that ``entry`` attests
     signers: Proof | None = None
     not_covered: tuple[str, ...] = NOT_COVERED
+    rows: dict[str, bytes] | UnsetType = UNSET  # of a destruction: the tenant's state that ``entry`` attests, whole
 
 
 class Certificate(Part, frozen=True):
@@ -177,6 +144,7 @@ class VerifiedCertificate:
     voters: tuple[str, ...]
     by_ack: tuple[str, ...]
     by_bound: tuple[str, ...]
+    purged: tuple[PurgeReceipt, ...] = ()  # of a destruction: each holder's
 
     def summary(self) -> dict[str, Any]:
         """For people and ``--json``."""
@@ -194,6 +162,7 @@ class VerifiedCertificate:
             "holders_by_ack": self.by_ack,
             "holders_by_bound": self.by_bound,
             "not_covered": said.not_covered,
+            **({} if self.action != DESTROY else destruction.summary(self.purged)),
         }
 
 
@@ -201,27 +170,17 @@ def encode_certificate(certificate: Certificate) -> bytes:
     return strict_json.dumps(certificate)
 
 
-class _NoSigner:
-    """Verification needs a suite, and a suite a signer; this one signs nothing."""
-
-    key_id = KeyId("")
-    public_key = b""
-
-    def signature(self, payload: bytes, payload_type: str) -> Signature:
-        raise Refused("no-signing-key", "a verifier signs nothing")
-
-    def sign(self, payload: bytes, payload_type: str) -> Envelope:
-        raise Refused("no-signing-key", "a verifier signs nothing")
-
-
 def verify_certificate(raw: bytes, *, root: RootRow, mesh: str, suite: Suite | None = None) -> VerifiedCertificate:
     """The certificate in ``raw``, if it holds under the pinned ``root`` of ``mesh``.  Needs no network and no clock.
 
     Raises Refused where it is malformed, Integrity (with a code that names the step) where it does not hold.
     """
-    certificate = strict_json.decode(raw, Certificate, max_bytes=CERTIFICATE_MAX_BYTES)
+    value = strict_json.loads(raw, max_bytes=CERTIFICATE_MAX_BYTES)
+    certificate = strict_json.convert(value, Certificate)
+    if strict_json.dumps(certificate) != strict_json.dumps(value):  # base64 has several forms, fields can be left out
+        raise Refused.bad_field("certificate", "every field, and base64 in its one padded form")
     pins = trust.Pins(mesh=mesh, root_keys={KeyId(k): v for k, v in root.keys.items()}, threshold=root.threshold)
-    return check_certificate(certificate, suite=suite or DsseSuite(_NoSigner()), pins=pins)
+    return check_certificate(certificate, suite=suite or DsseSuite(VerifyOnly()), pins=pins)
 
 
 def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pins) -> VerifiedCertificate:
@@ -235,7 +194,8 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
     5. A majority of the voter set countersigned exactly that entry, as a restriction.
     6. The ttl is the longest that a lease alive at the commit could carry; the commit is no earlier than the entry.
     7. The holders are exactly those that policy and mesh state give, each once.
-    8. Each holder's end follows from its evidence.
+    8. Each holder's end follows from its evidence.  Of a destruction that is its receipt, which names every key version
+    of the tenant; the tenant's rows come along whole, and are those that the entry of step 3 attests.
     9. T is the latest of the commit and these ends, and the certificate was issued no earlier than T.
     """
     head, mesh_rows = _mesh_state(certificate.trust, suite, pins)
@@ -251,8 +211,12 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
         raise Integrity("certificate-commit", "committed before it was issued", field="committed_at")
     if tuple(h.node for h in statement.holders) != holders_of(scope, mesh_rows, policy):
         raise Integrity("certificate-holders", "the holders are not those of the scope", field="holders")
+    purged = []
     for holder in statement.holders:
-        _check_holder(holder, statement, signed, mesh_rows, suite)
+        if statement.action == DESTROY:
+            purged.append(_check_purged(holder, statement, signed, mesh_rows, suite))
+        else:
+            _check_holder(holder, statement, signed, mesh_rows, suite)
     if statement.t != certain_end(statement.committed_at, (h.t for h in statement.holders)):
         raise Integrity("certificate-t", "T does not follow from the evidence", field="t")
     if statement.issued_at < statement.t:
@@ -265,6 +229,7 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
         voters=tuple(sorted(commit.countersigned_by(signed, statement.countersignatures, mesh_rows, suite))),
         by_ack=tuple(h.node for h in statement.holders if h.evidence == ACK),
         by_bound=tuple(h.node for h in statement.holders if h.evidence == BOUND),
+        purged=tuple(purged),
     )
 
 
@@ -305,8 +270,14 @@ def _entry(statement: Statement, head: SignedEntry, mesh_rows: Rows, suite: Suit
     signed = _parsed(statement.entry)
     entry = signed.entry
     said = (entry.mesh, entry.kind, entry.command_id, entry.correlation_id, entry.body.args.get("scope"))
-    claimed = (statement.mesh, statement.action, statement.command_id, statement.correlation_id, statement.scope)
-    if said != claimed or entry.kind not in ACTIONS:
+    claimed = (
+        statement.mesh,
+        ACTIONS.get(statement.action),
+        statement.command_id,
+        statement.correlation_id,
+        statement.scope,
+    )
+    if said != claimed:
         raise Integrity("certificate-entry", "the entry does not say what the certificate says", field="entry")
     scope = parse_scope(statement.scope)
     if entry.namespace != scope.namespace:
@@ -357,20 +328,55 @@ def _check_holder(holder: Holder, statement: Statement, signed: SignedEntry, mes
         return
     if holder.evidence != ACK:
         raise Integrity("certificate-evidence", f"{holder.node}: unknown evidence", field="holders")
+    ack, entry = _own_word(holder, Ack, statement, signed, mesh_rows, suite), signed.entry
+    word = ack_word(ack, statement.scope, entry.seq, entry.epoch, signed.hash)
+    if word is None:
+        raise Integrity("certificate-evidence", f"{holder.node}: does not name this entry", field="holders")
+    _check_end(holder, word, statement, signed)
+
+
+def _check_purged(
+    holder: Holder, statement: Statement, signed: SignedEntry, mesh_rows: Rows, suite: Suite
+) -> PurgeReceipt:
+    """Step 8 of a destruction, of one holder: nothing but its own receipt for this purge counts."""
+    if holder.evidence != PURGED:
+        raise Integrity("certificate-evidence", f"{holder.node}: no receipt", field="holders")
+    receipt, entry = _own_word(holder, PurgeReceipt, statement, signed, mesh_rows, suite), signed.entry
+    assert statement.tenant is not None
+    if statement.rows is UNSET or view.rows_root(statement.rows) != entry.state:
+        raise Integrity("certificate-rows", "the rows are not those that the entry attests", field="rows")
+    if not destruction.covers(
+        receipt,
+        order=(entry.epoch, entry.seq),
+        entry_hash=signed.hash,
+        admitted=_parsed(statement.tenant).entry.seq,
+        keys=destruction.key_versions(statement.rows),
+    ):
+        raise Integrity("certificate-evidence", f"{holder.node}: its receipt does not cover this", field="holders")
+    _check_end(holder, receipt, statement, signed)
+    return receipt
+
+
+W = TypeVar("W", Ack, PurgeReceipt)
+
+
+def _own_word(
+    holder: Holder, shape: type[W], statement: Statement, signed: SignedEntry, mesh_rows: Rows, suite: Suite
+) -> W:
     region, _, node = holder.node.removeprefix("node:").partition("/")
     row = get(mesh_rows, f"node/{region}/{node}", NodeRow)
     keys = {} if row is None else {key_id(bytes.fromhex(row.signing_key)): row.signing_key}
     try:
-        ack = suite.unseal(holder.ack, Ack, keys)
+        word = suite.unseal(holder.ack, shape, keys)
     except KeymeshError as bad:
         raise Integrity("certificate-evidence", f"{holder.node}: not its own word", field="holders") from bad
-    entry = signed.entry
-    if (ack.mesh, ack.region, ack.node, ack.namespace) != (statement.mesh, region, node, entry.namespace):
+    if (word.mesh, word.region, word.node, word.namespace) != (statement.mesh, region, node, signed.entry.namespace):
         raise Integrity("certificate-evidence", f"{holder.node}: a word about something else", field="holders")
-    word = ack_word(ack, statement.scope, entry.seq, entry.epoch, signed.hash)
-    if word is None:
-        raise Integrity("certificate-evidence", f"{holder.node}: does not name this entry", field="holders")
+    return word
+
+
+def _check_end(holder: Holder, word: RestrictionAck | PurgeReceipt, statement: Statement, signed: SignedEntry) -> None:
     if holder.t != ack_end(holder.received_at, word.edge_leases_end_in_ms, word.open_edge_leases):
         raise Integrity("certificate-evidence", f"{holder.node}: its end does not follow", field="holders")
-    if holder.received_at < entry.issued_at or holder.received_at > statement.issued_at:
+    if holder.received_at < signed.entry.issued_at or holder.received_at > statement.issued_at:
         raise Integrity("certificate-evidence", f"{holder.node}: received at no possible time", field="holders")

@@ -57,6 +57,12 @@ class HeadsTree:
         """A copy."""
         return dict(self._leaves)
 
+    def copy(self) -> HeadsTree:
+        """Another one of the same leaves; costs a dict, for the tree itself is shared."""
+        other = HeadsTree()
+        other._leaves, other._tree = dict(self._leaves), self._tree
+        return other
+
     def get(self, namespace: str) -> Leaf | None:
         return self._leaves.get(namespace)
 

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from keymesh.control.rows import (
     DelegationRow,
+    KeyRow,
     NodeRow,
     PolicyRow,
     RegionRow,
@@ -53,12 +54,25 @@ class RotateIvk(Args):
     generation: int
 
 
+class MigrateKeystore(Args):
+    """Bring the region's key store to ``schema``, which is higher than any that was asked for before."""
+
+    region: str
+    schema: int
+
+
 class TenantCreate(Args):
     policy: PolicyRow
     signers: SignersRow
     binding_id: str
     provider: str
     descriptor: dict[str, Any]
+
+
+class SetTenant(Args):
+    """What a tenant may change of its policy: whether voters may grant leases of it (``allow`` or ``deny``)."""
+
+    standby: str
 
 
 class SwitchL1(Args):
@@ -135,6 +149,54 @@ class ScopeArgs(Args):
     upto_seq: int = 0
 
 
+class OpenEpoch(Args):
+    """Begin epoch ``epoch``, which is higher than any before; the entry is its first."""
+
+    epoch: int
+
+
+class ChangeVoters(Args):
+    """Seat ``regions``, sorted, as set ``set_id``, the one after that of ``replaces``."""
+
+    set_id: int
+    regions: tuple[str, ...]
+    replaces: tuple[str, ...]
+
+
+class AdoptedRestriction(Args):
+    """``command_id``: of the entry that set it first."""
+
+    state: str  # "suspended" or "revoked"
+    command_id: str
+
+
+class AdoptTail(Args):
+    """What validly signed tails had and this log lacks: restrictions by scope, key versions by row name.
+
+    It only takes away: versions come in deactivated, a restriction in force stays.  Empty, it is the first entry of a
+    namespace in a new epoch: the word of that epoch on what went before.
+    """
+
+    restrictions: dict[str, AdoptedRestriction] = {}
+    keys: dict[str, KeyRow] = {}
+
+
+class Destroy(Args):
+    """The tenant is to be destroyed once ``wait_ms`` have passed; until then it can be cancelled.  ``scope`` is its
+    ``destruction:T``, under which nothing is minted, opened or exported from now on."""
+
+    scope: str
+    wait_ms: int
+    reason: str = ""
+
+
+class Purge(Args):
+    """What the Registry appends when the wait of the ``tenant.destroy`` in entry ``destroy_seq`` is over."""
+
+    scope: str
+    destroy_seq: int
+
+
 class Effect(Enum):
     RESTRICTION = "restriction"
     GRANT = "grant"
@@ -173,14 +235,22 @@ def _kind(
     return name, Kind(name, args, effect, lane, namespace, authority, needs_commit)
 
 
+OPEN_EPOCH: Final = "epoch.open"
+ADOPT_TAIL: Final = "epoch.adopt"
+CHANGE_VOTERS: Final = "voters.change"
 _R, _O, _N = Lane.RESTRICTION, Lane.ONBOARDING, Lane.ROUTINE
 
 KINDS: Final[dict[str, Kind]] = dict(
     [
         _kind("mesh.genesis", Genesis, _O, "mesh", AuthorityBy.ROOT),
+        _kind(OPEN_EPOCH, OpenEpoch, _O, "mesh", AuthorityBy.OFFICERS),
+        _kind(ADOPT_TAIL, AdoptTail, _R, "any", AuthorityBy.NONE, Effect.RESTRICTION, True),
+        _kind(CHANGE_VOTERS, ChangeVoters, _O, "mesh", AuthorityBy.OFFICERS),
         _kind("region.join", RegionJoin, _O, "mesh", AuthorityBy.ROOT),
         _kind("region.rotate-ivk", RotateIvk, _N, "mesh"),
+        _kind("region.migrate-keystore", MigrateKeystore, _N, "mesh"),
         _kind("tenant.create", TenantCreate, _O, "tenant", AuthorityBy.SIGNERS),
+        _kind("tenant.set", SetTenant, _N, "tenant", AuthorityBy.SIGNERS),
         _kind("tenant.labels", SetLabels, _N, "tenant"),
         _kind("l1.switch", SwitchL1, _O, "tenant", AuthorityBy.SIGNERS),
         _kind("l1.retire", RetireBinding, _N, "tenant"),
@@ -193,5 +263,8 @@ KINDS: Final[dict[str, Kind]] = dict(
         _kind("suspend", ScopeArgs, _R, "any", AuthorityBy.FOUR_EYES_IF_WIDE, Effect.RESTRICTION, True),
         _kind("revoke", ScopeArgs, _R, "any", AuthorityBy.FOUR_EYES_IF_WIDE, Effect.RESTRICTION, True),
         _kind("resume", ScopeArgs, _O, "any", AuthorityBy.FOUR_EYES_IF_WIDE, Effect.GRANT, True),
+        _kind("tenant.destroy", Destroy, _R, "tenant", AuthorityBy.NONE, Effect.RESTRICTION, True),
+        _kind("tenant.cancel-destroy", ScopeArgs, _O, "tenant", AuthorityBy.NONE, Effect.GRANT, True),
+        _kind("tenant.purge", Purge, _R, "tenant", AuthorityBy.NONE, Effect.RESTRICTION, True),
     ]
 )

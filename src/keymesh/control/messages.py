@@ -96,8 +96,12 @@ class CountersignRequest(Message):
     restriction: bool
 
 
-class Countersignature(Message):
-    """Signed by the voter's node key, after it is durable there."""
+class Countersignature(Message, omit_defaults=True):
+    """Signed by the voter's node key, after it is durable there.
+
+    ``serial`` numbers what this voter has stored, and only rises: a standby grant of the same voter with at least this
+    serial must show the entry (``control/standby.py``).  0: of a release that did not number.
+    """
 
     mesh: str
     epoch: int
@@ -107,6 +111,7 @@ class Countersignature(Message):
     seq: int
     entry_hash: Digest
     restriction: bool
+    serial: int = 0
 
 
 class CountersignatureMessage(Message):
@@ -126,6 +131,159 @@ class PollAnswer(Message):
     set_id: int
     poll_id: int
     voter: str
+
+
+class StandbyRequest(Message):
+    """Node to voter: the Registry is silent here; grant me a lease.  It counts from when this was sent."""
+
+    mesh: str
+    epoch: int
+    set_id: int
+    region: str
+    node: str
+    nonce: str
+    ttl_ms: int
+
+
+class StoredHead(Message):
+    """The newest restriction that a voter has stored of one namespace, which it knows by its blind alone."""
+
+    blind: str
+    epoch: int
+    seq: int
+    entry_hash: Digest
+
+
+class StandbyGrant(Message):
+    """Voter to node, signed by the voter's node key: a lease, if a majority of the set says so to the same nonce.
+
+    ``heads``: of every namespace of which the voter has stored a restriction, sorted by blind.  ``serial``: of the
+    last thing that it stored; what it countersigned up to there is in ``heads``, or the grant is a lie.
+    """
+
+    mesh: str
+    epoch: int
+    set_id: int
+    voter: str  # region
+    region: str
+    node: str
+    nonce: str
+    ttl_ms: int
+    serial: int
+    heads: tuple[StoredHead, ...]
+
+
+class StandbyGrantMessage(Message):
+    grant: Sealed
+
+
+class StandbyUsed(Message):
+    """Node to Registry, when that is back: the newest grant of each voter that this node counted meanwhile."""
+
+    grants: tuple[Sealed, ...]
+
+
+class StandbyRefused(Message):
+    """Voter to node, for people: why it grants nothing.  Nothing rests on it."""
+
+    nonce: str
+    voter: str
+    reason: str
+
+
+class StateRequest(Message):
+    """Node to node of another region: send me this namespace, if you have it at least there."""
+
+    namespace: str
+    epoch: int
+    seq: int
+
+
+class EpochOffer(Message):
+    """The recovery officers' word for epoch ``epoch``: store it, and say what you have stored so far.
+
+    ``authority``: signed envelopes over the command ``epoch.open`` of that id.
+    """
+
+    mesh: str
+    epoch: int
+    command_id: str
+    authority: tuple[dict[str, Any], ...]
+
+
+class EpochStored(Message):
+    """Signed by the voter's node: from here on it countersigns, grants and answers nothing of an earlier epoch.
+
+    ``heads``: the newest restriction of every namespace that it has countersigned until then; in the same durable step.
+    """
+
+    mesh: str
+    epoch: int
+    command_id: str
+    voter: str  # region
+    node: str
+    heads: tuple[StoredHead, ...]
+
+
+class SetOffer(Message):
+    """The officers' word for voter set ``set_id``: seal the one that it replaces, and say what you have stored.
+
+    ``authority``: signed envelopes over the command ``voters.change`` of that id.
+    """
+
+    mesh: str
+    set_id: int
+    regions: tuple[str, ...]
+    replaces: tuple[str, ...]
+    command_id: str
+    authority: tuple[dict[str, Any], ...]
+
+
+class SetSealed(Message):
+    """Signed by the voter's node: it countersigns, grants and answers nothing under set ``set_id`` or an earlier one.
+
+    ``heads``: the newest restriction of every namespace that it has stored until then; in the same durable step.
+    """
+
+    mesh: str
+    set_id: int
+    command_id: str
+    voter: str  # region
+    node: str
+    heads: tuple[StoredHead, ...]
+
+
+class VoterRead(Message):
+    """Voter to Registry: I have no memory; what has been countersigned?  ``after``: where the last page ended."""
+
+    mesh: str
+    region: str
+    nonce: str
+    after: str
+
+
+class ReadVote(Message):
+    """An entry that voters are asked to countersign, as the log has it."""
+
+    blind: str
+    epoch: int
+    seq: int
+    entry_hash: Digest
+    restriction: bool
+
+
+class VoterLog(Message):
+    """Registry to voter, after a linearizable read of the log begun when the request was there; in pages.
+
+    ``next_after``: what to ask for next; empty on the last page.  ``index``: of that read.
+    """
+
+    mesh: str
+    nonce: str
+    after: str
+    index: int
+    votes: tuple[ReadVote, ...]
+    next_after: str
 
 
 class RestrictionAck(Message):

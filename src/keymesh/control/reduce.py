@@ -12,18 +12,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from keymesh.control import checks, reduce_keys, reduce_restrictions
+from keymesh.control import checks, reduce_epochs, reduce_keys, reduce_restrictions, reduce_voters
 from keymesh.control.draft import Draft, is_live, refuse_revoked
 from keymesh.control.draft import key_rows as key_rows
 from keymesh.control.entry import Entry
 from keymesh.control.kinds import (
+    ADOPT_TAIL,
+    CHANGE_VOTERS,
     KINDS,
+    OPEN_EPOCH,
     Genesis,
+    MigrateKeystore,
     RegionJoin,
     RetireBinding,
     RotateIvk,
     SetLabels,
     SetService,
+    SetTenant,
     SwitchL1,
     TenantCreate,
 )
@@ -37,15 +42,18 @@ from keymesh.control.rows import (
     Rows,
     ServiceRow,
     SettingsRow,
+    StandbyRow,
     WantRow,
     get,
     l3_name,
+    policy_in,
     rows_bytes,
 )
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
 from keymesh.model.limits import TASK_MAX_BYTES
 
+SCHEMA_MAX: Final = 65_535
 STATE_MAX_BYTES: Final = TASK_MAX_BYTES // 2
 """Grants stop here, so that restrictions and the support of a state still fit into a task."""
 
@@ -138,6 +146,16 @@ def _rotate_ivk(draft: Draft, args: RotateIvk) -> None:
     draft.put(f"region/{args.region}", checks.changed(row, ivk_generation=args.generation))
 
 
+def _migrate_keystore(draft: Draft, args: MigrateKeystore) -> None:
+    """Schemas only rise.  Which ones there are, and who knows them, is the release's to say, not the log's."""
+    row = draft.get(f"region/{args.region}", RegionRow)
+    if row is None:
+        raise Refused("unknown-region", f"no region {args.region!r}", field="region")
+    if not row.wanted_schema < args.schema <= SCHEMA_MAX:
+        raise Refused("conflict", f"a schema from {row.wanted_schema + 1} to {SCHEMA_MAX}", field="schema")
+    draft.put(f"region/{args.region}", checks.changed(row, keystore_schema=args.schema))
+
+
 # --- tenants ---------------------------------------------------------------------------------------------------------
 
 
@@ -173,6 +191,15 @@ def _put_binding(draft: Draft, binding_id: str, provider: str, descriptor: dict[
 def _labels(draft: Draft, args: SetLabels) -> None:
     checks.labels(args.labels)
     draft.put("labels", LabelsRow(labels=args.labels))
+
+
+def _set_tenant(draft: Draft, args: SetTenant) -> None:
+    refuse_revoked(draft, None)
+    checks.standby("standby", args.standby)
+    policy = policy_in(draft.rows)
+    if policy is not None and policy.standby == args.standby:
+        raise Refused("already", f"{draft.namespace} has standby = {args.standby}", field="standby")
+    draft.put("standby", StandbyRow(standby=args.standby, seq=draft.seq))
 
 
 def _switch_l1(draft: Draft, args: SwitchL1) -> None:
@@ -214,12 +241,17 @@ def _service(draft: Draft, args: SetService) -> None:
 
 
 _FIRST: Final = frozenset({"mesh.genesis", "tenant.create"})
-_RESTRICTING: Final = frozenset({"suspend", "revoke"})
+_RESTRICTING: Final = frozenset({"suspend", "revoke", "tenant.destroy", "tenant.purge", ADOPT_TAIL})
 _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
     "mesh.genesis": _genesis,
+    OPEN_EPOCH: reduce_epochs.open_epoch,
+    ADOPT_TAIL: reduce_epochs.adopt,
+    CHANGE_VOTERS: reduce_voters.change,
     "region.join": _region_join,
     "region.rotate-ivk": _rotate_ivk,
+    "region.migrate-keystore": _migrate_keystore,
     "tenant.create": _tenant_create,
+    "tenant.set": _set_tenant,
     "tenant.labels": _labels,
     "l1.switch": _switch_l1,
     "l1.retire": _retire,
@@ -232,5 +264,8 @@ _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
     "suspend": reduce_restrictions.suspend,
     "revoke": reduce_restrictions.revoke,
     "resume": reduce_restrictions.resume,
+    "tenant.destroy": reduce_restrictions.destroy,
+    "tenant.cancel-destroy": reduce_restrictions.cancel_destroy,
+    "tenant.purge": reduce_restrictions.purge,
 }
 assert _HANDLERS.keys() == KINDS.keys()

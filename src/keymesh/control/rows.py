@@ -3,10 +3,10 @@
 A namespace is a map from row name to canonical JSON; its map-tree root is what every entry's ``state`` attests
 (DESIGN section 2).  Digests and kids only, never key bytes, wrapped or not.
 
-Tenant namespaces hold ``policy``, ``signers``, ``labels``, ``binding/<id>``, ``service/<s>``, ``want/<key>``,
-``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and ``restriction/<scope>``, where <key> is ``l2`` or
-``l3/<service>``.  ``mesh`` holds ``settings``, ``root``, ``delegation/<role>``, ``region/<r>``, ``node/<r>/<n>``,
-``voters`` and ``restriction/<scope>``.
+Tenant namespaces hold ``policy``, ``standby``, ``signers``, ``labels``, ``binding/<id>``, ``service/<s>``,
+``want/<key>``, ``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and ``restriction/<scope>``, where <key>
+is ``l2`` or ``l3/<service>``.  ``mesh`` holds ``settings``, ``root``, ``delegation/<role>``, ``region/<r>``,
+``node/<r>/<n>``, ``voters``, ``voters/<earlier set>``, ``epoch`` and ``restriction/<scope>``.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar, dataclass_transform
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
+from msgspec.structs import replace
 
 from keymesh.model import strict_json
+from keymesh.model.caching import cached
 from keymesh.model.errors import Integrity
 from keymesh.model.ids import ServiceName
 from keymesh.model.limits import TASK_MAX_BYTES
@@ -40,6 +42,13 @@ class PolicyRow(Row):
     admins: tuple[str, ...]  # admin names that hold the tenant-admin role
     ttl_ms: int | None = None  # governance ttl; None: the mesh's
     standby: str = "allow"  # or "deny"
+
+
+class StandbyRow(Row):
+    """What the tenant's signers said of Standby since its creation, in entry ``seq``; counts before the policy's."""
+
+    standby: str  # "allow" or "deny"
+    seq: int
 
 
 class SignersRow(Row):
@@ -135,10 +144,19 @@ class DelegationRow(Row):
 
 
 class RegionRow(Row):
+    """``keystore_schema``: what its key store is to be brought to; unset until somebody asks for it, so that the row
+    of a region that never was migrated has the bytes that release 0.1 gave it."""
+
     domain: str  # residency domain
     failure_domain: str
     ca_fingerprint: str
     ivk_generation: int = 1
+    keystore_schema: int | UnsetType = UNSET
+
+    @property
+    def wanted_schema(self) -> int:
+        """0 where none is."""
+        return 0 if self.keystore_schema is UNSET else self.keystore_schema
 
 
 class NodeRow(Row):
@@ -150,15 +168,30 @@ class VotersRow(Row):
     regions: tuple[str, ...]
 
 
+class PastVotersRow(Row):
+    """A set that entry ``until`` of ``mesh`` replaced: its word counts for entries that rest on less than that."""
+
+    regions: tuple[str, ...]
+    until: int
+
+
+class EpochRow(Row):
+    """The epoch that recovery officers opened last; no row where that is the first."""
+
+    number: int
+
+
 R = TypeVar("R", bound=Row)
 
 _FIXED: Final[dict[str, type[Row]]] = {
     "policy": PolicyRow,
+    "standby": StandbyRow,
     "signers": SignersRow,
     "labels": LabelsRow,
     "settings": SettingsRow,
     "root": RootRow,
     "voters": VotersRow,
+    "epoch": EpochRow,
 }
 _PREFIXED: Final[dict[str, type[Row]]] = {
     "binding": BindingRow,
@@ -171,6 +204,7 @@ _PREFIXED: Final[dict[str, type[Row]]] = {
     "delegation": DelegationRow,
     "region": RegionRow,
     "node": NodeRow,
+    "voters": PastVotersRow,
 }
 
 
@@ -209,7 +243,7 @@ def decode_as(name: str, raw: bytes, shape: type[R]) -> R:
     return row
 
 
-@lru_cache(maxsize=32_768)
+@cached(32_768, lambda raw, shape: len(raw))
 def _decoded(raw: bytes, shape: type[Row]) -> Any:
     """A ``shape``.  Rows change seldom and are read at every step; they are frozen, so equal bytes may share one
     object."""
@@ -222,6 +256,12 @@ def get(rows: Rows, name: str, shape: type[R]) -> R | None:
         return None
     row: R = _decoded(rows[name], shape)
     return row
+
+
+def policy_in(rows: Rows) -> PolicyRow | None:
+    """The tenant's policy as it stands: as created, with what its signers have changed since."""
+    policy, standby = get(rows, "policy", PolicyRow), get(rows, "standby", StandbyRow)
+    return policy if policy is None or standby is None else replace(policy, standby=standby.standby)
 
 
 def rows_bytes(rows: Rows) -> int:

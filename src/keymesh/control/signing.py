@@ -16,7 +16,7 @@ import msgspec
 from keymesh.crypto import dsse
 from keymesh.crypto.dsse import Envelope, Signature
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, KeymeshError
+from keymesh.model.errors import Integrity, KeymeshError, Refused
 from keymesh.model.ids import KeyId
 from keymesh.model.limits import HTTP_BODY_MAX_BYTES
 
@@ -59,13 +59,12 @@ def sealed_type(shape: type) -> str:
 
 def to_plain(envelope: Envelope) -> dict[str, Any]:
     """``envelope`` as the JSON object that it is on the wire and inside entries."""
-    plain: dict[str, Any] = strict_json.loads(dsse.envelope_to_json(envelope), max_bytes=dsse.ENVELOPE_MAX_BYTES)
-    return plain
+    return dsse.envelope_to_plain(envelope)
 
 
 def from_plain(value: Any) -> Envelope:
     """Raises Refused naming the field.  Nothing is verified."""
-    return dsse.envelope_from_json(strict_json.dumps(value), max_bytes=SEALED_MAX_BYTES)
+    return dsse.envelope_from_plain(value, max_bytes=SEALED_MAX_BYTES)
 
 
 def public_keys(keys: Mapping[KeyId, str]) -> dict[KeyId, bytes]:
@@ -121,3 +120,16 @@ class DsseSuite:
 
     def signers(self, envelope: Envelope, keys: Mapping[KeyId, str]) -> frozenset[KeyId]:
         return dsse.verify_envelope(envelope, public_keys(keys))
+
+
+class VerifyOnly:
+    """Verification needs a suite, and a suite a signer; this one signs nothing."""
+
+    key_id = KeyId("")
+    public_key = b""
+
+    def signature(self, payload: bytes, payload_type: str) -> Signature:
+        raise Refused("no-signing-key", "a verifier signs nothing")
+
+    def sign(self, payload: bytes, payload_type: str) -> Envelope:
+        raise Refused("no-signing-key", "a verifier signs nothing")

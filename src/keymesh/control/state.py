@@ -9,11 +9,18 @@ from keymesh.control.entry import Leaf, SignedEntry, leaf_of
 from keymesh.control.messages import Sealed
 from keymesh.model.ids import Digest
 
-ROOTED_KINDS: Final = frozenset({"mesh.genesis", "region.join", "tenant.create", "l1.switch"})
+ROOTED_KINDS: Final = frozenset(
+    {"mesh.genesis", "region.join", "tenant.create", "l1.switch", "epoch.open", "voters.change"}
+)
 """Kinds whose arguments a holder compares with the rows: their entries travel with the state for good."""
 
 RESUME: Final = "resume"
+CANCEL_DESTROY: Final = "tenant.cancel-destroy"
+LIFTS: Final = frozenset({RESUME, CANCEL_DESTROY})
+"""Kinds that end a restriction: no node applies one before a majority of voters has it."""
+
 SET_SERVICE: Final = "service.set"
+SET_TENANT: Final = "tenant.set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +46,8 @@ class NamespaceState:
 
 def support_after(support: tuple[Supported, ...], signed: SignedEntry) -> tuple[Supported, ...]:
     """What the rows after ``signed`` rest on: every rooted entry, for each scope its newest resume, if no
-    restriction came after it, and for each service the entry that set its policy (Edges ask for it)."""
+    restriction came after it, the newest word of the signers on the policy, and for each service the entry that set its
+    policy (Edges ask for it)."""
     kind = signed.entry.kind
     if kind in ROOTED_KINDS:
         return (*support, Supported(signed))
@@ -47,11 +55,13 @@ def support_after(support: tuple[Supported, ...], signed: SignedEntry) -> tuple[
         name = signed.entry.body.args.get("service")
         kept = tuple(s for s in support if not _sets(s.signed, name))
         return (*kept, Supported(signed))
+    if kind == SET_TENANT:
+        return (*(s for s in support if s.signed.entry.kind != SET_TENANT), Supported(signed))
     scope = signed.entry.body.args.get("scope")
     if scope is None:
         return support
     others = tuple(s for s in support if s.signed.entry.body.args.get("scope") != scope)
-    return (*others, Supported(signed)) if kind == RESUME else others
+    return (*others, Supported(signed)) if kind in LIFTS else others
 
 
 def _sets(signed: SignedEntry, service: object) -> bool:

@@ -8,23 +8,30 @@ Sources: DESIGN section 2; ``model/README.md``, traces 3 and 4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
 from typing import Final, TypeVar
 
+import msgspec
 from msgspec import Struct
 
 from keymesh.control import checks
-from keymesh.control.kinds import Args, Genesis, RegionJoin, ScopeArgs, SwitchL1, TenantCreate
+from keymesh.control.kinds import (
+    Args,
+    ScopeArgs,
+)
+from keymesh.control.proofs import Proofs as Proofs
+from keymesh.control.proofs import args_of, check_mesh, check_tenant
 from keymesh.control.rows import (
     BindingRow,
     KeyRow,
+    PastVotersRow,
     PolicyRow,
     RegionRow,
     RestrictionRow,
     Row,
     Rows,
     ServiceRow,
+    StandbyRow,
+    VotersRow,
     WantRow,
     WrappingRow,
     decode,
@@ -34,16 +41,16 @@ from keymesh.control.rows import (
     parts_of,
     shape_of,
 )
-from keymesh.control.state import RESUME, Supported
-from keymesh.model import strict_json
+from keymesh.control.state import CANCEL_DESTROY, RESUME
+from keymesh.model.caching import cached
 from keymesh.model.errors import Integrity, KeymeshError, Refused
-from keymesh.model.ids import MESH_NAMESPACE, Digest
-from keymesh.model.scope import parse_scope
+from keymesh.model.ids import MESH_NAMESPACE
+from keymesh.model.scope import ScopeKind, parse_scope
 from keymesh.model.states import TRANSITIONS, KeyState
 
-_MESH_HEADS: Final = frozenset({"settings", "root", "voters", "delegation", "region", "node", "restriction"})
+_MESH_HEADS: Final = frozenset({"settings", "root", "voters", "epoch", "delegation", "region", "node", "restriction"})
 _TENANT_HEADS: Final = frozenset(
-    {"policy", "signers", "labels", "binding", "service", "want", "rewrap", "wrapping", "key", "restriction"}
+    {"policy", "standby", "signers", "labels", "binding", "service", "want", "rewrap", "wrapping", "key", "restriction"}
 )
 _BINDING_ORDER: Final = ("active", "retiring", "retired")
 _RESTRICTED: Final = ("suspended", "revoked")
@@ -65,38 +72,17 @@ REACHABLE: Final = _closure()
 
 
 class Change(Struct, frozen=True):
-    """Scopes that the new rows restrict and the old did not (or by another entry), and those that they free; sorted."""
+    """Scopes that the new rows restrict and the old did not (or by another entry), and those that they free; sorted.
+    ``abandoned``: of a new epoch, restrictions that its base lacks without a proof that they were lifted."""
 
     restricts: tuple[str, ...]
     lifts: tuple[str, ...]
+    abandoned: tuple[tuple[str, RestrictionRow], ...] = ()
 
 
-class Proofs(Struct, frozen=True):
-    """The entries that came with the state.  ``verify`` raises where one is not what its signers made; ``committed``
-    tells whether the voters' majority signed it.  Both are asked only for entries that are needed."""
-
-    support: tuple[Supported, ...]
-    verify: Callable[[Supported], None]
-    committed: Callable[[Supported], bool]
-    _judged: dict[Digest, bool] = {}
-
-    def of(self, kind: str) -> Iterator[Supported]:
-        """Verified entries of ``kind``; others count for nothing."""
-        return (item for item in self.support if item.signed.entry.kind == kind and self._holds(item))
-
-    def _holds(self, item: Supported) -> bool:
-        judged = self._judged.get(item.signed.hash)
-        if judged is None:
-            try:
-                self.verify(item)
-                judged = True
-            except KeymeshError:
-                judged = False
-            self._judged[item.signed.hash] = judged
-        return judged
-
-
-def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str, seq: int) -> Change:
+def check_transition(
+    old: Rows, new: Rows, proofs: Proofs, *, namespace: str, seq: int, new_epoch: bool = False
+) -> Change:
     """What changes; or a refusal that names the first row at fault.
 
     1. Every row is of this release, of this namespace, in its one form.
@@ -107,22 +93,28 @@ def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str, se
     6. Each suspension that is gone has its later resume, committed.  (Last: see ``view``.)
 
     ``seq`` is of the entry that the new rows are after.  The holder may know restrictions beyond it: of them these
-    rows can't speak, so they lift nothing.  Raises Refused or Integrity.
+    rows can't speak, so they lift nothing.
+
+    ``new_epoch``: recovery officers have opened another history, and the holder may have gone further in a tail that
+    is lost.  Steps 2, 3, 5 and 6 then refuse nothing; what they would not let be lifted is named.  Raises as they do.
     """
     changed = [name for name in new if name not in old or old[name] != new[name]]
     for name in changed:
         check_row(namespace, name, new[name])
-    _check_vanished(old, new)
+    if not new_epoch:
+        _check_vanished(old, new)
     changed.sort()
     for name in changed:
-        if name in old:
+        if name in old and not new_epoch:
             _check_moved(name, decode(name, old[name]), decode(name, new[name]), seq)
     if namespace == MESH_NAMESPACE:
-        _check_mesh(old, new, changed, proofs)
+        check_mesh(old, new, changed, proofs)
     else:
-        _check_tenant(old, new, changed, proofs)
+        check_tenant(old, new, changed, proofs)
     before, after = restrictions_in(old), restrictions_in(new)
     change = _change(before, after)
+    if new_epoch:
+        return msgspec.structs.replace(change, abandoned=_abandoned(before, after, new, proofs))
     _check_lifts(before, after, new, proofs, seq)
     return change
 
@@ -130,7 +122,7 @@ def check_transition(old: Rows, new: Rows, proofs: Proofs, *, namespace: str, se
 # --- 1. rows ---------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=32_768)
+@cached(32_768, lambda namespace, name, raw: len(raw))
 def check_row(namespace: str, name: str, raw: bytes) -> None:
     """Raises Integrity ``unknown-kind`` for what this release does not know, ``foreign-row`` for another namespace's,
     ``not-canonical`` for another form."""
@@ -186,13 +178,22 @@ def _check_moved(name: str, old: Row, new: Row, seq: int) -> None:
             _not_fallen(name, old.version, new.version)
         case WrappingRow(), WrappingRow():
             _not_fallen(name, old.version, new.version)
+        case StandbyRow(), StandbyRow():
+            _not_fallen(name, old.seq, new.seq)
         case RegionRow(), RegionRow():
             _not_fallen(name, old.ivk_generation, new.ivk_generation)
+            _not_fallen(name, old.wanted_schema, new.wanted_schema)
         case BindingRow(), BindingRow():
             if checks.changed(old, state=new.state) != new:
                 raise Integrity("unproven-change", f"{name} is another binding under the same name", field=name)
             if _BINDING_ORDER.index(new.state) < _BINDING_ORDER.index(old.state):
                 raise Integrity("row-regressed", f"{name} went back to {new.state}", field=name)
+        case VotersRow(), VotersRow():
+            _not_fallen(name, old.set_id, new.set_id)
+            if old.set_id == new.set_id:
+                raise Integrity("version-reused", f"{name} changed under one number", field=name)
+        case PastVotersRow(), PastVotersRow():
+            raise Integrity("version-reused", f"{name} is another set under the same number", field=name)
         case RestrictionRow(), RestrictionRow() if old.seq <= seq:
             _not_fallen(name, old.seq, new.seq)
         case _:  # others move freely, or not without proof (below)
@@ -212,101 +213,6 @@ def _check_key(name: str, old: KeyRow, new: KeyRow) -> None:
 def _not_fallen(name: str, old: int, new: int) -> None:
     if new < old:
         raise Integrity("row-regressed", f"{name} fell from {old} to {new}", field=name)
-
-
-# --- 4. what needs more than the Registry's word ---------------------------------------------------------------------
-
-
-def _unproven(name: str) -> Integrity:
-    return Integrity("unproven-change", f"no entry with the needed signatures gives {name}", field=name)
-
-
-def _args(item: Supported, shape: type[A]) -> A:
-    return strict_json.convert(item.signed.entry.body.args, shape)
-
-
-def _check_mesh(old: Rows, new: Rows, changed: list[str], proofs: Proofs) -> None:
-    """Every row of the mesh but its restrictions is genesis' or a ``region.join``'s; an IVK generation may rise."""
-    heads = ("settings", "root", "voters", "delegation", "region", "node")
-    given: list[dict[str, Row]] | None = None
-    for name in [n for head in heads for n in changed if parts_of(n)[0] == head]:
-        row = decode(name, new[name])
-        before = get(old, name, RegionRow) if isinstance(row, RegionRow) else None
-        if isinstance(row, RegionRow) and before is not None and _same_region(before, row):
-            continue
-        if given is None:
-            given = list(_given_mesh_rows(proofs))
-        if not any(_same_row(rows.get(name), row) for rows in given):
-            raise _unproven(name)
-
-
-def _same_region(given: RegionRow, row: RegionRow) -> bool:
-    """Equal, but that the IVK may have moved on since."""
-    return (
-        row.ivk_generation >= given.ivk_generation and checks.changed(given, ivk_generation=row.ivk_generation) == row
-    )
-
-
-def _same_row(given: Row | None, row: Row) -> bool:
-    if isinstance(given, RegionRow) and isinstance(row, RegionRow):
-        return _same_region(given, row)
-    return given is not None and given == row
-
-
-def _given_mesh_rows(proofs: Proofs) -> Iterator[dict[str, Row]]:
-    for item in proofs.of("mesh.genesis"):
-        args = _args(item, Genesis)
-        yield {
-            "root": args.root,
-            "settings": args.settings,
-            "voters": args.voters,
-            **{f"delegation/{n}": r for n, r in args.delegations.items()},
-            **{f"region/{n}": r for n, r in args.regions.items()},
-            **{f"node/{n}": r for n, r in args.nodes.items()},
-        }
-    for item in proofs.of("region.join"):
-        join = _args(item, RegionJoin)
-        yield {f"region/{join.region}": join.row, **{f"node/{join.region}/{n}": r for n, r in join.nodes.items()}}
-
-
-def _check_tenant(old: Rows, new: Rows, changed: list[str], proofs: Proofs) -> None:
-    """Who the tenant is comes with its creation and never changes without its signers; a new binding is a switch's.
-
-    A second ``tenant.create`` proves nothing to who holds the tenant: it would be signed by its own signers alone.
-    """
-    for name in ("policy", "signers"):
-        if name not in new:
-            raise _unproven(name)
-        if name in changed and (name in old or not _created(name, decode(name, new[name]), proofs)):
-            raise _unproven(name)
-    for name in changed:
-        if (
-            parts_of(name)[0] == "binding"
-            and name not in old
-            and not _bound(name, decode(name, new[name]), "policy" not in old, proofs)
-        ):
-            raise _unproven(name)
-    active = [n for n in new if shape_of(n) is BindingRow and (b := get(new, n, BindingRow)) and b.state == "active"]
-    if len(active) != 1:
-        raise Integrity("unproven-change", "a tenant has exactly one active binding", field="binding")
-
-
-def _created(name: str, row: Row, proofs: Proofs) -> bool:
-    return any(
-        row == (args.policy if name == "policy" else args.signers)
-        for item in proofs.of("tenant.create")
-        for args in (_args(item, TenantCreate),)
-    )
-
-
-def _bound(name: str, row: Row, is_new_tenant: bool, proofs: Proofs) -> bool:
-    given: list[SwitchL1 | TenantCreate] = [_args(item, SwitchL1) for item in proofs.of("l1.switch")]
-    if is_new_tenant:
-        given += [_args(item, TenantCreate) for item in proofs.of("tenant.create")]
-    return isinstance(row, BindingRow) and any(
-        name == f"binding/{args.binding_id}" and (row.provider, row.descriptor) == (args.provider, args.descriptor)
-        for args in given
-    )
 
 
 # --- 5, 6. restrictions ----------------------------------------------------------------------------------------------
@@ -348,15 +254,29 @@ def _check_lifts(
             raise Refused("unproven-lift", f"no committed resume of {scope}", field=f"restriction/{scope}")
 
 
+def _abandoned(
+    before: dict[str, RestrictionRow], after: dict[str, RestrictionRow], new: Rows, proofs: Proofs
+) -> tuple[tuple[str, RestrictionRow], ...]:
+    """In force by the old rows, and neither in force as strictly by the new nor provably lifted."""
+
+    def is_kept(scope: str, row: RestrictionRow) -> bool:
+        now = get(new, f"restriction/{scope}", RestrictionRow)
+        if scope in after:
+            return after[scope].state == "revoked" or row.state != "revoked"
+        return row.state != "revoked" and _lifted(scope, row, now, proofs)
+
+    return tuple((scope, row) for scope, row in before.items() if not is_kept(scope, row))
+
+
 def _lifted(scope: str, before: RestrictionRow, after: RestrictionRow | None, proofs: Proofs) -> bool:
     """There is the very resume that the row names, later than the suspension, meant for it, and a majority of voters
     saw it."""
     return after is not None and any(
         item.signed.entry.seq == after.seq > before.seq
         and item.signed.entry.command_id == after.command_id
-        and is_meant_for(_args(item, ScopeArgs), before.seq, item.signed.entry.seq)
+        and is_meant_for(args_of(item, ScopeArgs), before.seq, item.signed.entry.seq)
         and proofs.committed(item)
-        for item in proofs.of(RESUME)
+        for item in proofs.of(CANCEL_DESTROY if parse_scope(scope).kind is ScopeKind.DESTRUCTION else RESUME)
         if item.signed.entry.body.args.get("scope") == scope
     )
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from keymesh.control import commit, transition, trust
 from keymesh.control.entry import Entry, SignedEntry, parse_entry
-from keymesh.control.kinds import KINDS, Genesis
+from keymesh.control.kinds import KINDS, OPEN_EPOCH, Genesis, OpenEpoch
 from keymesh.control.rows import RestrictionRow, Rows, SignersRow, get, rows_bytes
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState, Supported
@@ -23,6 +23,7 @@ from keymesh.control.trust import Pins
 from keymesh.crypto.dsse import Envelope
 from keymesh.ledger.maptree import root_of
 from keymesh.model import strict_json
+from keymesh.model.caching import cached
 from keymesh.model.errors import Integrity, KeymeshError, Refused
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest
 from keymesh.model.limits import TASK_MAX_BYTES
@@ -55,12 +56,16 @@ class Offered:
 
 
 class Accepted(Struct, frozen=True):
-    """``restricts``: scopes newly restricted, to be applied before anything is recorded; ``lifts``: scopes freed."""
+    """``restricts``: scopes newly restricted, to be applied before anything is recorded; ``lifts``: scopes freed.
+
+    ``abandoned``: of a new epoch, what was restricted here and is not in its base: to be kept up by the holder itself.
+    """
 
     state: NamespaceState
     restricts: tuple[str, ...]
     lifts: tuple[str, ...]
     is_restriction: bool
+    abandoned: tuple[tuple[str, RestrictionRow], ...] = ()
 
 
 class Stale(Struct, frozen=True):
@@ -121,18 +126,23 @@ def accept(
     """What to do with ``task`` where ``held`` is held, under the mesh head ``mesh``, in ``epoch``.
 
     1. The size.  2. The mesh's name, and bytes that say what the entry says.  3. The epoch: none that is not open
-    here.  4. The namespace.  5. The Registry's signature, by the delegations of ``mesh`` (which must be new enough).
+    here; a mesh state may bring the entry by which its recovery officers opened one.  4. The namespace.
+    5. The Registry's signature, by the delegations of ``mesh`` (which must be new enough).
     6. Newer than what is held: else stale, or a fork.  7. The rows have the root that the entry attests.
     8. Kind and rows are of this release.  9. Who else had to sign the entry did.  10. ``check_transition``.
     """
     state = task.state
     entry = state.head.entry
     try:
-        _check_frame(task, pins=pins, epoch=epoch)
+        _check_frame(task, pins=pins)
         if entry.namespace != MESH_NAMESPACE and (mesh is None or entry.mesh_seq > mesh.head.entry.seq):
             return NeedsMesh(entry.mesh_seq)
+        if entry.namespace != MESH_NAMESPACE and entry.epoch > epoch:
+            raise _not_open(entry)
         trusted = _trust_for(held, state, mesh, suite, pins)
         trust.verify_online(state.head, trusted.mesh_rows, suite)
+        if entry.epoch > epoch:
+            _check_opened(state, trusted)
         order = _order(held, state, force=task.force)
         if order is not None:
             return order
@@ -147,22 +157,37 @@ def _accept_newer(held: NamespaceState | None, state: NamespaceState, trusted: _
     entry = state.head.entry
     if rows_root(state.rows) != entry.state:
         raise Integrity("state-mismatch", "the rows are not those that the entry attests", field="rows")
-    if entry.kind not in KINDS:
-        raise Integrity("unknown-kind", f"kind {entry.kind[:64]!r} is not known to this release", field="kind")
+    _check_known(entry)
     _verify_head(state.head, trusted)
     old: Rows = {} if held is None else held.rows
     if held is not None and held.head.hash == state.head.hash:
         change = transition.change_of(old, state.rows)  # a forced repeat: the rows were judged when first taken
     else:
         change = transition.check_transition(
-            old, state.rows, _proofs(state, trusted), namespace=entry.namespace, seq=entry.seq
+            old,
+            state.rows,
+            _proofs(state, trusted),
+            namespace=entry.namespace,
+            seq=entry.seq,
+            new_epoch=held is not None and entry.epoch > held.head.entry.epoch,
         )
     return _accepted(state, change)
 
 
+def _check_known(entry: Entry) -> None:
+    """Kind and arguments are of this release.  The Registry has signed them: what cannot be understood of them is
+    taken for a later release's, a restriction's above all, and never passed over.  Raises Integrity."""
+    if entry.kind not in KINDS:
+        raise Integrity("unknown-kind", f"kind {entry.kind[:64]!r} is not known to this release", field="kind")
+    try:
+        strict_json.convert(entry.body.args, KINDS[entry.kind].args)
+    except Refused as bad:
+        raise Integrity("unknown-kind", f"{entry.kind}: {bad.message[:200]}", field=bad.field) from bad
+
+
 def _accepted(state: NamespaceState, change: Change) -> Accepted:
     is_restriction = bool(change.restricts) or commit.is_restriction(state.head.entry)
-    return Accepted(state, change.restricts, change.lifts, is_restriction)
+    return Accepted(state, change.restricts, change.lifts, is_restriction, change.abandoned)
 
 
 def check_first_mesh(state: NamespaceState, *, suite: Suite, pins: Pins) -> Accepted:
@@ -181,19 +206,31 @@ def check_first_mesh(state: NamespaceState, *, suite: Suite, pins: Pins) -> Acce
 # --- 1 to 4 ----------------------------------------------------------------------------------------------------------
 
 
-def _check_frame(task: Offer, *, pins: Pins, epoch: int) -> None:
+def _check_frame(task: Offer, *, pins: Pins) -> None:
     state, entry = task.state, task.state.head.entry
     if state_bytes(state) > TASK_MAX_BYTES:
         raise Refused("too-large", f"a task is at most {TASK_MAX_BYTES} bytes")
     if entry.mesh != pins.mesh:
         raise Integrity("foreign-mesh", f"an entry of mesh {entry.mesh[:64]!r}", field="mesh")
     check_signed(state.head)
-    if entry.epoch > epoch:
-        raise Integrity("future-epoch", f"epoch {entry.epoch} is not open here", field="epoch")
     if entry.epoch < 1 or entry.seq < 1:
         raise Integrity("bad-position", "epochs and seqs count from 1", field="seq")
     if entry.namespace != task.namespace:
         raise Integrity("namespace-mismatch", "the entry is of another namespace than the task", field="namespace")
+
+
+def _not_open(entry: Entry) -> Integrity:
+    return Integrity("future-epoch", f"epoch {entry.epoch} is not open here", field="epoch")
+
+
+def _check_opened(state: NamespaceState, trusted: _Trust) -> None:
+    """The mesh state of a later epoch brings the entry that opened it, signed by the recovery officers.  Raises."""
+    entry = state.head.entry
+    for item in _proofs(state, trusted).of(OPEN_EPOCH):
+        opened = strict_json.convert(item.signed.entry.body.args, OpenEpoch)
+        if opened.epoch == item.signed.entry.epoch == entry.epoch:
+            return
+    raise _not_open(entry)
 
 
 def state_bytes(state: NamespaceState) -> int:
@@ -209,7 +246,7 @@ def check_signed(signed: SignedEntry) -> None:
         raise Integrity("entry-mismatch", "the entry is not what its signed bytes say", field="entry")
 
 
-@lru_cache(maxsize=4_096)
+@cached(4_096, lambda envelope: len(envelope.payload))
 def _parsed(envelope: Envelope) -> SignedEntry:
     return parse_entry(envelope)
 

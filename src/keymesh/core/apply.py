@@ -14,7 +14,20 @@ from keymesh.control.rows import PolicyRow, get
 from keymesh.control.state import NamespaceState
 from keymesh.control.trust import Pins
 from keymesh.control.view import Accepted, Offered, Outcome, Stale
-from keymesh.core import leases, loading, local, overlays, refusals, regional, restrictions, snapshot, upkeep
+from keymesh.core import (
+    leases,
+    loading,
+    local,
+    overlays,
+    purging,
+    refusals,
+    regional,
+    restrictions,
+    snapshot,
+    standby,
+    tails,
+    upkeep,
+)
 from keymesh.core import views as decoded
 from keymesh.core.records import closed_name, overlay_name, state_name
 from keymesh.core.state import Holding, NodeState, Out, note
@@ -31,10 +44,14 @@ RESIDENCY = "residency"
 
 @dataclass(frozen=True, slots=True)
 class ApplyPending:
-    """States that are applied once durable, ``mesh`` first; ``correlation_id`` is the task's."""
+    """States that are applied once durable, ``mesh`` first; ``correlation_id`` is the task's.
+
+    ``left``: what an earlier epoch's tail leaves behind, recorded with them.
+    """
 
     states: tuple[NamespaceState, ...]
     correlation_id: str
+    left: tails.Left = tails.NOTHING
 
 
 # --- judging ---------------------------------------------------------------------------------------------------------
@@ -44,7 +61,8 @@ def judge(state: NodeState, held: NamespaceState | None, offer: view.Offer, mesh
     """The trusted view's word on ``offer``."""
     config = state.config
     pins = Pins(config.mesh, config.root_keys, config.root_threshold)
-    return view.accept(held, offer, mesh, config.suite, pins=pins, epoch=state.epoch)
+    epoch = state.epoch if mesh is None else max(state.epoch, mesh.head.entry.epoch)
+    return view.accept(held, offer, mesh, config.suite, pins=pins, epoch=epoch)
 
 
 def is_held(holding: Holding | None, signed: SignedEntry) -> bool:
@@ -71,7 +89,7 @@ def on_task(state: NodeState, now: Instant, sender: Address, task: Task, out: Ou
     4. An unproven lift applies only what the new rows restrict, and keeps the leaf.
     5. A fork, or what this release does not understand, closes the namespace.
     """
-    if sender != REGISTRY:
+    if sender != REGISTRY and not standby.is_asked_for(state, sender, task):
         note(out, "task-ignored", task.correlation_id, sender=sender)
         return
     if is_foreign(state, task):  # nothing of it is kept or named here, not even in a note
@@ -86,18 +104,23 @@ def on_task(state: NodeState, now: Instant, sender: Address, task: Task, out: Ou
         return
     mesh = state.mesh.applied
     taken: list[NamespaceState] = []
+    left = tails.NOTHING
     if task.mesh is not None and task.namespace != MESH_NAMESPACE and not is_held(state.mesh, task.mesh.head):
-        came = judge(state, overlays.held_state(state.mesh), Offered(MESH_NAMESPACE, task.mesh), mesh)
+        held_mesh = overlays.held_state(state.mesh)
+        came = judge(state, held_mesh, Offered(MESH_NAMESPACE, task.mesh), mesh)
         if isinstance(came, Accepted):
             mesh = came.state
             taken.append(came.state)
+            left += tails.leave(state, now, held_mesh, came, out)
         elif not isinstance(came, Stale):
             refusals.refuse(state, now, MESH_NAMESPACE, task.mesh.head, came, task.correlation_id, out)
-    outcome = judge(state, overlays.held_state(holding), task, mesh)
+    held = overlays.held_state(holding)
+    outcome = judge(state, held, task, mesh)
     if isinstance(outcome, Accepted):
         taken.append(outcome.state)
+        left += tails.leave(state, now, held, outcome, out)
     if taken:
-        _take(state, now, taken, task.correlation_id, out)
+        _take(state, now, taken, task.correlation_id, out, left)
     if not isinstance(outcome, Accepted):
         refusals.refuse(state, now, task.namespace, task.state.head, outcome, task.correlation_id, out)
 
@@ -105,7 +128,14 @@ def on_task(state: NodeState, now: Instant, sender: Address, task: Task, out: Ou
 # --- accepted --------------------------------------------------------------------------------------------------------
 
 
-def _take(state: NodeState, now: Instant, taken: list[NamespaceState], corr: str, out: Out) -> None:
+def _take(
+    state: NodeState,
+    now: Instant,
+    taken: list[NamespaceState],
+    corr: str,
+    out: Out,
+    left: tails.Left = tails.NOTHING,
+) -> None:
     deletes: list[str] = []
     for new in taken:
         namespace = new.head.entry.namespace
@@ -116,11 +146,13 @@ def _take(state: NodeState, now: Instant, taken: list[NamespaceState], corr: str
         in_force = {text: row for text, row in rows.items() if row.state != "none"}
         overlays.lay_over(state, now, holding, overlays.overlay_of(new.head, in_force, corr), out)
     puts = tuple((state_name(new.head.entry.namespace), new) for new in taken)
-    state.persist("apply", ApplyPending(tuple(taken), corr), puts, tuple(deletes), out)
+    puts += tails.puts(state, left)
+    state.persist("apply", ApplyPending(tuple(taken), corr, left), puts, tuple(deletes), out)
 
 
 def on_applied(state: NodeState, now: Instant, pending: ApplyPending, out: Out) -> None:
     """The record is durable: it applies, is acknowledged, and what it allows is done."""
+    tails.recorded(state, pending.left)
     for new in pending.states:
         holding = state.holding_or_new(new.head.entry.namespace)
         leaf = new.leaf
@@ -178,6 +210,7 @@ def follow(state: NodeState, now: Instant, holding: Holding, out: Out) -> None:
     else:
         leases.credit(state, now, holding)
         upkeep.settle(state, now, holding, out)
+        purging.reconcile(state, now, holding, out)
 
 
 # --- boot ------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ TENANT: Final = ScopeKind.TENANT.value
 SERVICE: Final = ScopeKind.SERVICE.value
 KEY: Final = ScopeKind.KEY.value
 LOCAL: Final = "local"
-_KIND_WORDS: Final = {kind: kind.value for kind in ScopeKind}
+_KIND_WORDS: Final = {kind: kind.value for kind in ScopeKind} | {ScopeKind.DESTRUCTION: TENANT}  # as of all of it
 COVERED_MAX: Final = 4_096
 
 

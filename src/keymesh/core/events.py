@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from keymesh.control.purge_messages import BackupLine
 from keymesh.model.time import Instant
 
 
@@ -96,6 +97,22 @@ class RotateIvk:
 
 
 @dataclass(frozen=True, slots=True)
+class MigrateStore:
+    """Bring the region's key store to ``schema``; the next ``StoreSeen`` says what came of it."""
+
+    schema: int
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeTenant:
+    """Destroy everything of the tenant at rest and in memory, for good, and let nothing of it be written from now on;
+    answered by ``TenantPurged`` once that is durable, however long it takes."""
+
+    namespace: str
+    correlation_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class TakeSnapshot:
     """Recompute every namespace's state from what is really stored and loaded; answered by ``SnapshotTaken``."""
 
@@ -123,6 +140,14 @@ class Unsealed:
     """The MasterKey is in memory; ``ivk_generation`` is the active IVK's."""
 
     ivk_generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSeen:
+    """The key store was looked at and is ours: its schema, and the newest that this release knows."""
+
+    schema: int
+    newest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +227,16 @@ class KeyRewrapped:
 @dataclass(frozen=True, slots=True)
 class IvkRotated:
     generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class TenantPurged:
+    """Nothing of the tenant is left at rest, and that is durable.  ``digests``: of every wrap and blob that was there;
+    ``backups``: those that still hold some."""
+
+    namespace: str
+    digests: tuple[str, ...]
+    backups: tuple[BackupLine, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

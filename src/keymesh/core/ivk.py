@@ -19,6 +19,8 @@ from keymesh.model.time import Instant
 
 AGE_MAX_MS: Final = 30 * 24 * 3_600_000
 WRAPS_MAX: Final = 2**32
+WRAPS_RESERVED: Final = 256
+"""Wraps are counted in the store in blocks of this many, before they are made; the last block must fit."""
 GRACE_MS: Final = 24 * 3_600_000
 
 
@@ -57,7 +59,7 @@ TRANSITIONS: Final[dict[IvkState, frozenset[IvkState]]] = {
 
 def may_wrap(ivk: StoredIvk) -> bool:
     """Only the active one, and never past its bound."""
-    return ivk.state is IvkState.ACTIVE and ivk.wraps < WRAPS_MAX
+    return ivk.state is IvkState.ACTIVE and ivk.wraps <= WRAPS_MAX - WRAPS_RESERVED
 
 
 def may_unwrap(ivk: StoredIvk) -> bool:
@@ -71,7 +73,8 @@ def stays_loaded(ivk: StoredIvk) -> bool:
 
 def rotation_due(active: StoredIvk, now: Instant, *, wanted_generation: int = 0) -> bool:
     """By age, by use, or because the mesh names a later generation.  A clock behind its creation ages nothing."""
-    return now - active.created_at >= AGE_MAX_MS or active.wraps >= WRAPS_MAX or active.generation < wanted_generation
+    worn = not may_wrap(active)
+    return worn or now - active.created_at >= AGE_MAX_MS or active.generation < wanted_generation
 
 
 def plan_ivk(

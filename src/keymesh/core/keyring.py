@@ -113,6 +113,10 @@ class Keyring:
             self._master = None
 
     @property
+    def has_master(self) -> bool:
+        return self._master is not None
+
+    @property
     def master(self) -> HeldKey:
         if self._master is None:
             raise Unavailable("sealed", "this region is sealed")

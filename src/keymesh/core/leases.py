@@ -3,30 +3,34 @@
 A lease counts from the earlier of the heartbeat's sending and the sending of the poll that a majority of voters
 answered.  It renews only once this node has applied, durably, at least the answered leaf of the namespace *and* of
 ``mesh``.  An answer is accepted once, for the one outstanding nonce; only the newest offer may be credited later.
+A lease of the voters' (``standby``) is credited by the same rule where the Registry does not renew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from keymesh.control import standby
+from keymesh.control.blind import blind
 from keymesh.control.entry import Leaf
 from keymesh.control.heads import heads_root
 from keymesh.control.messages import Answer, AnswerMessage, Heartbeat, HeartbeatMessage
-from keymesh.control.rows import SettingsRow
-from keymesh.core import edges, l1_lease, loading, local, minter, regional, upkeep
+from keymesh.control.rows import PolicyRow, SettingsRow
+from keymesh.core import edges, heads_walk, l1_lease, loading, local, minter, regional, tails, upkeep
 from keymesh.core.context import tenant_mode
 from keymesh.core.may import Grantor
-from keymesh.core.state import Holding, Lease, NodeState, Offer, Out, Outstanding, note, spread
+from keymesh.core.state import Holding, Lease, NodeState, Offer, Out, Outstanding, StandbyOffer, note, spread
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST
 from keymesh.model.limits import GOVERNANCE_TTL_MAX_MS
 from keymesh.model.machine import REGISTRY, Address, Send
 from keymesh.model.time import Instant, is_live
-from keymesh.orbital.messages import Hello
+from keymesh.orbital.messages import Hello, ManifestTell
 
 PENDING_MAX = 1_000
 GREETINGS = 4
 GREET_MS = 500
+ALLOW = "allow"
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -69,8 +73,9 @@ def offered_leaves(outstanding: Outstanding, answer: Answer, leaves: Mapping[str
 
 
 def renewed(old: Lease | None, until: Instant, grantor: Grantor) -> Lease:
-    """A renewal never shortens."""
-    return old if old is not None and old.until >= until else Lease(until, grantor)
+    """A renewal never shortens; of two that end together the Registry's counts."""
+    kept = old is not None and (old.until > until or (old.until == until and grantor is not Grantor.REGISTRY))
+    return old if old is not None and kept else Lease(until, grantor)
 
 
 # --- heartbeat -------------------------------------------------------------------------------------------------------
@@ -104,6 +109,7 @@ def greet(state: NodeState, out: Out) -> None:
     """Ask for what was sent to nobody.  Unlike a heartbeat it voids none that is out."""
     config = state.config
     out.append(Send(REGISTRY, Hello(region=config.region, node=config.node, boot_id=state.life)))
+    regional.report(state, out)
 
 
 def beat(state: NodeState, now: Instant, out: Out) -> None:
@@ -113,7 +119,7 @@ def beat(state: NodeState, now: Instant, out: Out) -> None:
         greet(state, out)
     nonce = state.draw("nonce")
     root = state.manifest.root
-    state.outstanding = Outstanding(nonce, now, root, state.leaves)
+    state.outstanding = Outstanding(nonce, now, state.manifest.tree, state.leaves)
     heartbeat = Heartbeat(
         mesh=config.mesh,
         epoch=state.epoch,
@@ -124,7 +130,7 @@ def beat(state: NodeState, now: Instant, out: Out) -> None:
         nonce=nonce,
         manifest_root=root,
         index_seen=state.index_seen,
-        leaves=None if root == state.answered_root else state.manifest.leaves,
+        leaves=None if root == state.answered_root or is_large(state) else state.manifest.leaves,
         pending=tuple(loading.pending_items(state)[:PENDING_MAX]),
         ivk_generation=state.ivk_generation,
         modes={name: tenant_mode(state, now, name)[0].value for name in sorted(state.tenants)},
@@ -132,10 +138,16 @@ def beat(state: NodeState, now: Instant, out: Out) -> None:
     )
     out.append(Send(REGISTRY, HeartbeatMessage(heartbeat=config.suite.seal(heartbeat))))
     local.forward(state, out)
+    tails.hand_in(state, out)
     minter.resubmit(state, out)
     regional.reconcile(state, now, out)
     local.release(state, now, out)
     edges.flush_gone(state, out)
+
+
+def is_large(state: NodeState) -> bool:
+    """Whether the manifest is too large to be sent whole: it is walked."""
+    return len(state.manifest) > state.config.leaves_in_full
 
 
 # --- answer ----------------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
     1. It comes from the Registry and is sealed by a key that the applied mesh delegates to it.
     2. It names this mesh, epoch and node.
     3. It answers the newest heartbeat, which it consumes.
-    4. Its leaves are those that its signed root vouches for.
+    4. Its leaves are those that its signed root vouches for; where they differ and none came along, they are walked.
     5. Every lease that it renews is renewed; the rest stays an open offer until the apply comes.
     """
     config = state.config
@@ -175,8 +187,28 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
     state.index_seen = max(state.index_seen, answer.index)
     leaves = offered_leaves(outstanding, answer, message.leaves)
     ttl_ms = granted_ttl(answer.ttl_ms, state.mesh_view.settings)
-    state.offer = Offer(lease_start(outstanding.sent_at, answer.poll_age_ms), ttl_ms, leaves)
+    start = lease_start(outstanding.sent_at, answer.poll_age_ms)
+    state.offer = Offer(start, ttl_ms, leaves)
+    if message.leaves is None and outstanding.manifest_root != answer.heads_root:
+        heads_walk.begin(state, answer.heads_root, outstanding, start=start, ttl_ms=ttl_ms)
+        walked(state, now, out)
+        return
+    state.walk = None
     credit_all(state, now, out)
+
+
+def on_told(state: NodeState, now: Instant, sender: Address, message: ManifestTell, out: Out) -> None:
+    """More of the heads tree that the newest accepted answer named."""
+    if sender == REGISTRY and heads_walk.take(state, message, out):
+        walked(state, now, out)
+
+
+def walked(state: NodeState, now: Instant, out: Out) -> None:
+    """Go on with the walk; at its end, credit what it found."""
+    found = heads_walk.go_on(state, now, out)
+    if found is not None:
+        state.offer = found
+        credit_all(state, now, out)
 
 
 def credit_all(state: NodeState, now: Instant, out: Out) -> None:
@@ -193,11 +225,18 @@ def credit(state: NodeState, now: Instant, holding: Holding) -> bool:
     """Renew one lease where the newest offer allows; whether it is live afterwards."""
     offer = state.offer
     if offer is not None and may_credit(state, holding, offer):
-        policy = holding.view.policy
-        until = lease_end(offer.start, offer.ttl_ms, None if policy is None else policy.ttl_ms)
-        if is_live(until, now):
-            holding.lease = renewed(holding.lease, until, Grantor.REGISTRY)
+        _renew(holding, now, offer, Grantor.REGISTRY)
+    stood = state.standby_offer
+    if stood is not None and wants_standby(state, now, holding) and may_stand_by(state, holding, stood):
+        _renew(holding, now, stood, Grantor.VOTERS)
     return holding.lease is not None and is_live(holding.lease.until, now)
+
+
+def _renew(holding: Holding, now: Instant, offer: Offer | StandbyOffer, grantor: Grantor) -> None:
+    policy = holding.view.policy
+    until = lease_end(offer.start, offer.ttl_ms, None if policy is None else policy.ttl_ms)
+    if is_live(until, now):
+        holding.lease = renewed(holding.lease, until, grantor)
 
 
 def may_credit(state: NodeState, holding: Holding, offer: Offer) -> bool:
@@ -208,9 +247,57 @@ def may_credit(state: NodeState, holding: Holding, offer: Offer) -> bool:
     return has_applied(state.mesh.leaf, leaves[MESH_NAMESPACE]) and has_applied(holding.leaf, leaves[holding.namespace])
 
 
+# --- standby ---------------------------------------------------------------------------------------------------------
+
+
+def is_silent(state: NodeState, now: Instant) -> bool:
+    """Whether the Registry missed three heartbeats of this node."""
+    return standby.has_missed(state.answered_sent_at, state.booted_at, state.interval_ms, now)
+
+
+def allows_standby(policy: PolicyRow | None) -> bool:
+    """By the tenant's own policy; doubt denies."""
+    return policy is not None and policy.standby == ALLOW
+
+
+def wants_standby(state: NodeState, now: Instant, holding: Holding) -> bool:
+    """Whether a lease of the voters' is to take over: the tenant allows Standby, the Registry is silent and its lease
+    nearly over; or it answers (to this node, and to no majority of the voters), and does not renew."""
+    if holding is not state.mesh and not allows_standby(holding.view.policy):
+        return False
+    lease = holding.lease
+    lead_ms = standby.MISSED_HEARTBEATS * state.interval_ms
+    if lease is None or lease.until - now <= state.interval_ms:
+        return True
+    return (lease.grantor is Grantor.VOTERS or lease.until - now <= lead_ms) and is_silent(state, now)
+
+
+def is_wanting(state: NodeState, now: Instant) -> bool:
+    """Whether any namespace here waits for, or rests on, a lease of the voters'."""
+    return standby.may_stand_by(state.mesh_view.voters) and any(
+        holding.applied is not None and wants_standby(state, now, holding)
+        for holding in (state.mesh, *state.tenants.values())
+    )
+
+
+def stored_head(state: NodeState, holding: Holding, offer: StandbyOffer) -> Leaf | None:
+    """The highest restriction of the namespace among the voters' answers; None where they stored none."""
+    settings = state.mesh_view.settings
+    return None if settings is None else offer.heads.get(blind(settings.salt, holding.namespace))
+
+
+def may_stand_by(state: NodeState, holding: Holding, offer: StandbyOffer) -> bool:
+    """Whether this node has applied every restriction that the answers show, of the namespace and of ``mesh``."""
+    if holding.applied is None or state.mesh_view.settings is None or offer.epoch != state.epoch:
+        return False
+    heads = [(of, stored_head(state, of, offer)) for of in (state.mesh, holding)]
+    return all(head is None or has_applied(of.leaf, head) for of, head in heads)
+
+
 def void_all(state: NodeState, now: Instant, out: Out) -> None:
     """The clock went back: no lease, no L1 lease, no offer, no answer on its way counts, and no key stays."""
-    state.offer = state.outstanding = state.answered_sent_at = None
+    state.offer = state.walk = state.outstanding = state.answered_sent_at = None
+    state.standby_offer = state.standby_ask = None
     state.answered_root = ZERO_DIGEST
     state.mesh.lease = None
     for holding in state.tenants.values():

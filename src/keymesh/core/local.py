@@ -23,7 +23,7 @@ from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import KeyId, check_token
 from keymesh.model.limits import SIGNATURES_MAX
 from keymesh.model.machine import REGISTRY, Send
-from keymesh.model.scope import Scope, ScopeKind, parse_scope
+from keymesh.model.scope import Scope, ScopeKind, parse_kill_scope, parse_scope
 from keymesh.model.time import Instant
 
 ACTIONS = frozenset({"suspend", "revoke"})
@@ -115,7 +115,7 @@ def on_restrict(state: NodeState, now: Instant, event: LocalRestrict, out: Out) 
     """Restrict here and now; the reply follows the record."""
     try:
         check_token("command_id", event.command_id)
-        scope = parse_scope(event.scope)
+        scope = parse_kill_scope(event.scope)
         if event.action not in ACTIONS:
             raise Refused.bad_field("action", "suspend or revoke")
         checks.reason(strict_json.convert({**event.options, "scope": event.scope}, ScopeArgs).reason)

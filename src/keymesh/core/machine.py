@@ -9,22 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from keymesh.control.messages import AnswerMessage, Recorded, ReprobeL1
-from keymesh.control.state import NamespaceState
+from keymesh.control.messages import (
+    AnswerMessage,
+    Recorded,
+    ReprobeL1,
+    StandbyGrantMessage,
+    StandbyRefused,
+    StateRequest,
+)
+from keymesh.control.purge_messages import PurgeNoted
 from keymesh.core import (
     apply,
+    boot,
     edges,
+    heads_walk,
     l1_lease,
     leases,
     loading,
     local,
     minter,
     overlays,
+    purging,
     refusals,
     regional,
     restrictions,
     revoking,
     snapshot,
+    standby,
+    tails,
     unrecorded,
     upkeep,
 )
@@ -40,9 +52,10 @@ from keymesh.core.events import (
     RewrapFailed,
     Sealed,
     SnapshotTaken,
+    StoreSeen,
+    TenantPurged,
     Unsealed,
 )
-from keymesh.core.records import ClosedRecord, EdgeLeaseRecord, LocalRecord, OverlayRecord, QuarantineRecord
 from keymesh.core.state import NodeConfig, NodeState, Out, note
 from keymesh.model.machine import (
     REGISTRY,
@@ -58,7 +71,7 @@ from keymesh.model.machine import (
 )
 from keymesh.model.time import NEVER, Instant
 from keymesh.orbital.edge_messages import EdgeAckMessage, LeaseRequest, LeaseReturnedMessage
-from keymesh.orbital.messages import Hello, Task
+from keymesh.orbital.messages import Hello, ManifestTell, TailTaken, Task
 
 __all__ = ["NodeConfig", "NodeState", "new_node", "step"]
 
@@ -100,26 +113,12 @@ def _on_booted(state: NodeState, now: Instant, event: Booted, out: Out) -> None:
     state.booted = True
     state.mark, state.booted_at, state.entropy = event.mark, now, event.entropy
     state.life = state.draw("life")
-    records = [event.records[name] for name in sorted(event.records)]
-    for record in records:
-        if isinstance(record, NamespaceState):
-            apply.restore(state, now, record, out)
-    for record in records:
-        match record:
-            case OverlayRecord():
-                overlays.restore(state, record, out)
-            case LocalRecord():
-                local.restore(state, record)
-            case ClosedRecord():
-                state.holding_or_new(record.namespace).closed[record.reason] = (record.epoch, record.seq)
-            case QuarantineRecord():
-                state.quarantined.setdefault(record.namespace, set()).add(record.other.hash)
-            case EdgeLeaseRecord():
-                edges.restore(state, record, now)
+    boot.take_up(state, now, [event.records[name] for name in sorted(event.records)], out)
     for holding in (state.mesh, *state.tenants.values()):
         for restriction in holding.restrictions.values():
             order = (holding.leaf.epoch, restriction.seq)
             restrictions.enforce(state, now, restriction.scope, order, "", out)
+        purging.reconcile(state, now, holding, out)
         for order in holding.closed.values():
             revoking.revoke(state, now, revoking.whole(holding.namespace), order, "", out)
     for suspension in state.locals.values():
@@ -139,6 +138,7 @@ def _on_clock_went_back(state: NodeState, now: Instant, _: ClockWentBack, out: O
 
 
 def _on_clock_went_ahead(state: NodeState, now: Instant, event: ClockWentAhead, out: Out) -> None:
+    state.woken_at = NEVER  # the tick that was asked for would come so much later by our clock: ask anew
     edges.extend_all(state, event.by_ms)
 
 
@@ -180,6 +180,8 @@ def _on_persisted(state: NodeState, now: Instant, event: Persisted, out: Out) ->
             refusals.on_evidence_recorded(state, now, pending, out)
         case edges.GrantPending():
             edges.on_granted(state, now, pending, out)
+        case purging.PurgePending():
+            purging.on_recorded(state, now, pending, out)
         case local.LocalPending():
             local.on_persisted(state, pending, out)
         case local.ReleasePending():
@@ -193,6 +195,8 @@ def _on_persist_failed(state: NodeState, now: Instant, event: PersistFailed, out
     if isinstance(pending, edges.GrantPending):
         edges.on_grant_failed(state, pending, out)
     elif pending is not None:
+        if isinstance(pending, purging.PurgePending):
+            purging.on_record_failed(state, now, pending, out)
         if isinstance(pending, local.LocalPending):
             local.on_failed(state, pending, out)
         unrecorded.failed(state, now, pending, out)
@@ -217,6 +221,31 @@ def _on_task(state: NodeState, now: Instant, event: Received, out: Out) -> None:
 
 def _on_answer(state: NodeState, now: Instant, event: Received, out: Out) -> None:
     leases.on_answer(state, now, event.sender, event.message, out)
+    standby.hand_in(state, now, out)
+
+
+def _on_told(state: NodeState, now: Instant, event: Received, out: Out) -> None:
+    leases.on_told(state, now, event.sender, event.message, out)
+
+
+def _on_heartbeat_timer(state: NodeState, now: Instant, what: str, out: Out) -> None:
+    """A heartbeat; and, where the Registry has missed too many, a word to the voters."""
+    beats = now >= state.heartbeat_at
+    leases.on_heartbeat_timer(state, now, what, out)
+    if beats:
+        standby.ask(state, now, out)
+
+
+def _on_standby_grant(state: NodeState, now: Instant, event: Received, out: Out) -> None:
+    standby.on_grant(state, now, event.sender, event.message, out)
+
+
+def _on_standby_refused(state: NodeState, now: Instant, event: Received, out: Out) -> None:
+    standby.on_refused(state, now, event.sender, event.message, out)
+
+
+def _on_state_request(state: NodeState, now: Instant, event: Received, out: Out) -> None:
+    standby.on_state_request(state, now, event.sender, event.message, out)
 
 
 def _on_recorded(state: NodeState, now: Instant, event: Received, out: Out) -> None:
@@ -283,6 +312,10 @@ def _on_ivk_rotated(state: NodeState, now: Instant, event: IvkRotated, out: Out)
     regional.reconcile(state, now, out)
 
 
+def _on_store_seen(state: NodeState, now: Instant, event: StoreSeen, out: Out) -> None:
+    regional.on_store_seen(state, now, event, out)
+
+
 def _on_snapshot_taken(state: NodeState, now: Instant, event: SnapshotTaken, out: Out) -> None:
     snapshot.on_taken(state, event, out)
 
@@ -309,12 +342,20 @@ _EVENTS: Final[dict[type, Handler]] = {
     RewrapFailed: minter.on_rewrap_failed,
     IvkRotated: _on_ivk_rotated,
     SnapshotTaken: _on_snapshot_taken,
+    StoreSeen: _on_store_seen,
+    TenantPurged: purging.on_purged,
 }
 
 _MESSAGES: Final[dict[type, Callable[[NodeState, Instant, Received, Out], None]]] = {
     Task: _on_task,
     AnswerMessage: _on_answer,
+    StandbyGrantMessage: _on_standby_grant,
+    StandbyRefused: _on_standby_refused,
+    StateRequest: _on_state_request,
+    ManifestTell: _on_told,
+    TailTaken: lambda state, now, event, out: tails.on_taken(state, event.sender, event.message, out),
     Recorded: _on_recorded,
+    PurgeNoted: purging.on_noted,
     ReprobeL1: _on_reprobe,
     LeaseRequest: _on_request,
     EdgeAckMessage: _on_edge_ack,
@@ -323,13 +364,15 @@ _MESSAGES: Final[dict[type, Callable[[NodeState, Instant, Received, Out], None]]
 }
 
 _TIMERS: Final[dict[str, Callable[[NodeState, Instant, str, Out], None]]] = {
-    "heartbeat": leases.on_heartbeat_timer,
+    "heartbeat": _on_heartbeat_timer,
     "greet": leases.greet_again,
     "close": loading.on_close_timer,
     "load": loading.on_load_timer,
+    "walk": heads_walk.on_timer,
     "probe": l1_lease.on_probe_timer,
     "proof": l1_lease.on_proof_timer,
     "revoke": revoking.on_timer,
+    "purge": purging.on_timer,
     "edge-end": _on_lease_end,
     "snapshot": snapshot.on_timer,
     "record": unrecorded.on_timer,

@@ -61,6 +61,16 @@ def lost_race(minted: KeyMinted, row: KeyRow) -> bool:
     return minted.kid != row.kid
 
 
+def still_fits(view: TenantView, key: str, parent: str) -> bool:
+    """Whether the log can still take a wrap of ``key`` under ``parent``: a retired binding or a dead L2 never opens
+    again, so a wrap that has no row by then will have none."""
+    if key == L2_NAME:
+        binding = view.bindings.get(parent)
+        return binding is not None and binding.state != "retired"
+    l2s = (row for name, row in view.keys.items() if name[0] == L2_NAME)
+    return any(row.kid == parent and key_state(row) in LIVE_STATES for row in l2s)
+
+
 # --- planning --------------------------------------------------------------------------------------------------------
 
 
@@ -87,9 +97,12 @@ def _settle(state: NodeState, holding: Holding, out: Out) -> None:
             if lost_race(minted, row):
                 out.append(WipeMinted(holding.namespace, minted.kid))
                 note(out, "mint-lost", tenant=holding.namespace, key=job[1], version=job[2])
+        elif not still_fits(holding.view, job[1], work.minted[job].parent):
+            out.append(WipeMinted(holding.namespace, work.minted.pop(job).kid))
+            note(out, "mint-overtaken", tenant=holding.namespace, key=job[1], version=job[2])
     for job in [job for job in work.rewrapped if job[0] == holding.namespace]:
-        row = holding.view.keys.get((job[1], job[2]))
-        if row is None or row.revision >= work.rewrapped[job].revision:
+        row, ours = holding.view.keys.get((job[1], job[2])), work.rewrapped[job]
+        if row is None or row.revision >= ours.revision or not still_fits(holding.view, job[1], ours.parent):
             del work.rewrapped[job]
 
 
@@ -125,8 +138,7 @@ def _rewrap(state: NodeState, now: Instant, holding: Holding, work: tuple[str, i
 
 def _parent_ready(holding: Holding, key: str, parent: str) -> bool:
     if key == L2_NAME:
-        binding = holding.view.bindings.get(parent)
-        return binding is not None and binding.state != "retired"
+        return still_fits(holding.view, key, parent)
     return any(ref.kid == parent for name, ref in holding.loaded.items() if name[0] == L2_NAME)
 
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from keymesh.control.entry import SignedEntry
+from keymesh.control.purge_messages import BackupLine, PurgedKey
 from keymesh.control.rows import RestrictionRow
+from keymesh.control.standby import StandbyLie
 from keymesh.control.state import NamespaceState
 from keymesh.model.ids import Digest
 from keymesh.model.time import Instant
@@ -63,6 +65,21 @@ class OverlayRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class PurgeRecord:
+    """This node has nothing left of a tenant: what its receipt says.  ``seq`` is of the purge, in ``epoch``."""
+
+    namespace: str
+    epoch: int
+    seq: int
+    entry_hash: Digest | None
+    admitted_seq: int
+    keys: tuple[PurgedKey, ...]
+    others: tuple[str, ...]
+    backups: tuple[BackupLine, ...]
+    correlation_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuarantineRecord:
     """Evidence: what was held and what contradicts it."""
 
@@ -82,7 +99,25 @@ class ClosedRecord:
     seq: int
 
 
-RECORD_TYPES: Final = (NamespaceState, LocalRecord, EdgeLeaseRecord, OverlayRecord, QuarantineRecord, ClosedRecord)
+@dataclass(frozen=True, slots=True)
+class TailRecord:
+    """What this node held when a new epoch's base took its place, and had key versions that the base lacks."""
+
+    namespace: str
+    state: NamespaceState
+
+
+RECORD_TYPES: Final = (
+    NamespaceState,
+    LocalRecord,
+    EdgeLeaseRecord,
+    OverlayRecord,
+    QuarantineRecord,
+    ClosedRecord,
+    PurgeRecord,
+    StandbyLie,
+    TailRecord,
+)
 
 
 def state_name(namespace: str) -> str:
@@ -104,6 +139,14 @@ def overlay_name(namespace: str) -> str:
 
 def quarantine_name(namespace: str, entry_hash: str) -> str:
     return f"quarantine/{namespace}/{entry_hash}"
+
+
+def tail_name(namespace: str) -> str:
+    return f"tail/{namespace}"
+
+
+def purge_name(namespace: str) -> str:
+    return f"purge/{namespace}"
 
 
 def closed_name(namespace: str, reason: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from keymesh.control.entry import Leaf
+from keymesh.core import regional
 from keymesh.core.events import SnapshotTaken, TakeSnapshot
 from keymesh.core.state import Holding, NodeState, Out, note
 from keymesh.model.ids import ZERO_DIGEST, Digest
@@ -59,6 +60,7 @@ def on_taken(state: NodeState, event: SnapshotTaken, out: Out) -> None:
     asked, state.snapshot_asked_at = state.snapshot_asked_at, None
     if asked is None:
         return
+    regional.report(state, out)
     for name in sorted(state.leaves):
         holding = state.holding(name)
         if holding is not None and holding.applied_at < asked:

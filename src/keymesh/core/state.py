@@ -12,20 +12,24 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any, Final
 
-from keymesh.control.entry import Leaf
+from keymesh.control.entry import FIRST_EPOCH, Leaf
 from keymesh.control.heads import HeadsTree
+from keymesh.control.messages import Sealed, StandbyGrant, StandbyRequest
 from keymesh.control.rows import KeyRow
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
 from keymesh.core.events import KeyMinted, KeyRef, KeyRewrapped
 from keymesh.core.lease_book import LeaseBook
 from keymesh.core.may import Grantor
-from keymesh.core.records import LocalRecord, OverlayRecord
+from keymesh.core.records import LocalRecord, OverlayRecord, PurgeRecord
 from keymesh.core.views import EMPTY_MESH, EMPTY_TENANT, MeshView, Restriction, TenantView
+from keymesh.ledger.maptree import MapTree
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest, KeyId
+from keymesh.model.limits import LEAVES_IN_FULL_MAX
 from keymesh.model.machine import Address, BootMark, Note, Persist, node_address
 from keymesh.model.scope import Scope
 from keymesh.model.time import NEVER, Instant
+from keymesh.orbital.walk import Walk
 
 Puts = tuple[tuple[str, Any], ...]
 LocalKey = tuple[str, str]
@@ -36,14 +40,14 @@ Out = list[Any]
 NO_LEAF: Final = Leaf(epoch=0, seq=0, entry_hash=ZERO_DIGEST, state=ZERO_DIGEST)
 NO_MARK: Final = BootMark("", 0)
 START: Final = Instant(0)
-FIRST_EPOCH: Final = 1
 PERSISTING_MAX: Final = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """``root_keys`` and ``root_threshold`` are the pinned trust anchor.  ``minter``: this node is its region's one
-    fenced minter.  ``heartbeat_ms`` counts until the mesh's own settings are known."""
+    fenced minter.  ``heartbeat_ms`` counts until the mesh's own settings are known.  ``leaves_in_full``: a manifest of
+    more leaves is walked, not sent."""
 
     mesh: str
     region: str
@@ -53,6 +57,7 @@ class NodeConfig:
     root_threshold: int
     minter: bool = True
     heartbeat_ms: int = 1_000
+    leaves_in_full: int = LEAVES_IN_FULL_MAX
 
     @property
     def address(self) -> Address:
@@ -131,8 +136,12 @@ class Outstanding:
 
     nonce: str
     sent_at: Instant
-    manifest_root: Digest
+    manifest: MapTree
     leaves: Mapping[str, Leaf]  # as applied when it was sent
+
+    @property
+    def manifest_root(self) -> Digest:
+        return self.manifest.root
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +151,38 @@ class Offer:
     start: Instant
     ttl_ms: int
     leaves: Mapping[str, Leaf]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadsWalk:
+    """The heads tree of the newest accepted answer is being walked; ``answered`` is the heartbeat, and what the walk
+    finds is offered from ``start`` on."""
+
+    walk: Walk
+    answered: Outstanding
+    start: Instant
+    ttl_ms: int
+
+
+@dataclass(slots=True)
+class StandbyAsk:
+    """The one request whose grants count; ``done``: a majority has granted.  ``refusals`` are for people."""
+
+    request: StandbyRequest
+    sent_at: Instant
+    grants: dict[Address, StandbyGrant] = field(default_factory=dict)
+    refusals: dict[str, str] = field(default_factory=dict)
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyOffer:
+    """What a majority of voters offers: ``ttl_ms`` from ``start`` to each namespace that has its head, by blind."""
+
+    epoch: int
+    start: Instant
+    ttl_ms: int
+    heads: Mapping[str, Leaf]
 
 
 @dataclass(slots=True)
@@ -164,6 +205,20 @@ class Unrecorded:
 
     pending: Any
     namespaces: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Purge:
+    """The purge of a tenant by entry ``seq``.  ``running``: the shell is at it; ``record``: what is durable of it, of
+    this life or an earlier one; ``done``: in this life; ``noted``: a replica of the Registry has the receipt;
+    ``pause_ms``: between later ones."""
+
+    seq: int
+    running: bool = False
+    record: PurgeRecord | None = None
+    done: bool = False
+    noted: bool = False
+    pause_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -201,6 +256,9 @@ class NodeState:
     sealed: bool = True
     ivk_generation: int = 0
     ivk_rotating_since: Instant | None = None
+    store_schema: int = 0  # 0: not looked at yet
+    store_newest: int = 0
+    store_migrating_since: Instant | None = None
     # freshness
     manifest: HeadsTree = field(default_factory=HeadsTree)
     leaves: dict[str, Leaf] = field(default_factory=dict)  # as applied; replaced, never changed
@@ -209,6 +267,14 @@ class NodeState:
     snapshot_asked_at: Instant | None = None
     outstanding: Outstanding | None = None
     offer: Offer | None = None
+    standby_ask: StandbyAsk | None = None
+    standby_offer: StandbyOffer | None = None
+    standby_said: dict[Address, tuple[StandbyGrant, Sealed]] = field(default_factory=dict)  # each voter's last grant
+    handing_in: int = 0  # how often yet the Registry is to be told of them
+    liars: set[Address] = field(default_factory=set)  # voters with a proof of a lie on file
+    tails: dict[str, NamespaceState] = field(default_factory=dict)  # of earlier epochs, to be handed in
+    fetching: set[str] = field(default_factory=set)  # namespaces that other regions are asked for
+    walk: HeadsWalk | None = None
     answered_sent_at: Instant | None = None
     answered_root: Digest = ZERO_DIGEST
     index_seen: int = 0
@@ -226,6 +292,7 @@ class NodeState:
     waiting: dict[str, dict[Address, str]] = field(default_factory=dict)  # tenant -> Edge refused -> its service
     revocations: dict[str, OpenRevocation] = field(default_factory=dict)
     revoking: bool = False
+    purges: dict[str, Purge] = field(default_factory=dict)  # by tenant
     mint: MintState = field(default_factory=MintState)
     # timers
     timers: list[tuple[Instant, int, str, str]] = field(default_factory=list)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from keymesh.core import apply, loading, local, overlays, refusals, revoking, upkeep
+from keymesh.core import apply, loading, local, overlays, refusals, revoking, tails, upkeep
 from keymesh.core.records import local_name, overlay_name, state_name
 from keymesh.core.state import NodeState, Out, Unrecorded, note
 from keymesh.model.ids import MESH_NAMESPACE
@@ -36,7 +36,9 @@ def _namespaces(state: NodeState, pending: object) -> tuple[str, ...]:
     """Namespaces that ``pending`` restricts beyond what is recorded; empty for a pure grant."""
     match pending:
         case apply.ApplyPending():
-            return tuple(name for new in pending.states if _restricts(state, name := new.head.entry.namespace))
+            left = {namespace for namespace, _ in pending.left.keys}
+            names = [new.head.entry.namespace for new in pending.states]
+            return tuple(name for name in names if name in left or _restricts(state, name))
         case overlays.OverlayPending():
             return (pending.record.namespace,)
         case refusals.EvidencePending():
@@ -120,6 +122,7 @@ def _puts(state: NodeState, pending: object) -> Iterable[tuple[str, Any]]:
                 holding = state.holding_or_new(new.head.entry.namespace)
                 if new.leaf.order > holding.leaf.order:
                     yield state_name(holding.namespace), new
+            yield from tails.puts(state, pending.left)
         case overlays.OverlayPending():
             overlay = state.holding_or_new(pending.record.namespace).overlay
             if overlay is not None and not overlay.recorded:

@@ -16,6 +16,7 @@ from keymesh.control.state import NamespaceState
 from keymesh.crypto.dsse import key_id
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE, KeyId, Namespace, TenantId
+from keymesh.model.machine import Address, node_address
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
 from keymesh.model.states import KEY_STATES, KeyState
 
@@ -53,9 +54,18 @@ class TenantView:
         return max([version for name, version in self.keys if name == key], default=0)
 
 
+class NodeView(Struct, frozen=True):
+    """An enrolled node: where it is, and what it signs with."""
+
+    region: str
+    keys: dict[KeyId, str]
+
+
 @dataclass(frozen=True, slots=True)
 class MeshView:
     settings: r.SettingsRow | None = None
+    voters: r.VotersRow | None = None
+    nodes: dict[Address, NodeView] = field(default_factory=dict)
     registry_keys: dict[KeyId, str] = field(default_factory=dict)
     regions: dict[str, r.RegionRow] = field(default_factory=dict)
     restrictions: dict[str, Restriction] = field(default_factory=dict)
@@ -115,7 +125,7 @@ def restriction_rows(rows: r.Rows) -> dict[str, r.RestrictionRow]:
 
 def tenant_view(namespace: str, rows: r.Rows) -> TenantView:
     """Raises Integrity or Refused for a row that this release does not know (which ``control.view`` refuses first)."""
-    view = TenantView(restrictions=restrictions_in(namespace, rows), policy=r.get(rows, "policy", r.PolicyRow))
+    view = TenantView(restrictions=restrictions_in(namespace, rows), policy=r.policy_in(rows))
     for name, raw in rows.items():
         head, rest = r.parts_of(name)
         if head == "key":
@@ -138,6 +148,14 @@ def mesh_view(rows: r.Rows) -> MeshView:
     registry = r.get(rows, f"delegation/{REGISTRY_ROLE}", r.DelegationRow)
     return MeshView(
         settings=r.get(rows, "settings", r.SettingsRow),
+        voters=r.get(rows, "voters", r.VotersRow),
+        nodes={
+            node_address(*name.split("/")[1:]): NodeView(
+                name.split("/")[1], edge_key(r.decode_as(name, raw, r.NodeRow).signing_key)
+            )
+            for name, raw in rows.items()
+            if r.shape_of(name) is r.NodeRow
+        },
         registry_keys={} if registry is None else {KeyId(name): public for name, public in registry.keys.items()},
         regions={
             name.removeprefix("region/"): r.decode_as(name, raw, r.RegionRow)

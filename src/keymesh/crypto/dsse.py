@@ -11,7 +11,7 @@ import binascii
 import hashlib
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Final, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 import msgspec
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -229,14 +229,39 @@ def _base64(field: str, text: str) -> bytes:
 
 def envelope_to_json(envelope: Envelope) -> bytes:
     """The standard DSSE JSON of ``envelope``."""
+    return strict_json.dumps(_wire(envelope))
+
+
+def envelope_to_plain(envelope: Envelope) -> dict[str, Any]:
+    """What a reader of ``envelope_to_json`` has before it.  Raises Refused for what no reader takes."""
+    wire = _wire(envelope)
+    _check_size(wire, ENVELOPE_MAX_BYTES)
+    plain: dict[str, Any] = msgspec.to_builtins(wire)
+    return plain
+
+
+def _wire(envelope: Envelope) -> _WireEnvelope:
     signatures = [_WireSignature(s.keyid, base64.b64encode(s.sig).decode()) for s in envelope.signatures]
-    payload = base64.b64encode(envelope.payload).decode()
-    return strict_json.dumps(_WireEnvelope(payload, envelope.payload_type, signatures))
+    return _WireEnvelope(base64.b64encode(envelope.payload).decode(), envelope.payload_type, signatures)
 
 
 def envelope_from_json(raw: bytes, *, max_bytes: int = ENVELOPE_MAX_BYTES) -> Envelope:
     """Raises Refused naming the field.  The signatures are not verified."""
-    wire = strict_json.decode(raw, _WireEnvelope, max_bytes=max_bytes)
+    return _envelope(strict_json.decode(raw, _WireEnvelope, max_bytes=max_bytes))
+
+
+def envelope_from_plain(value: Any, *, max_bytes: int = ENVELOPE_MAX_BYTES) -> Envelope:
+    """As ``envelope_from_json``, of a value that the strict reader has read; ``max_bytes`` of its JSON."""
+    _check_size(value, max_bytes)
+    return _envelope(strict_json.convert(value, _WireEnvelope))
+
+
+def _check_size(value: Any, max_bytes: int) -> None:
+    if (size := len(strict_json.dumps(value))) > max_bytes:
+        raise Refused.bad_field("json", f"at most {max_bytes} bytes, got {size}")
+
+
+def _envelope(wire: _WireEnvelope) -> Envelope:
     if not 0 < len(wire.payloadType) <= TYPE_MAX_CHARS:
         raise Refused.bad_field("payloadType", f"1 to {TYPE_MAX_CHARS} characters")
     if not 0 < len(wire.signatures) <= SIGNATURES_MAX:

@@ -213,6 +213,10 @@ class KeyPages:
             return sum(page.in_use for page in self._pages)
 
     @property
+    def slots_max(self) -> int:
+        return self._pages_max * (PAGE_BYTES // SLOT_BYTES)
+
+    @property
     def all_locked(self) -> bool:
         return all(page.locked for page in self._pages)
 

@@ -19,11 +19,12 @@ from typing import Any, Final, Self
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
-from keymesh.access.identity import EdgeIdentity
+from keymesh.access.identity import EdgeIdentity, address_of
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import KeyPages
+from keymesh.edge.client_elsewhere import Elsewhere, ManyTransports, credentials_there
 from keymesh.edge.client_shell import EdgeShell, addresses
 from keymesh.edge.client_tls import EdgeCredentials
 from keymesh.edge.client_transport import CoreTransport, first_answer
@@ -34,6 +35,7 @@ from keymesh.edge.snapshot import EdgeConfig
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import KeyId
+from keymesh.model.machine import Address
 
 CONNECT_TIMEOUT_S: Final = 15.0
 FETCH_TIMEOUT_S: Final = 5.0
@@ -62,11 +64,18 @@ def worth_waiting(why: CoreHeld | Unavailable) -> bool:
     return not isinstance(why, Unavailable) or isinstance(why, UnknownKid) or why.code == "starting"
 
 
+def _urls(cores: Sequence[str]) -> tuple[str, ...]:
+    """Base URLs, each once.  Raises Refused naming ``cores``."""
+    if not cores or any(not url.startswith("https://") for url in cores):
+        raise Refused.bad_field("cores", "at least one https:// base URL")
+    return tuple(dict.fromkeys(url.rstrip("/") for url in cores))
+
+
 class Edge:
     """The asynchronous face.  Use it on the event loop that it was connected on; mint and open never await."""
 
     def __init__(
-        self, shell: EdgeShell, transport: CoreTransport, identity: EdgeIdentity, cores: Sequence[str]
+        self, shell: EdgeShell, transport: ManyTransports, identity: EdgeIdentity, cores: Sequence[str]
     ) -> None:
         """Use ``connect``, or ``start`` where nobody waits for the first lease."""
         self._shell = shell
@@ -83,17 +92,24 @@ class Edge:
         ca: str | Path,
         cores: Sequence[str],
         trust: EdgeTrust | str | Path,
+        elsewhere: Sequence[Elsewhere] = (),
         timeout_s: float = CONNECT_TIMEOUT_S,
         allow_unlocked_memory: bool = False,
     ) -> Self:
         """An Edge that holds its first lease.
 
-        ``identity``: PEM with key, leaf and intermediate; ``ca``: the mesh root; ``cores``: base URLs in order of
-        preference; ``trust``: an ``EdgeTrust`` or its file.  Raises Refused (files, certificate, restricted) or
+        ``identity``: PEM with key, leaf and intermediate; ``ca``: the mesh root; ``cores``: base URLs of its region's
+        Cores, the first to be asked first; ``trust``: an ``EdgeTrust`` or its file; ``elsewhere``: Cores of other
+        regions, for when those here fail.  Raises Refused (files, certificate, restricted) or
         Unavailable.
         """
         edge = cls.start(
-            identity=identity, ca=ca, cores=cores, trust=trust, allow_unlocked_memory=allow_unlocked_memory
+            identity=identity,
+            ca=ca,
+            cores=cores,
+            trust=trust,
+            elsewhere=elsewhere,
+            allow_unlocked_memory=allow_unlocked_memory,
         )
         try:
             await edge.wait_ready(timeout_s)
@@ -110,13 +126,12 @@ class Edge:
         ca: str | Path,
         cores: Sequence[str],
         trust: EdgeTrust | str | Path,
+        elsewhere: Sequence[Elsewhere] = (),
         allow_unlocked_memory: bool = False,
     ) -> Self:
         """As ``connect``, on the running loop, without waiting for a lease."""
         run_known_answer_tests()
-        if not cores or any(not url.startswith("https://") for url in cores):
-            raise Refused.bad_field("cores", "at least one https:// base URL")
-        urls = tuple(dict.fromkeys(url.rstrip("/") for url in cores))
+        urls = _urls(cores)
         anchor = trust if isinstance(trust, EdgeTrust) else load_trust(trust)
         credentials = EdgeCredentials(Path(identity), Path(ca))
         who = credentials.identity
@@ -126,8 +141,19 @@ class Edge:
         suite = DsseSuite(signer)
         pages = KeyPages(allow_unlocked=allow_unlocked_memory)
         pages.put(bytearray(32)).wipe()  # refuse now, not when the first key comes, where memory cannot be locked
-        transport = CoreTransport(credentials, pages)
-        by_address = addresses(urls)
+        transports = dict.fromkeys(urls, CoreTransport(credentials, pages))
+        known_as: dict[Address, Address] = {}
+        for other in elsewhere:
+            there = credentials_there(other, Path(ca), who)
+            theirs = _urls(other.cores)
+            if transports.keys() & set(theirs):
+                raise Refused.bad_field("elsewhere", "each Core of one region alone")
+            transports |= dict.fromkeys(theirs, CoreTransport(there, pages))
+            as_there = address_of(there.identity)
+            assert as_there is not None
+            known_as |= dict.fromkeys(addresses(theirs), as_there)
+        transport = ManyTransports(transports)
+        by_address = addresses(tuple(transports))
         config = EdgeConfig(
             region=who.region,
             tenant=who.tenant,
@@ -137,6 +163,7 @@ class Edge:
             suite=suite,
             signing_key=signer.public_key.hex(),
             verify_policy=policy_verifier(mesh=anchor.mesh, registry_keys=anchor.registry_keys, suite=suite),
+            known_as=known_as,
         )
         shell = EdgeShell(config, transport, cores=by_address)
         shell.start()
@@ -224,25 +251,29 @@ class Edge:
             except CoreHeld:
                 pass
         return await first_answer(
-            self._cores, lambda core: self._transport.create(core, count, context or {}, plaintext=plaintext)
+            self._nearest_first(), lambda core: self._transport.create(core, count, context or {}, plaintext=plaintext)
         )
 
     async def open_slowly(
         self, why: CoreHeld | Unavailable, blobs: Sequence[Octets], context: Mapping[str, str] | None
     ) -> list[bytes]:
         """As ``create_slowly``; for an unknown kid also after one fresh lease."""
-        if isinstance(why, Unavailable):
-            if isinstance(why, UnknownKid):
-                await self._fetch_once(why)
-            else:
-                await self._wait_first(why)
+        if isinstance(why, UnknownKid):
+            try:
+                return await self._open_with_fresh_lease(why, blobs, context)
+            except CoreHeld:
+                pass
+        elif isinstance(why, Unavailable):
+            await self._wait_first(why)
             try:
                 return self.hot.decrypt_keys(blobs, context)
             except CoreHeld:
                 pass
         check_batch("blobs", len(blobs))
         plain = tuple(bytes(blob) for blob in blobs)
-        return await first_answer(self._cores, lambda core: self._transport.open_keys(core, plain, context or {}))
+        return await first_answer(
+            self._nearest_first(), lambda core: self._transport.open_keys(core, plain, context or {})
+        )
 
     async def _wait_first(self, why: Unavailable) -> None:
         """Only at the start is a lease worth waiting for; otherwise the caller hears that there is none."""
@@ -250,17 +281,38 @@ class Edge:
             raise why
         await self.wait_ready(FETCH_TIMEOUT_S)
 
-    async def _fetch_once(self, why: UnknownKid) -> None:
-        """A kid that our lease does not name: ask for a fresh one once, then say unavailable (DESIGN section 1)."""
-        if not self._shell.want_key() or not await self._shell.changed(FETCH_TIMEOUT_S):
-            raise why
+    async def _open_with_fresh_lease(
+        self, why: UnknownKid, blobs: Sequence[Octets], context: Mapping[str, str] | None
+    ) -> list[bytes]:
+        """A kid that our lease does not name: ask for a fresh one once, then say unavailable (DESIGN section 1).
 
-    async def renew_certificate(self, csr_pem: str) -> str:
+        An answer that was under way already may be older than the key version: it does not count as the one.
+        """
+        for _ in range(2):
+            older = self._shell.asking
+            if not self._shell.want_key() or not await self._shell.changed(FETCH_TIMEOUT_S):
+                break
+            try:
+                return self.hot.decrypt_keys(blobs, context)
+            except UnknownKid:
+                if not older:
+                    break
+        raise why
+
+    def _nearest_first(self) -> list[str]:
+        """Every Core, the one that leases are taken from first."""
+        current = self._shell.state.config.cores[self._shell.state.core_index]
+        urls = self._shell.urls
+        return [urls[current], *(url for core, url in urls.items() if core != current)]
+
+    async def renew_certificate(self, csr_pem: str, cores: Sequence[str] = ()) -> str:
         """A new chain (PEM) for this Edge's own identity and key, asked for with the certificate that it has.
+
+        ``cores``: those of another region, for the identity there.
 
         The caller writes it to the identity file; new connections show it from then on.
         """
-        return await first_answer(self._cores, lambda core: self._transport.renew(core, csr_pem))
+        return await first_answer(cores or self._cores, lambda core: self._transport.renew(core, csr_pem))
 
     # --- for people ------------------------------------------------------------------------------------------------
 
@@ -280,6 +332,7 @@ class Edge:
             "reason": self.hot.reason,
             "custody": None if lease is None else lease.policy.custody,
             "policy_version": None if lease is None else lease.policy.version,
+            "core": None if lease is None else self._shell.urls[lease.granted_by],
             "lease_id": None if lease is None else lease.lease_id,
             "lease_ms_left": None if lease is None else max(0, lease.deadline - self._shell.now()),
             "versions": [] if lease is None else [version.version for version in lease.versions],

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 import time
@@ -23,6 +22,7 @@ from typing import Any, Final, Protocol
 from keymesh.crypto.kid import kid_bytes
 from keymesh.crypto.xaes import XaesKey
 from keymesh.edge.client_farewell import say, tell_usage
+from keymesh.edge.client_measure import Measuring, spread
 from keymesh.edge.client_transport import GrantedKeys
 from keymesh.edge.hot import HotPath
 from keymesh.edge.hot_lease import HotLease, LeasedKey, Meter, no_lease
@@ -68,6 +68,8 @@ class Transport(Protocol):
 
     def stream(self, core: str) -> AbstractAsyncContextManager[AsyncIterator[Any]]: ...
 
+    async def ready(self, core: str) -> None: ...
+
 
 class EdgeShell:
     """Start it on the loop that is to drive it.  ``cores``: the base URL behind each address of the machine."""
@@ -95,6 +97,7 @@ class EdgeShell:
         self._arrived: GrantedKeys | None = None
         self._lease: LeaseSnapshot | None = None
         self._published = asyncio.Event()
+        self._measuring = Measuring(cores, self._transport.ready, self.feed, boot_clock, name=self.state.address)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -110,6 +113,8 @@ class EdgeShell:
         self.feed(Booted(records={}, mark=mark, entropy=os.urandom(32)))
         for address in self.config.cores:
             self._spawn(self._listen(address))
+            if len(self.config.cores) > 1:
+                self._spawn(self._measuring.run(address))
         self._spawn(self._count_usage())
 
     async def stop(self) -> None:
@@ -255,10 +260,20 @@ class EdgeShell:
             return False
         return True
 
-    def want_key(self) -> bool:
-        """Ask for a fresh lease because of an unknown kid; False where it is too soon to ask again."""
-        self.feed(KeyWanted())
+    @property
+    def asking(self) -> bool:
+        """Whether a request for a lease is in flight."""
         return self.state.pending is not None
+
+    @property
+    def urls(self) -> dict[Address, str]:
+        """Every Core's base URL."""
+        return self._cores
+
+    def want_key(self) -> bool:
+        """Ask for a fresh lease because of an unknown kid; False where none will be asked for yet."""
+        self.feed(KeyWanted())
+        return self.asking or self.state.wanted_kids is not None
 
     # --- the network -----------------------------------------------------------------------------------------------
 
@@ -321,10 +336,11 @@ class EdgeShell:
                             self.feed(Received(core, message))
             except KeymeshError as failed:
                 self._count("edge.stream-failed", failed.code)
+            self._measuring.stream_broke(core)
             if opened is not None and loop.time() >= opened + STEADY_S:
                 wait = RECONNECT_FIRST_S
             attempts += 1
-            await asyncio.sleep(wait * (0.5 + _spread(f"{self.state.address}/{attempts}") / 2))
+            await asyncio.sleep(wait * (0.5 + spread(f"{self.state.address}/{attempts}") / 2))
             wait = min(RECONNECT_MAX_S, wait * 2)
 
     async def _count_usage(self) -> None:
@@ -344,10 +360,6 @@ class EdgeShell:
 
 def _leave(send: Send) -> None:
     """At the end: ``tell_usage`` says it, or nobody."""
-
-
-def _spread(word: str) -> float:
-    return int.from_bytes(hashlib.sha256(word.encode()).digest()[:4], "big") / 2**32
 
 
 @functools.cache

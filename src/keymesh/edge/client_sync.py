@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
 from keymesh.edge.client import CONNECT_TIMEOUT_S, GONE, Edge, EdgeTrust, worth_waiting
+from keymesh.edge.client_elsewhere import Elsewhere
 from keymesh.edge.hot import HotPath
 from keymesh.edge.hot_lease import CoreHeld, CreatedKey, Octets, refusal
 from keymesh.model.errors import Unavailable
@@ -78,6 +79,7 @@ class SyncEdge:
         ca: str | Path,
         cores: Sequence[str],
         trust: EdgeTrust | str | Path,
+        elsewhere: Sequence[Elsewhere] = (),
         timeout_s: float = CONNECT_TIMEOUT_S,
         allow_unlocked_memory: bool = False,
     ) -> Self:
@@ -88,6 +90,7 @@ class SyncEdge:
                 "ca": ca,
                 "cores": cores,
                 "trust": trust,
+                "elsewhere": elsewhere,
                 "timeout_s": timeout_s,
                 "allow_unlocked_memory": allow_unlocked_memory,
             }

@@ -117,6 +117,10 @@ class CoreTransport:
                 raise_problem(answer.status, bytes(await _read(answer, PROBLEM_MAX_BYTES)))
             yield _messages(answer)
 
+    async def ready(self, core: str) -> None:
+        """A question that carries nothing.  Raises Unavailable where the Core does not answer, or cannot serve."""
+        await self._call("GET", core + wire.READY_PATH, None, PROBLEM_MAX_BYTES)
+
     # --- core-held custody ---------------------------------------------------------------------------------------
 
     async def create(self, core: str, count: int, context: Mapping[str, str], *, plaintext: bool) -> list[CreatedKey]:
@@ -151,7 +155,9 @@ class CoreTransport:
         _, _, content = await self._call("POST", url, strict_json.dumps(request), wire.BATCH_BODY_MAX_BYTES)
         return content
 
-    async def _call(self, method: str, url: str, body: bytes, answer_max_bytes: int) -> tuple[int, str, bytearray]:
+    async def _call(
+        self, method: str, url: str, body: bytes | None, answer_max_bytes: int
+    ) -> tuple[int, str, bytearray]:
         timeout = aiohttp.ClientTimeout(total=TOTAL_S, sock_connect=CONNECT_S)
         async with self._exchange(method, url, body, timeout) as answer:
             content = await _read(answer, answer_max_bytes)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from keymesh.edge import rules
-from keymesh.edge.snapshot import KeyWanted, LeaseSnapshot, Publish, SendFailed
-from keymesh.edge.state import GRANTED_MAX, EdgeState, Pending, draw, jitter
+from keymesh.edge import choice, rules
+from keymesh.edge.snapshot import KeyWanted, LeaseSnapshot, Measured, Publish, SendFailed
+from keymesh.edge.state import GRANTED_MAX, EdgeState, Pending, draw, jitter, seen_of
 from keymesh.model.errors import KeymeshError
 from keymesh.model.machine import Address, Note, Send
 from keymesh.model.time import NEVER, Instant, is_live
@@ -17,11 +17,12 @@ from keymesh.orbital.edge_messages import LeaseGrant, LeaseReady, LeaseRefused, 
 
 
 def request(state: EdgeState, now: Instant) -> list[Any]:
-    """Ask the current Core for a lease, unless a request is in flight."""
+    """Ask the current Core for a lease, or a nearer one, unless a request is in flight."""
     if state.pending is not None:
         return []
     config = state.config
-    to = config.cores[state.core_index % len(config.cores)]
+    _move(state, now)
+    to = config.cores[state.core_index]
     state.pending = Pending(draw(state), to, now)
     state.next_request_at = None
     state.last_request_at = now
@@ -33,6 +34,20 @@ def request(state: EdgeState, now: Instant) -> list[Any]:
         policy_version=0 if state.policy is None else state.policy.version,
     )
     return [Send(to, message)]
+
+
+def _move(state: EdgeState, now: Instant) -> None:
+    """To a nearer Core, where there is one that is worth it; after a failure, to one that is known to be there."""
+    cores, seen = state.config.cores, state.seen
+    if state.failures:
+        if not choice.is_good(seen.get(cores[state.core_index]), now):
+            other = choice.after_failure(cores, seen, state.core_index, now)
+            state.core_index = other if choice.is_good(seen.get(cores[other]), now) else state.core_index
+        return
+    nearer = choice.nearer(cores, seen, state.core_index, state.moves, now)
+    if nearer is not None:
+        state.core_index = nearer
+        choice.moved(state.moves, now)
 
 
 def drop(state: EdgeState, reason: str) -> list[Any]:
@@ -48,6 +63,7 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
         return [_note("edge.grant-ignored", "nonce")]
     assert state.pending is not None
     pending, state.pending = state.pending, None
+    choice.answered(seen_of(state, sender), now - pending.sent_at)
     fault = rules.grant_fault(grant, state.config.tenant, state.config.service)
     if fault is None and not rules.keeps_policy(state.policy, grant.policy):
         fault = "policy-version"
@@ -101,15 +117,28 @@ def _settle_wanted(state: EdgeState, lease: LeaseSnapshot) -> None:
 def on_refused(state: EdgeState, now: Instant, sender: Address, refused: LeaseRefused) -> list[Any]:
     if not rules.answers(state.pending, sender, refused.nonce):
         return []
+    assert state.pending is not None
+    choice.answered(seen_of(state, sender), now - state.pending.sent_at)
     state.pending = None
     effects: list[Any] = [_note("edge.lease-refused", refused.code)]
     if rules.refusal_drops(refused.code) or state.lease is None:
         effects += drop(state, refused.code)
     state.failures += 1
+    state.wanted_kids = None
     wait = rules.refused_wait_ms(refused.code, refused.retry_after_ms, state.failures)
     state.next_request_at = Instant(now + wait + jitter(state, refused.nonce, wait // 4))
+    if rules.may_ask_elsewhere(refused.code):
+        _ask_elsewhere(state, now)
     _heed(state, now)
     return effects
+
+
+def _ask_elsewhere(state: EdgeState, now: Instant) -> None:
+    """This Core cannot serve now: at once where another is known to, else in its turn."""
+    choice.failed(seen_of(state, state.config.cores[state.core_index]), now)
+    state.core_index = choice.after_failure(state.config.cores, state.seen, state.core_index, now)
+    if choice.is_good(state.seen.get(state.config.cores[state.core_index]), now):
+        state.next_request_at = now
 
 
 def on_ready(state: EdgeState, now: Instant, sender: Address, ready: LeaseReady) -> list[Any]:
@@ -142,6 +171,7 @@ def _heed(state: EdgeState, now: Instant) -> None:
         state.hints += 1
         state.next_request_at = at
         state.core_index = state.config.cores.index(core)
+        choice.said_ready(seen_of(state, core))
 
 
 def on_send_failed(state: EdgeState, now: Instant, event: SendFailed) -> list[Any]:
@@ -152,15 +182,42 @@ def on_send_failed(state: EdgeState, now: Instant, event: SendFailed) -> list[An
     return []
 
 
+def on_measured(state: EdgeState, now: Instant, event: Measured) -> list[Any]:
+    """A short question to one of the Cores was answered, or not.  One that we rely on and that is gone is left before
+    the lease has to be renewed."""
+    if event.core not in state.config.cores:
+        return []
+    seen = seen_of(state, event.core)
+    if event.rtt_ms is not None:
+        choice.answered(seen, event.rtt_ms)
+        return []
+    choice.failed(seen, now)
+    if event.core != state.config.cores[state.core_index] or state.pending is not None:
+        return []
+    other = choice.after_failure(state.config.cores, state.seen, state.core_index, now)
+    if not choice.is_good(state.seen.get(state.config.cores[other]), now):
+        return []
+    state.core_index = other
+    return request(state, now)
+
+
 def on_key_wanted(state: EdgeState, now: Instant, event: KeyWanted) -> list[Any]:
-    """An unknown kid may be a version that came after the lease: ask anew, once, and ever more rarely in vain."""
+    """An unknown kid may be a version that came after the lease: ask anew, and ever more rarely in vain.
+
+    Just after another request it is asked for as soon as the gap is over, unless that request failed.
+    """
     last = state.last_request_at
-    if state.pending is not None or (
-        last is not None and now < last + max(rules.KEY_WANTED_GAP_MS, state.wanted_gap_ms)
-    ):
+    if state.pending is not None or (last is not None and now < last + state.wanted_gap_ms):
+        return []
+    at = now if last is None else Instant(max(now, last + rules.KEY_WANTED_GAP_MS))
+    if at > now and state.failures:
         return []
     state.wanted_kids = frozenset() if state.lease is None else state.lease.kids
-    return request(state, now)
+    if at == now:
+        return request(state, now)
+    if state.next_request_at is None or at < state.next_request_at:
+        state.next_request_at = at
+    return []
 
 
 def on_clock_went_back(state: EdgeState, now: Instant) -> list[Any]:
@@ -175,7 +232,7 @@ def tick(state: EdgeState, now: Instant) -> list[Any]:
     effects: list[Any] = []
     if state.lease is not None and not rules.is_usable(state.lease, now):
         effects += drop(state, "expired")
-    if state.pending is not None and now >= state.pending.sent_at + state.patience_ms:
+    if state.pending is not None and now >= state.pending.sent_at + _patience_ms(state, state.pending, now):
         state.pending = None
         _failed(state, now)
     if state.next_request_at is not None and now >= state.next_request_at:
@@ -186,19 +243,26 @@ def tick(state: EdgeState, now: Instant) -> list[Any]:
 def next_due(state: EdgeState) -> Instant:
     """When ``tick`` has something to do."""
     due = NEVER if state.lease is None else state.lease.deadline
-    if state.pending is not None and state.pending.sent_at + state.patience_ms < due:
-        due = Instant(state.pending.sent_at + state.patience_ms)
+    if state.pending is not None:
+        due = Instant(min(due, state.pending.sent_at + _patience_ms(state, state.pending, state.pending.sent_at)))
     if state.next_request_at is not None and state.next_request_at < due:
         due = state.next_request_at
     return due
 
 
+def _patience_ms(state: EdgeState, pending: Pending, now: Instant) -> int:
+    """How long that request may stay unanswered: less, where another Core is known to answer sooner."""
+    hedge = choice.hedge_ms(state.config.cores, state.seen, state.config.cores.index(pending.to), now)
+    return state.patience_ms if hedge is None else min(state.patience_ms, hedge)
+
+
 def _failed(state: EdgeState, now: Instant) -> None:
-    """The next Core in line, after a while; a live lease is left alone."""
+    """Another Core: at once where it is known to be there, else after a while; a live lease is left alone."""
     state.failures += 1
-    state.core_index = (state.core_index + 1) % len(state.config.cores)
+    state.wanted_kids = None
     wait = rules.backoff_ms(state.failures, jitter(state, f"retry/{state.draws}", 1_000))
     state.next_request_at = Instant(now + wait)
+    _ask_elsewhere(state, now)
     _heed(state, now)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from keymesh.edge import leasing
 from keymesh.edge.snapshot import Closing
-from keymesh.edge.state import EdgeState
+from keymesh.edge.state import EdgeState, address_at
 from keymesh.model.machine import Send
 from keymesh.model.time import Instant, is_live
 from keymesh.orbital.edge_messages import LeaseReturned, LeaseReturnedMessage
@@ -28,6 +28,6 @@ def on_closing(state: EdgeState, now: Instant, event: Closing) -> list[Any]:
     for lease_id, (core, deadline) in held.items():
         state.usage_to = core
         if is_live(deadline, now):
-            returned = LeaseReturned(lease_id=lease_id, edge=state.address)
+            returned = LeaseReturned(lease_id=lease_id, edge=address_at(state, core))
             effects.append(Send(core, LeaseReturnedMessage(returned=state.config.suite.seal(returned))))
     return effects

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from keymesh.edge import leasing, leaving, revoking, usage
-from keymesh.edge.snapshot import Closing, Connected, EdgeConfig, KeyWanted, SendFailed, UsageCounted
+from keymesh.edge.snapshot import Closing, Connected, EdgeConfig, KeyWanted, Measured, SendFailed, UsageCounted
 from keymesh.edge.state import EdgeState, new_edge
 from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick, ask_tick
 from keymesh.model.time import NEVER, Instant
@@ -60,6 +60,12 @@ def _connected(state: EdgeState, now: Instant, event: Connected) -> list[Any]:
     return [Send(event.core, hello), *(leasing.on_hint(state, now, event.core) if asks else [])]
 
 
+def _clock_ahead(state: EdgeState, now: Instant, event: ClockWentAhead) -> list[Any]:
+    """The tick that was asked for would come so much later by our clock: it is asked for anew."""
+    state.woken_at = NEVER
+    return []
+
+
 def _received(state: EdgeState, now: Instant, event: Received) -> list[Any]:
     handler = _MESSAGES.get(type(event.message))
     return [] if handler is None else handler(state, now, event.sender, event.message)
@@ -69,10 +75,11 @@ _EVENTS: Final[dict[type, Callable[[EdgeState, Instant, Any], list[Any]]]] = {
     Booted: _booted,
     Tick: _tick,
     Received: _received,
-    ClockWentAhead: lambda state, now, event: [],
+    ClockWentAhead: _clock_ahead,
     ClockWentBack: _clock,
     Connected: _connected,
     SendFailed: leasing.on_send_failed,
+    Measured: leasing.on_measured,
     KeyWanted: leasing.on_key_wanted,
     Closing: leaving.on_closing,
     UsageCounted: usage.on_counted,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from keymesh.edge import leasing, rules
-from keymesh.edge.state import ACKED_MAX, EdgeState
+from keymesh.edge.state import ACKED_MAX, EdgeState, address_at
 from keymesh.model.machine import Address, Note, Send
 from keymesh.model.time import Instant
 from keymesh.orbital.edge_messages import EdgeAck, EdgeAckMessage, Revocation
@@ -49,5 +49,6 @@ def _ack(state: EdgeState, sender: Address, revocation: Revocation, lease_id: st
     acked[(revocation.revocation_id, lease_id)] = None
     while len(acked) > ACKED_MAX:
         del acked[next(iter(acked))]
-    ack = EdgeAck(lease_id=lease_id, revocation_id=revocation.revocation_id, edge=state.address, dropped=True)
+    edge = address_at(state, sender)
+    ack = EdgeAck(lease_id=lease_id, revocation_id=revocation.revocation_id, edge=edge, dropped=True)
     return Send(sender, EdgeAckMessage(ack=state.config.suite.seal(ack)))

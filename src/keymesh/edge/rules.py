@@ -86,6 +86,12 @@ def refusal_drops(code: str) -> bool:
     return code == "restricted"
 
 
+def may_ask_elsewhere(code: str) -> bool:
+    """Whether another Core may know better.  One that says *restricted* is believed: nobody shops for a Core that has
+    not heard."""
+    return code != "restricted"
+
+
 def refresh_after_ms(ttl_ms: int, spread: int) -> int:
     """Between 50 and 80 % of the ttl; ``spread`` is 0 to 999, by hash."""
     return ttl_ms // 2 + ttl_ms * 3 * spread // 10_000

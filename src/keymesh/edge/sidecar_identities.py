@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from keymesh.access.identity import EdgeIdentity
-from keymesh.edge.client_tls import certificates, uri_of
+from keymesh.edge.client_tls import EdgeCredentials, certificates, uri_of
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName, RegionId, check_label, check_region, check_service, check_tenant
 
@@ -29,6 +29,7 @@ CHAIN_MAX_BYTES: Final = 64 * 1024
 IDENTITIES_MAX: Final = 1_024
 
 _PEM = serialization.Encoding.PEM
+_PLAIN = serialization.NoEncryption()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,10 @@ class IdentityStore:
         """Where ``Edge`` finds key and chain; absent until a certificate came."""
         return self._home(tenant, service) / "identity.pem"
 
+    def knows(self, tenant: str, service: str) -> bool:
+        """Whether the identity was asked for."""
+        return (self._home(tenant, service) / "key.pem").exists()
+
     def request(self, tenant: str, service: str) -> str:
         """A certificate request (PEM) for the identity; the key is made the first time.
 
@@ -94,8 +99,7 @@ class IdentityStore:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not (home / "key.pem").exists():
             new = ec.generate_private_key(ec.SECP256R1())
-            format_, plain = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            write_private(home / "key.pem", new.private_bytes(_PEM, format_, plain))
+            write_private(home / "key.pem", new.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _PLAIN))
         key = self._key(tenant, service)
         builder = x509.CertificateSigningRequestBuilder().subject_name(x509.Name([]))
         names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri)])
@@ -130,8 +134,7 @@ class IdentityStore:
             issuer.verify_directly_issued_by(certificates(self._ca_file.read_bytes())[0])
         except (ValueError, TypeError, InvalidSignature) as bad:
             raise Refused.bad_field("chain", "not issued under the mesh root") from bad
-        plain = serialization.NoEncryption()
-        content = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, plain)
+        content = key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _PLAIN)
         content += b"".join(certificate.public_bytes(_PEM) for certificate in chain)
         write_private(self.identity_file(tenant, service), content)
         return lifetime
@@ -156,6 +159,34 @@ class IdentityStore:
         if not isinstance(key, ec.EllipticCurvePrivateKey):
             raise Refused.bad_field("key.pem", "a key on P-256")
         return key
+
+
+def plant(directory: Path, credentials: EdgeCredentials) -> None:
+    """Make ``directory`` the home of one identity that came as a file; a later certificate for its key stays.
+
+    Raises Refused where the directory is another instance's, or the file has no key on P-256.
+    """
+    who, raw = credentials.identity, credentials.identity_file.read_bytes()
+    name = directory / "instance"
+    if name.exists() and name.read_text("ascii", "replace") != who.instance:
+        raise Refused.bad_field("state", f"{directory} is another Edge's; name a directory for this one")
+    home = directory / "identities" / who.tenant / who.service
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.chmod(0o700)
+    write_private(name, who.instance.encode())
+    try:
+        key = serialization.load_pem_private_key(raw, None)
+    except (ValueError, TypeError) as bad:
+        raise Refused.bad_field("identity", "a PEM private key, then its certificates") from bad
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise Refused.bad_field("identity", "a key on P-256")
+    shown, kept = credentials.certificate(), home / "identity.pem"
+    if kept.exists():
+        before = certificates(kept.read_bytes())[0]
+        if before.public_key() == shown.public_key() and lifetime_of(before).not_after >= lifetime_of(shown).not_after:
+            return
+    write_private(home / "key.pem", key.private_bytes(_PEM, serialization.PrivateFormat.PKCS8, _PLAIN))
+    write_private(kept, raw)
 
 
 def lifetime_of(certificate: x509.Certificate) -> Lifetime:

@@ -6,8 +6,8 @@ publishes that grant's lease, and wipes them where it does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec import Struct
@@ -25,8 +25,9 @@ REQUEST_TIMEOUT_MS: Final = 5_000
 class EdgeConfig:
     """One Edge: a single service of a single tenant.
 
-    ``cores`` in order of preference.  ``signing_key`` (raw Ed25519 public key, hex) is this life's own, ``suite`` signs
-    with it.  ``verify_policy`` raises Integrity or Refused where the grant's policy is not the Registry's word.
+    ``cores``: the first is asked first, then whichever is nearest (``choice``).  ``signing_key`` (raw Ed25519 public
+    key, hex) is this life's own, ``suite`` signs with it.  ``verify_policy`` raises Integrity or Refused where the
+    grant's policy is not the Registry's word.  ``known_as``: by which address a Core of another region knows this Edge.
     """
 
     region: str
@@ -38,6 +39,7 @@ class EdgeConfig:
     signing_key: str
     verify_policy: Callable[[LeaseGrant], None]
     request_timeout_ms: int = REQUEST_TIMEOUT_MS
+    known_as: Mapping[Address, Address] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,14 @@ class Connected:
     """The revocation stream from that Core is open (again)."""
 
     core: Address
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a short question to that Core came to.  ``rtt_ms`` None: it did not answer, or is not ready to serve."""
+
+    core: Address
+    rtt_ms: int | None
 
 
 @dataclass(frozen=True, slots=True)

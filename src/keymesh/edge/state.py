@@ -9,6 +9,7 @@ from typing import Final
 from msgspec import Struct
 
 from keymesh.control.rows import ServiceRow
+from keymesh.edge.choice import Moves, Seen
 from keymesh.edge.snapshot import EdgeConfig, LeaseSnapshot
 from keymesh.model.machine import Address, edge_address
 from keymesh.model.time import NEVER, Instant
@@ -45,6 +46,8 @@ class EdgeState:
     entropy: bytes = b""
     draws: int = 0
     core_index: int = 0
+    seen: dict[Address, Seen] = field(default_factory=dict)
+    moves: Moves = field(default_factory=Moves)
     pending: Pending | None = None
     patience_ms: int = 0  # for the answer to a request
     failures: int = 0  # since the last grant
@@ -69,6 +72,16 @@ def new_edge(config: EdgeConfig) -> EdgeState:
     """A machine that has not booted."""
     address = edge_address(config.region, config.tenant, config.service, config.instance)
     return EdgeState(config, address, patience_ms=config.request_timeout_ms)
+
+
+def address_at(state: EdgeState, core: Address) -> Address:
+    """By which address that Core knows this Edge."""
+    return state.config.known_as.get(core, state.address)
+
+
+def seen_of(state: EdgeState, core: Address) -> Seen:
+    """What is known of one of its Cores, to be added to."""
+    return state.seen.setdefault(core, Seen())
 
 
 def draw(state: EdgeState) -> str:

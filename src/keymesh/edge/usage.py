@@ -60,4 +60,4 @@ def recipient(state: EdgeState) -> Address:
         return state.lease.granted_by
     if state.usage_to is not None:
         return state.usage_to
-    return state.config.cores[state.core_index % len(state.config.cores)]
+    return state.config.cores[state.core_index]

@@ -26,6 +26,7 @@ from typing import Final, NewType, Self, final
 import msgspec
 
 from keymesh.crypto.aad import lp
+from keymesh.model.caching import cached
 from keymesh.model.errors import Integrity, Refused
 from keymesh.model.ids import Digest, check_hex
 
@@ -45,7 +46,7 @@ def path_of(key: str) -> int:
     return int.from_bytes(_sha256(key.encode()).digest(), "big")
 
 
-@lru_cache(maxsize=16_384)
+@cached(16_384, lambda key, value: len(value))
 def leaf_hash(key: str, value: bytes) -> bytes:
     return _sha256(b"\0" + lp(key.encode()) + lp(value)).digest()
 
@@ -286,6 +287,27 @@ class MapTree:
                 return Row(node.key, node.value)
             case None:
                 return None
+
+    def hash_below(self, prefix: Prefix) -> bytes:
+        """The hash of the rows below ``prefix``; that of nothing where there are none."""
+        return _hash(self._below(prefix))
+
+    def below(self, prefix: Prefix) -> Iterator[tuple[str, bytes]]:
+        """The rows below ``prefix``, in the order of their paths."""
+        return ((leaf.key, leaf.value) for leaf in _leaves(self._below(prefix)))
+
+    def _below(self, prefix: Prefix) -> _Node:
+        node = self._node
+        for bit in prefix:
+            if not isinstance(node, _Fork):
+                return node if node is not None and is_below(node.key, prefix) else None
+            node = node.left if bit == "0" else node.right
+        return node
+
+
+def is_below(key: str, prefix: Prefix) -> bool:
+    """Whether the path of ``key`` begins with ``prefix``."""
+    return format(path_of(key), "0256b").startswith(prefix)
 
 
 def check_prefix(prefix: str) -> Prefix:

@@ -13,7 +13,12 @@ CONTEXT_MAX_BYTES: Final = 8 * 1024
 CONTEXT_MAX_PAIRS: Final = 64
 BATCH_MAX_KEYS: Final = 10_000
 SIGNATURES_MAX: Final = 16
+LEAVES_IN_FULL_MAX: Final = 1_500  # of a heads tree, in a heartbeat or its answer; a larger one is walked
+WALK_PREFIXES_MAX: Final = 64  # in one question
+WALK_DIFFERENCES_MAX: Final = 1_000  # in one report
 TASK_TRIES_MAX: Final = 3
+SEALS_MAX: Final = 8  # of one MasterKey
+WORKERS_MAX: Final = 16  # of one Edge host: a Core grants it 64 leases, and each worker may have three at a time
 
 EDGE_TTL_MIN_MS: Final = 1_000
 EDGE_TTL_MAX_MS: Final = 3_600_000
@@ -22,3 +27,12 @@ GOVERNANCE_TTL_MIN_MS: Final = 60_000
 GOVERNANCE_TTL_MIN_DEV_MS: Final = 2_000
 GOVERNANCE_TTL_MAX_MS: Final = 24 * 3_600_000
 GOVERNANCE_TTL_DEFAULT_MS: Final = 3_600_000
+
+DESTROY_WAIT_DEFAULT_MS: Final = 7 * 24 * 3_600_000
+DESTROY_WAIT_MIN_MS: Final = 24 * 3_600_000
+DESTROY_WAIT_MIN_DEV_MS: Final = 1_000
+DESTROY_WAIT_MAX_MS: Final = 90 * 24 * 3_600_000
+
+KMIP_MESSAGE_MAX_BYTES: Final = 1024 * 1024
+KMIP_DEPTH_MAX: Final = 32
+KMIP_ITEMS_MAX: Final = 16_384  # of one message, structures counted

@@ -1,6 +1,7 @@
 """Scopes of the kill switch: key version, service, tenant, region, mesh; one text form each.
 
-``tenant:T``, ``service:T/S``, ``key:T/S@V``, ``region:R``, ``mesh``.
+``tenant:T``, ``service:T/S``, ``key:T/S@V``, ``region:R``, ``mesh``; and ``destruction:T``, by which a tenant's
+destruction restricts all of it apart from what anybody else suspends or resumes.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class ScopeKind(Word):
     TENANT = "tenant"
     REGION = "region"
     MESH = "mesh"
+    DESTRUCTION = "destruction"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,8 @@ class Scope:
                 return f"region:{self.region}"
             case ScopeKind.MESH:
                 return "mesh"
+            case ScopeKind.DESTRUCTION:
+                return f"destruction:{self.tenant}"
 
     @property
     def namespace(self) -> Namespace:
@@ -69,12 +73,25 @@ class Scope:
                 return True
             case ScopeKind.REGION:
                 return self.region == region
-            case ScopeKind.TENANT:
+            case ScopeKind.TENANT | ScopeKind.DESTRUCTION:
                 return self.tenant == tenant
             case ScopeKind.SERVICE:
                 return self.tenant == tenant and self.service == service
             case ScopeKind.KEY:
                 return self.tenant == tenant and self.service == service and self.version == version
+
+
+def destruction_of(tenant: str) -> Scope:
+    """What the destruction of ``tenant`` restricts."""
+    return Scope(ScopeKind.DESTRUCTION, tenant=TenantId(Namespace(tenant)))
+
+
+def parse_kill_scope(text: str) -> Scope:
+    """As ``parse_scope``, of what people suspend, revoke and resume.  Raises Refused for a destruction's own."""
+    scope = parse_scope(text)
+    if scope.kind is ScopeKind.DESTRUCTION:
+        raise Refused.bad_field("scope", "a destruction is begun by tenant.destroy and ended by tenant.cancel-destroy")
+    return scope
 
 
 @lru_cache(maxsize=4_096)
@@ -87,6 +104,8 @@ def parse_scope(text: str) -> Scope:
         return Scope(ScopeKind.REGION, region=check_region(rest))
     if colon and head == "tenant":
         return Scope(ScopeKind.TENANT, tenant=check_tenant(rest))
+    if colon and head == ScopeKind.DESTRUCTION.value:
+        return destruction_of(check_tenant(rest))
     tenant, slash, tail = rest.partition("/")
     if slash and head == "service":
         return Scope(ScopeKind.SERVICE, tenant=check_tenant(tenant), service=check_service(tail))

@@ -96,7 +96,12 @@ def convert(value: Any, shape: type[T]) -> T:
     try:
         return msgspec.convert(value, shape, strict=True)
     except msgspec.ValidationError as bad:
-        raise Refused("bad-field", str(bad), field=_field_of(str(bad))) from bad
+        raise refused(bad) from bad
+
+
+def refused(bad: msgspec.ValidationError) -> Refused:
+    """What is told of it: the field, by its path."""
+    return Refused("bad-field", str(bad), field=_field_of(str(bad)))
 
 
 def _field_of(message: str) -> str:

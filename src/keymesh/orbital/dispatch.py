@@ -4,7 +4,8 @@ Lane 0 is sent at once and again every second until acknowledged (every five to 
 whatever else waits; each restriction keeps its own place, and only a newer restriction of the same scope takes it (so
 a backlog is bounded by scopes, not by events). Lanes 1 and 2 share one slot: one task in flight, lane 1 first, none
 while a young Lane 0 task is out; past ``GATE_MS`` they go on beside a stuck one. Namespaces take turns, so that none
-delays another; one that fails ``TASK_TRIES_MAX`` times is parked. Pure bookkeeping: no message is made here.
+delays another; one that fails ``TASK_TRIES_MAX`` times is parked. A node that comes back is told restrictions of all
+namespaces first, and then of each namespace its newest state alone. Pure bookkeeping: no message is made here.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class NodeQueue:
         default_factory=lambda: {Lane.ONBOARDING: {}, Lane.ROUTINE: {}}
     )
     flight: Flight | None = None
+    returned_at: Instant | None = None
     parked: dict[Namespace, Parked] = field(default_factory=dict)
     tries: dict[tuple[Namespace, int], int] = field(default_factory=dict)
 
@@ -153,10 +155,17 @@ def due_urgent(queue: NodeQueue, now: Instant) -> list[Urgent]:
 
 
 def gate_opens_at(queue: NodeQueue) -> Instant:
-    """Lower lanes wait for young Lane 0 tasks: until the youngest unacknowledged one is ``GATE_MS`` old."""
+    """Lower lanes wait for young Lane 0 tasks: until the youngest unacknowledged one is ``GATE_MS`` old.
+
+    To a node that came back they are all young again, but for those that it keeps refusing.
+    """
     if not queue.urgent:
         return Instant(0)
-    return Instant(max([u.offered_at for u in queue.urgent.values()]) + GATE_MS)
+    youngest = max([u.offered_at for u in queue.urgent.values()])
+    back = queue.returned_at
+    if back is not None and back > youngest and any(u.refusals < TASK_TRIES_MAX for u in queue.urgent.values()):
+        youngest = back
+    return Instant(youngest + GATE_MS)
 
 
 def has_lower(queue: NodeQueue) -> bool:
@@ -299,6 +308,14 @@ def waiting(queue: NodeQueue, namespace: Namespace) -> Iterator[Item]:
         yield from queue.lower[lane].get(namespace, ())
 
 
+def namespaces(queue: NodeQueue) -> set[str]:
+    """Those of which anything waits or is out."""
+    found = {str(namespace) for namespace, _ in queue.urgent}
+    if queue.flight is not None:
+        found.add(queue.flight.item.namespace)
+    return found.union(*(queue.lower[lane] for lane in LOWER_LANES))
+
+
 def heard(queue: NodeQueue) -> None:
     """The node is there: no long pauses."""
     for urgent in queue.urgent.values():
@@ -307,11 +324,36 @@ def heard(queue: NodeQueue) -> None:
         queue.flight.sent = 1
 
 
-def resend_all(queue: NodeQueue) -> None:
-    """The node (re)connected: what is out may be lost, so it is due at once."""
+def resend_all(queue: NodeQueue, now: Instant) -> None:
+    """The node (re)connected: what is out may be lost, so it is due at once.
+
+    Restrictions go first, and what waits in the lower lanes becomes each namespace's newest state: it contains those
+    before it, and a node that was away is not taken through them one by one.
+    """
+    queue.returned_at = now
     for urgent in queue.urgent.values():
         urgent.sent_at = None
         urgent.sent = 0
+    for lane in LOWER_LANES:
+        for namespace in list(queue.lower[lane]):
+            _only_newest(queue, namespace, lane)
     if queue.flight is not None:
         queue.flight.sent_at = None
         queue.flight.sent = 1
+
+
+def _only_newest(queue: NodeQueue, namespace: Namespace, lane: Lane) -> None:
+    """What waits or is out of ``namespace`` as one item, in the most urgent lane (``lane``) that has any of it."""
+    waits = [item for other in LOWER_LANES for item in queue.lower[other].get(namespace, ())]
+    if not waits:
+        return
+    flight = queue.flight
+    if flight is not None and flight.item.namespace == namespace:
+        if flight.item.seq > max(item.seq for item in waits):
+            return  # forced syncs of what it contains
+        waits.append(flight.item)
+        lane = min(lane, flight.lane)
+        queue.flight = None
+    for other in LOWER_LANES:
+        queue.lower[other].pop(namespace, None)
+    queue.lower[lane][namespace] = deque([merge(waits)])

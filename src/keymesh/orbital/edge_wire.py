@@ -24,6 +24,7 @@ from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.orbital.wire import MESSAGES
 
 MESSAGES_PATH: Final = "/v1/edge/messages"
+READY_PATH: Final = "/readyz"
 STREAM_PATH: Final = "/v1/edge/stream"
 CREATE_PATH: Final = "/v1/edge/create"
 OPEN_PATH: Final = "/v1/edge/open"

@@ -7,13 +7,13 @@ nobody's idea of its content is trusted.  Unknown tags and fields are refused.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
 
 from keymesh.control import messages as control_messages
+from keymesh.control import purge_messages
 from keymesh.control.entry import SignedEntry, parse_entry
 from keymesh.control.signing import from_plain, to_plain
 from keymesh.model import strict_json
@@ -67,7 +67,7 @@ class Codec:
         if self._types.get(name) is not type(value):
             raise TypeError(f"{name} is not registered with this codec")
         body = msgspec.to_builtins(value, enc_hook=_enc)
-        return json.dumps({"t": name, "v": body}, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        return strict_json.dumps({"t": name, "v": body})
 
     def decode(self, raw: bytes, *, max_bytes: int) -> Any:
         """Raises Refused (malformed, unknown tag or field) or Integrity (a signed entry that is not in its form)."""
@@ -89,8 +89,10 @@ class Codec:
 
 MESSAGE_TYPES: Final = (
     *_message_types(control_messages),
+    *_message_types(purge_messages),
     *_message_types(edge_messages),
     *_message_types(orbital_messages),
+    orbital_messages.Tail,
     orbital_messages.Task,
 )
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec import UNSET
+
 from keymesh.control import evidence
 from keymesh.control.entry import SignedEntry
 from keymesh.control.evidence import Certificate, Holder, MeshState, Statement, Support
@@ -16,6 +18,7 @@ from keymesh.control.rows import Rows
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
 from keymesh.ledger.maptree import MapTree
+from keymesh.model.time import NEVER
 from keymesh.registry.records import EvidenceRecord, KillRecord
 
 
@@ -28,8 +31,18 @@ def holder_evidence(node: str, word: EvidenceRecord | None, *, bound: int) -> Ho
     return Holder(node=node, evidence=evidence.BOUND, t=bound)
 
 
+def purge_evidence(node: str, receipt: EvidenceRecord | None) -> Holder:
+    """One holder of a tenant that is purged: its receipt, and nothing in place of it; without one it is never done."""
+    if receipt is None:
+        return Holder(node=node, evidence=evidence.PURGED, t=NEVER)
+    end = evidence.ack_end(receipt.received_at, receipt.edge_leases_end_in_ms, receipt.open_edge_leases)
+    return Holder(node=node, evidence=evidence.PURGED, t=end, ack=receipt.ack, received_at=receipt.received_at)
+
+
 def holders_evidence(record: KillRecord, words: Mapping[str, EvidenceRecord]) -> tuple[Holder, ...]:
     """Every holder of the record, each with its evidence, in order.  None is left out."""
+    if record.action == evidence.DESTROY:
+        return tuple([purge_evidence(node, words.get(node)) for node in record.holders])
     bound = evidence.bound_end(record.committed_at, record.ttl_ms)
     return tuple([holder_evidence(node, words.get(node), bound=bound) for node in record.holders])
 
@@ -45,12 +58,22 @@ def due_at(record: KillRecord, words: Mapping[str, EvidenceRecord], *, booted_at
     What is waited for counts from a moment of this life, or anew from its start: instants of an earlier life are wall
     time, which may have been set since.  ``hold_ms``: by how much our clock jumped ahead meanwhile.
     """
-    ends = [_end_here(h, record.committed_at, booted_at) for h in holders_evidence(record, words)]
-    return evidence.certain_end(record.committed_at, ends) + hold_ms
+    ends = [at for _, at in ends_here(record, words, booted_at=booted_at, hold_ms=hold_ms)]
+    return evidence.certain_end(record.committed_at + hold_ms, ends)
+
+
+def ends_here(
+    record: KillRecord, words: Mapping[str, EvidenceRecord], *, booted_at: int, hold_ms: int
+) -> tuple[tuple[Holder, int], ...]:
+    """Every holder, and when it is certainly done by our clock; see ``due_at``."""
+    found = holders_evidence(record, words)
+    return tuple([(h, min(NEVER, _end_here(h, record.committed_at, booted_at) + hold_ms)) for h in found])
 
 
 def _end_here(holder: Holder, committed_at: int, booted_at: int) -> int:
-    began = holder.received_at if holder.evidence == evidence.ACK else committed_at
+    if holder.t == NEVER:
+        return NEVER
+    began = committed_at if holder.evidence == evidence.BOUND else holder.received_at
     return holder.t if began >= booted_at or holder.t == began else max(holder.t, booted_at + holder.t - began)
 
 
@@ -106,5 +129,7 @@ def make_certificate(
         tenant=None if tenant is None else tenant.envelope,
         policy=None if tree is None else tree.prove("policy"),
         signers=None if tree is None else tree.prove("signers"),
+        not_covered=evidence.NOT_COVERED if record.action != evidence.DESTROY else evidence.NOT_DESTROYED,
+        rows=UNSET if record.action != evidence.DESTROY else dict(rows),
     )
     return Certificate(trust=mesh_part(mesh), statement=suite.seal(statement))

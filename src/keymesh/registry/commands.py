@@ -2,8 +2,8 @@
 
 A command is planned on what its namespace holds *and* what the group before it will have made of it; it is
 acknowledged only when its entry is known to be in the log.  One append is out at a time, at most 32 entries.
-Restrictions go first; a resume of the same namespace that was still queued is then refused (``overtaken``), so that a
-restriction is never undone by the order of a queue.  Source: DESIGN section 2.
+Restrictions go first; a resume of the same namespace that was still queued is then refused (``overtaken``), whichever
+replica the restriction came by, so that it is never undone by the order of a queue.  Source: DESIGN section 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import msgspec
 from keymesh.control import reduce, trust
 from keymesh.control.build import sign_entry
 from keymesh.control.entry import Body, Entry, SignedEntry
-from keymesh.control.kinds import KINDS, Effect, Kind, ScopeArgs
+from keymesh.control.kinds import ADOPT_TAIL, KINDS, OPEN_EPOCH, Effect, Kind, ScopeArgs
 from keymesh.control.messages import Recorded
 from keymesh.control.rows import Rows, SignersRow
 from keymesh.control.signing import Suite, from_plain
@@ -29,12 +29,13 @@ from keymesh.model.limits import COMMIT_MAX_BYTES, COMMIT_MAX_ENTRIES, ENTRY_MAX
 from keymesh.model.machine import Note, Send
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
-from keymesh.registry import spaces
+from keymesh.registry import schemas, spaces, voter_change, waits
 from keymesh.registry.events import AppendLog, Command, CommandDone
 from keymesh.registry.state import Append, Pending, RegistryState
 
 QUEUE_MAX: Final = 20_000
 APPEND_TIMEOUT_MS: Final = 5_000
+OFFLINE: Final = frozenset({OPEN_EPOCH, ADOPT_TAIL})
 
 
 # --- planning (pure) -------------------------------------------------------------------------------------------------
@@ -78,6 +79,8 @@ def same_command(entry: Entry, command: Command, *, forwarded: bool = False) -> 
 
     Of a forwarded restriction the entry must restrict its scope, and for good where the command does.
     """
+    if forwarded and command.kind == ADOPT_TAIL:
+        return entry.kind == ADOPT_TAIL or entry.body.args.get("scope") in command.args["restrictions"]
     if forwarded and entry.kind in (command.kind, "revoke"):
         return entry.body.args.get("scope") == command.args.get("scope")
     return entry.kind == command.kind and strict_json.dumps(entry.body.args) == strict_json.dumps(command.args)
@@ -154,17 +157,29 @@ def submit(
 ) -> None:
     """Take a command into the queue, or answer it at once: a repeated one with its first outcome."""
     pending = Pending(command, reply_to, internal)
+    if command.kind in spaces.LIFTS:
+        pending.after_seq, pending.after_ids = _seen_by(state, command.namespace)
     if answer_repeated(state, pending, out):
         return
     if state.halted:
         finish(state, pending, Integrity("halted", state.halted), out)
     elif not state.booted:
         finish(state, pending, Unavailable("booting", "the log has not been read yet"), out)
+    elif command.kind in OFFLINE and not internal:
+        finish(state, pending, Refused("offline", f"{command.kind} is a restore's alone", field="kind"), out)
+    elif (refused := _refusal(state, now, command)) is not None:
+        finish(state, pending, refused, out)
     elif len(state.urgent) + len(state.routine) >= QUEUE_MAX:
         finish(state, pending, Unavailable("overloaded", "too many commands are waiting"), out)
     else:
         enqueue(state, pending, out)
         pump(state, now, out)
+
+
+def _refusal(state: RegistryState, now: Instant, command: Command) -> KeymeshError | None:
+    """By rules of single kinds that need more than the rows."""
+    rules = (schemas.refusal(state, command), waits.refusal(state, now, command), voter_change.refusal(state, command))
+    return next((refused for refused in rules if refused is not None), None)
 
 
 def enqueue(state: RegistryState, pending: Pending, out: list[Any]) -> None:
@@ -175,16 +190,31 @@ def enqueue(state: RegistryState, pending: Pending, out: list[Any]) -> None:
             overtake(state, namespace, out)
         state.urgent.append(pending)
         return
-    if pending.command.kind == spaces.RESUME:
+    if pending.command.kind in spaces.LIFTS:
         state.queued_resumes[namespace] += 1
     state.routine.append(pending)
+
+
+def _seen_by(state: RegistryState, namespace: str) -> tuple[int, frozenset[str]]:
+    """What a resume that is asked for now may lift: what the log has here, and what is on its way there."""
+    group = () if state.append is None else state.append.group
+    ids = (s.entry.command_id for _, s in group if s.entry.namespace == namespace and spaces.is_restriction(s))
+    return spaces.space_of(state, namespace).seq, frozenset(ids)
+
+
+def is_overtaken(state: RegistryState, pending: Pending) -> bool:
+    """Whether a restriction that nobody knew of when this resume was asked for has come into its namespace."""
+    if pending.command.kind not in spaces.LIFTS:
+        return False
+    later = spaces.space_of(state, pending.command.namespace).entries[pending.after_seq :]
+    return any(spaces.is_restriction(s) and s.entry.command_id not in pending.after_ids for s in later)
 
 
 def overtake(state: RegistryState, namespace: str, out: list[Any]) -> None:
     """A restriction goes first: resumes of its namespace that are still queued would now come after it and undo it."""
     kept = []
     for pending in state.routine:
-        if pending.command.namespace == namespace and pending.command.kind == spaces.RESUME:
+        if pending.command.namespace == namespace and pending.command.kind in spaces.LIFTS:
             finish(state, pending, Refused("overtaken", "a restriction arrived before this resume was recorded"), out)
         else:
             kept.append(pending)
@@ -236,7 +266,7 @@ def finish(state: RegistryState, pending: Pending, error: KeymeshError, out: lis
     elif pending.internal:
         out.append(Note("internal-refused", command.correlation_id, (("kind", command.kind), ("reason", error.code))))
     else:
-        out.append(CommandDone(command.command_id, command.namespace, state.config.epoch, 0, state.index, error))
+        out.append(CommandDone(command.command_id, command.namespace, state.epoch, 0, state.index, error))
 
 
 def forwarded_outcome(state: RegistryState, command: Command, error: KeymeshError) -> Recorded | None:
@@ -275,9 +305,12 @@ def pump(state: RegistryState, now: Instant, out: list[Any]) -> None:
         if key in taken or (group and command.namespace == MESH_NAMESPACE):
             break  # a repeat is answered after its first; a mesh entry goes alone: tenants' entries compare its head
         queue.popleft()
-        if command.kind == spaces.RESUME:
+        if command.kind in spaces.LIFTS:
             state.queued_resumes[command.namespace] -= 1
         if answer_repeated(state, pending, out):
+            continue
+        if is_overtaken(state, pending):
+            finish(state, pending, Refused("overtaken", "a restriction arrived before this resume was recorded"), out)
             continue
         try:
             signed, rows = _plan(state, command, made, now)
@@ -316,7 +349,7 @@ def _plan(
         mesh_rows=mesh.rows,
         signers=space.signers,
         pins=spaces.pins_of(state.config),
-        epoch=state.config.epoch,
+        epoch=state.epoch,
         suite=state.config.suite,
         now=now,
     )
@@ -331,10 +364,10 @@ def resolve(state: RegistryState, append: Append, out: list[Any]) -> None:
         command = pending.command
         if KINDS[command.kind].effect is Effect.RESTRICTION:
             state.urgent.appendleft(pending)
-        elif command.kind == spaces.RESUME and command.namespace in restricted:
+        elif command.kind in spaces.LIFTS and command.namespace in restricted:
             finish(state, pending, Refused("overtaken", "a restriction arrived before this resume was recorded"), out)
         else:
-            state.queued_resumes[command.namespace] += command.kind == spaces.RESUME
+            state.queued_resumes[command.namespace] += int(command.kind in spaces.LIFTS)
             state.routine.appendleft(pending)
 
 

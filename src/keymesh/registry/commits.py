@@ -33,9 +33,8 @@ def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry
 
 
 def ask_all(state: RegistryState, now: Instant, out: list[Any]) -> None:
-    for _, space in sorted(state.spaces.items()):
-        if space.uncommitted:
-            ask(state, now, space, out)
+    for name in sorted([name for name, space in state.spaces.items() if space.uncommitted]):
+        ask(state, now, state.spaces[name], out)
 
 
 def ask(state: RegistryState, now: Instant, space: Space, out: list[Any]) -> None:
@@ -87,7 +86,9 @@ def on_countersignature(
         space = state.spaces[name]
         asked = request_for(state, space, asking.seq)
         if (word.blind, word.seq) == (asked.blind, asked.seq):
-            if session.region in state.voters.regions and word == commit.vote_for(asked, session.region):
+            if session.region in state.voters.regions and word == commit.vote_for(
+                asked, session.region, serial=word.serial
+            ):
                 asking.voices.setdefault(session.region, message.countersignature)
                 ask(state, now, space, out)
             else:

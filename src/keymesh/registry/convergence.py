@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from keymesh.control.entry import Leaf
 from keymesh.control.messages import Heartbeat
 from keymesh.control.rows import RestrictionRow, get
-from keymesh.model.ids import Namespace
 from keymesh.model.machine import Address, Note
 from keymesh.model.states import Lane
 from keymesh.model.time import Instant
@@ -48,9 +48,9 @@ def in_step(state: RegistryState, session: Session, shown: RegionHeads, out: lis
     session.in_step_with, session.known = shown.root, True
     session.reported = shown.show()
     session.applied = dict(session.reported)
-    queue = session.queue
-    for name, leaf in session.reported.items():
-        if name in session.parked or any(dispatch.waiting(queue, Namespace(name))):
+    for name in sorted(session.parked | dispatch.namespaces(session.queue)):  # not all that it holds: those are many
+        leaf = session.reported.get(name)
+        if leaf is not None:
             sessions.settled(state, session, name, leaf.seq, {sessions.WHOLE}, out)
 
 
@@ -73,6 +73,9 @@ def put_right(
     else:
         session.applied.pop(name, None)
     match difference.gap:
+        case diff.Gap.LAG if held is not None and is_astray(space, held):
+            out.append(Note("astray", "orbital", where))
+            force_sync(state, now, session, space)
         case diff.Gap.LAG:
             catch_up(state, now, session, space, 0 if held is None else held.seq)
         case diff.Gap.DRIFT:
@@ -87,12 +90,17 @@ def put_right(
                 out.append(Note("fork", "orbital", where))
 
 
+def is_astray(space: Space, held: Leaf) -> bool:
+    """Whether a node holds what is not in this log: the tail of an earlier epoch."""
+    return held.seq > space.seq or (held.seq > 0 and space.entries[held.seq - 1].hash != held.entry_hash)
+
+
 def force_sync(state: RegistryState, now: Instant, session: Session, space: Space) -> None:
-    """The offered state again, whole, to be taken though it is not newer."""
-    head = space.entries[space.offered - 1]
+    """The shown state again, whole, to be taken though it is not newer."""
+    head = space.entries[space.shown - 1]
     restricts = bool(spaces.restricted_scopes(space.rows))
     item = Item(
-        space.name, space.offered, head.entry.correlation_id, scope=sessions.WHOLE if restricts else "", force=True
+        space.name, space.shown, head.entry.correlation_id, scope=sessions.WHOLE if restricts else "", force=True
     )
     if diff.force_sync_lane(restricts=restricts) is Lane.RESTRICTION:
         dispatch.offer_urgent(session.queue, item, now)
@@ -151,7 +159,7 @@ def on_hello(state: RegistryState, now: Instant, sender: Address, message: Hello
     if is_repeated(session, message, now):
         return
     session.greeted_at, session.greeted_as = now, message.boot_id
-    dispatch.resend_all(session.queue)
+    dispatch.resend_all(session.queue, now)
     if not session.known:
         catch_up_restrictions(state, now, session)
     for name, held in session.applied.items():

@@ -68,6 +68,7 @@ class Command:
     actor: str
     correlation_id: str
     authority: tuple[dict[str, Any], ...] = ()
+    words: tuple[Any, ...] = ()  # of a change of voters: who has sealed the old set
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +101,17 @@ class LogRead:
 @dataclass(frozen=True, slots=True)
 class LogUnavailable:
     token: str
+
+
+@dataclass(frozen=True, slots=True)
+class LogMoved:
+    """A hint: somebody has seen the log at ``index``.  Nothing rests on it; a false one costs a read."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogBroken:
+    """The store says itself that it is not the log any more that this process knew."""
+
+    reason: str

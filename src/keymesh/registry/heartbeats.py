@@ -22,12 +22,13 @@ from keymesh.control.messages import (
 from keymesh.model.errors import Integrity, KeymeshError
 from keymesh.model.machine import Address, Note, Send
 from keymesh.model.time import Instant
-from keymesh.registry import convergence, lifecycle, spaces
+from keymesh.registry import convergence, lifecycle, sessions, spaces
 from keymesh.registry import state as states
-from keymesh.registry.state import Beat, RegistryState, Session
+from keymesh.registry.state import Beat, RegistryState, Session, ToldHeads
 
 POLL_WAIT_MS: Final = 500
-POLLS_KEPT: Final = 8
+POLLS_KEPT: Final = 64
+"""More than begin in ``POLL_WAIT_MS``: none is forgotten before its voters can have answered."""
 BOOTS_KEPT: Final = 64
 REACHABLE_INTERVALS: Final = 3
 
@@ -68,8 +69,8 @@ def on_heartbeat(
 ) -> None:
     """Check a heartbeat, learn from it, and queue it for a read that begins from now on.
 
-    1. The node is enrolled.  2. Its key sealed the message.  3. Mesh, epoch, region and node are its own and ours.
-    4. (boot id, counter) rises.
+    1. The node is enrolled.  2. Its key sealed the message.  3. Mesh, region and node are its own and ours.
+    4. (boot id, counter) rises.  5. It is of this log's epoch.
     """
     session = state.sessions.get(sender)
     if session is None:
@@ -81,6 +82,8 @@ def on_heartbeat(
     except KeymeshError as bad:
         out.append(Note("heartbeat-refused", "heartbeat", (("node", str(sender)), ("reason", bad.code))))
         return
+    if not is_of_epoch(state, now, session, beat, out):
+        return
     learn(state, now, session, beat)
     state.beats[sender] = Beat(beat.nonce, now, beat.manifest_root)
     relay_denials(state, session, beat, out)
@@ -90,13 +93,28 @@ def on_heartbeat(
 
 def check_heartbeat(state: RegistryState, session: Session, beat: Heartbeat) -> None:
     """Raises Integrity with the reason."""
-    config = state.config
-    if beat.mesh != config.mesh or beat.epoch != config.epoch:
-        raise Integrity("other-mesh", "of another mesh or epoch")
+    if beat.mesh != state.config.mesh:
+        raise Integrity("other-mesh", "of another mesh")
     if (beat.region, beat.node) != (session.region, session.node):
         raise Integrity("other-node", "sealed for another node")
     if not rises(session, beat):
         raise Integrity("replayed", "its counter does not rise")
+
+
+def is_of_epoch(state: RegistryState, now: Instant, session: Session, beat: Heartbeat, out: list[Any]) -> bool:
+    """Whether the node is in this log's epoch.  One in an earlier is told of this; one in a later says that this
+    Registry is superseded, unless its next read of the log shows that epoch."""
+    if beat.epoch == state.epoch:
+        return True
+    fields = (("node", str(session.address)), ("epoch", beat.epoch))
+    out.append(Note("heartbeat-of-another-epoch", "heartbeat", fields))
+    if beat.epoch > state.epoch:
+        state.superseded_by = max(state.superseded_by, beat.epoch)
+        state.moved = max(state.moved, state.index + 1)
+    elif state.booted:
+        convergence.force_sync(state, now, session, spaces.mesh_space(state))
+        sessions.push(state, now, session, out)
+    return False
 
 
 def learn(state: RegistryState, now: Instant, session: Session, beat: Heartbeat) -> None:
@@ -142,7 +160,7 @@ def poll_if_needed(state: RegistryState, now: Instant, arrived_at: Instant, out:
     while len(state.polls) > POLLS_KEPT:
         del state.polls[min(state.polls)]
     state.polled_at = now
-    message = Poll(mesh=state.config.mesh, epoch=state.config.epoch, set_id=voters.set_id, poll_id=poll_id)
+    message = Poll(mesh=state.config.mesh, epoch=state.epoch, set_id=voters.set_id, poll_id=poll_id)
     out.extend(Send(address, message) for address in spaces.voter_nodes(state))
 
 
@@ -152,7 +170,7 @@ def on_poll_answer(state: RegistryState, now: Instant, sender: Address, answer: 
     if session is None or voters is None or poll is None or session.region not in voters.regions:
         return
     config = state.config
-    if (answer.mesh, answer.epoch, answer.set_id) != (config.mesh, config.epoch, voters.set_id):
+    if (answer.mesh, answer.epoch, answer.set_id) != (config.mesh, state.epoch, voters.set_id):
         return
     if answer.voter != session.region:
         return
@@ -195,12 +213,13 @@ def age_for(state: RegistryState, beat: Beat, now: Instant, deadline: Instant) -
 
 
 def answer_for(state: RegistryState, session: Session, beat: Beat, age_ms: int) -> AnswerMessage:
-    """The signed answer; with leaves only where the node's manifest differs from what is offered."""
+    """The signed answer; with leaves only where the node's manifest differs from what is offered, and they are few:
+    otherwise the node walks them."""
     assert state.settings is not None
     shown = state.regions[session.region]
     answer = Answer(
         mesh=state.config.mesh,
-        epoch=state.config.epoch,
+        epoch=state.epoch,
         region=session.region,
         node=session.node,
         nonce=beat.nonce,
@@ -209,5 +228,10 @@ def answer_for(state: RegistryState, session: Session, beat: Beat, age_ms: int) 
         poll_age_ms=age_ms,
         heads_root=shown.root,
     )
-    leaves = None if beat.manifest_root == shown.root else dict(shown.show())
+    leaves = session.told = None
+    if beat.manifest_root != shown.root:
+        if len(shown.tree) > state.config.leaves_in_full:
+            session.told = ToldHeads(shown.tree.tree, shown.show(), beat.manifest_root)
+        else:
+            leaves = dict(shown.show())
     return AnswerMessage(answer=state.config.suite.seal(answer), leaves=leaves)

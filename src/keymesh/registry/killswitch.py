@@ -20,7 +20,7 @@ from keymesh.model.errors import Refused
 from keymesh.model.machine import Note, Persist
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
-from keymesh.registry import certificate, spaces
+from keymesh.registry import certificate, commands, spaces
 from keymesh.registry.events import CertificateReady
 from keymesh.registry.records import CommitRecord, EvidenceRecord, KillRecord, evidence_name, kill_name
 from keymesh.registry.state import Kill, RegistryState, Session, Space
@@ -50,7 +50,8 @@ def find(
     several that they may see have that id.
     """
     named = state.spaces if namespace is None else (namespace,)
-    keys = [key for key in ((name, command_id) for name in named) if key in state.kills and may_see(key[0])]
+    ids = (command_id, commands.internal_id("purge", command_id))  # of a destruction: what came of it
+    keys = [key for key in ((name, i) for i in ids for name in named) if key in state.kills and may_see(key[0])]
     if len(keys) > 1:
         raise Refused(
             "ambiguous", "several tenants have a restriction of that id: name the namespace", field="namespace"
@@ -62,7 +63,8 @@ def find(
 
 def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry, out: list[Any]) -> None:
     """A restriction in the log opens a record (or finds the one of an earlier life)."""
-    if not spaces.is_restriction(signed):
+    action = evidence.action_of(signed.entry.kind)
+    if action is None:
         return
     entry, scope = signed.entry, spaces.scope_name(signed)
     key = (space.name, entry.command_id)
@@ -75,7 +77,7 @@ def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry
             seq=entry.seq,
             entry_hash=signed.hash,
             scope=scope,
-            action=entry.kind,
+            action=action,
         )
         kill = state.kills[key] = Kill(record, state.evidence.get(key, {}))
     for (other_scope, seq), other in list(state.open_kills.items()):
@@ -89,7 +91,7 @@ def on_committed(state: RegistryState, now: Instant, space: Space, proof: Commit
     """A committed restriction waits for a read begun from now on; a committed resume ends its scope's open records."""
     signed = space.entries[proof.seq - 1]
     scope = spaces.scope_name(signed)
-    if signed.entry.kind == spaces.RESUME:
+    if signed.entry.kind in spaces.LIFTS:
         for (other_scope, seq), key in list(state.open_kills.items()):
             if other_scope == scope and seq < proof.seq:
                 _set(state.kills[key], status=LIFTED)
@@ -147,6 +149,8 @@ def on_ack(state: RegistryState, now: Instant, session: Session, ack: Ack, seale
             continue
         kill = state.kills[key]
         record = kill.record
+        if record.action == evidence.DESTROY:
+            continue  # a word is no receipt
         signed = state.spaces[record.namespace].entries[record.seq - 1]
         word = evidence.ack_word(ack, record.scope, record.seq, signed.entry.epoch, record.entry_hash)
         if word is None or ack.namespace != record.namespace:
@@ -160,16 +164,21 @@ def on_ack(state: RegistryState, now: Instant, session: Session, ack: Ack, seale
             edge_leases_end_in_ms=word.edge_leases_end_in_ms,
             open_edge_leases=word.open_edge_leases,
         )
-        if certificate.is_better(found, kill.evidence.get(session.address)):
+        if is_better(kill, found):
             token = state.token("evidence")
             state.persisting[token] = found
             name = evidence_name(record.command_id, record.namespace, session.address)
             out.append(Persist(token, ((name, found),)))
 
 
+def is_better(kill: Kill, found: EvidenceRecord) -> bool:
+    """Whether ``found`` ends sooner than what is held of that node."""
+    return certificate.is_better(found, kill.evidence.get(found.node))
+
+
 def on_evidence_persisted(state: RegistryState, now: Instant, found: EvidenceRecord, out: list[Any]) -> None:
     kill = state.kills[(found.namespace, found.command_id)]
-    if certificate.is_better(found, kill.evidence.get(found.node)):
+    if is_better(kill, found):
         kill.evidence = {**kill.evidence, found.node: found}
     certify(state, now, (found.namespace, found.command_id), out)
 
@@ -215,6 +224,21 @@ def due_at(state: RegistryState, kill: Kill) -> int:
         at = certificate.due_at(record, words, booted_at=state.booted_at, hold_ms=hold_ms)
         due = kill.due = (record, words, hold_ms, at)
     return due[3]
+
+
+def open_holders(state: RegistryState, kill: Kill, now: Instant) -> tuple[tuple[evidence.Holder, int], ...]:
+    """Of a running record: the holders that may still use keys under the scope, and when each is certainly done.
+
+    None before the holders are known, which is after the commit: until then no bound is claimed.
+    """
+    ends = certificate.ends_here(kill.record, kill.evidence, booted_at=state.booted_at, hold_ms=kill.hold_ms)
+    return tuple([(holder, at) for holder, at in ends if at > now])
+
+
+def is_running(state: RegistryState, kill: Kill) -> bool:
+    """Committed, its holders known, and no certificate yet."""
+    record = kill.record
+    return bool(record.holders) and record.certificate is None and (record.scope, record.seq) in state.open_kills
 
 
 def is_due(state: RegistryState, kill: Kill, now: Instant) -> bool:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 from keymesh.control import trust
 from keymesh.control.entry import SignedEntry
+from keymesh.control.kinds import ADOPT_TAIL, AdoptedRestriction, AdoptTail
 from keymesh.control.messages import ForwardRestriction, Recorded, SubmitRewrap, SubmitVersion
 from keymesh.control.rows import L2_NAME, KeyRow, get, key_row_name
 from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import KeyId
 from keymesh.model.machine import Address, Note, Persist, Send
-from keymesh.model.scope import parse_scope
+from keymesh.model.scope import ScopeKind, parse_scope
 from keymesh.model.states import KeyState
 from keymesh.model.time import Instant
 from keymesh.registry import commands, desired, heartbeats, spaces
@@ -108,7 +111,8 @@ def report_of(
 
 def _has(session: Session, space: Space, seq: int, items: set[tuple[str, str, int]]) -> bool:
     leaf = session.reported.get(space.name)
-    return leaf is not None and leaf.seq >= seq and not (session.pending & items)
+    epoch = space.entries[seq - 1].entry.epoch
+    return leaf is not None and leaf.order >= (epoch, seq) and not (session.pending & items)
 
 
 def ask(
@@ -209,19 +213,24 @@ def on_forward(state: RegistryState, now: Instant, sender: Address, word: Forwar
     if (namespace, word.command_id) in state.asked:
         return
     command = forwarded_command(state, now, namespace, word)
-    if command.kind != word.action and (namespace, word.command_id) not in state.done:
+    if command.kind not in (word.action, ADOPT_TAIL) and (namespace, word.command_id) not in state.done:
         fields = (("node", str(sender)), ("scope", word.scope))
         out.append(Note("forwarded-revoke-suspends", word.correlation_id, fields))
     state.asked.add((namespace, word.command_id))
-    commands.submit(state, now, command, out, reply_to=sender)
+    commands.submit(state, now, command, out, reply_to=sender, internal=command.kind == ADOPT_TAIL)
 
 
 def forwarded_command(state: RegistryState, now: Instant, namespace: str, word: ForwardRestriction) -> Command:
     """What a forwarded restriction may become: on a node's word alone nothing that cannot be undone.
 
     A revocation within a tenant is one where the tenant's signers signed that very command and it has not expired;
-    else it suspends, and somebody has to complete it.  Wide scopes need the officers' word in any case.
+    else it suspends, and somebody has to complete it.  Wide scopes need the officers' word in any case.  A destruction
+    is forwarded where a restore lost its entry: it is adopted as one that waits, for somebody to cancel or ask anew.
     """
+    if parse_scope(word.scope).kind is ScopeKind.DESTRUCTION:
+        adopted = AdoptedRestriction(state="suspended", command_id=word.command_id)
+        adopt = msgspec.to_builtins(AdoptTail(restrictions={word.scope: adopted}))
+        return Command(word.command_id, namespace, ADOPT_TAIL, adopt, word.actor, word.correlation_id)
     args = {**word.options, "scope": word.scope}
     kind, authority = word.action, word.authority
     if not parse_scope(word.scope).needs_four_eyes and not _is_signed(state, now, namespace, word, args):

@@ -15,9 +15,13 @@ from keymesh.control.messages import (
     ForwardRestriction,
     HeartbeatMessage,
     PollAnswer,
+    StandbyUsed,
     SubmitRewrap,
     SubmitVersion,
+    VoterRead,
 )
+from keymesh.control.purge_messages import PurgeReceiptMessage
+from keymesh.control.standby import StandbyLie
 from keymesh.model.machine import (
     Booted,
     ClockWentAhead,
@@ -31,17 +35,35 @@ from keymesh.model.machine import (
     ask_tick,
 )
 from keymesh.model.time import NEVER, Instant
-from keymesh.orbital.messages import Hello
-from keymesh.registry import commands, commits, convergence, heartbeats, killswitch, lifecycle, reads, sessions
+from keymesh.orbital.messages import Hello, KeyStoreReport, ManifestAsk, ManifestDiffers, Tail
+from keymesh.registry import (
+    commands,
+    commits,
+    convergence,
+    destruction,
+    heartbeats,
+    killswitch,
+    lies,
+    lifecycle,
+    manifests,
+    reads,
+    schemas,
+    sessions,
+    tails,
+    voter_reads,
+    waits,
+)
 from keymesh.registry.events import (
     AppendConflict,
     Appended,
     AppendUnknown,
     Command,
+    LogBroken,
+    LogMoved,
     LogRead,
     LogUnavailable,
 )
-from keymesh.registry.records import CommitRecord, EvidenceRecord, HoldersRecord, KillRecord, ParkedRecord
+from keymesh.registry.records import CommitRecord, EvidenceRecord, HoldersRecord, KillRecord, ParkedRecord, WaitRecord
 from keymesh.registry.state import Kill, RegistryConfig, RegistryState
 
 __all__ = ["RegistryConfig", "RegistryState", "new_registry", "step"]
@@ -97,6 +119,8 @@ def next_due(state: RegistryState) -> Instant:
         due = min(due, commits.next_due(state) or NEVER)
     if state.open_kills:
         due = min(due, killswitch.next_due(state) or NEVER)
+    if state.waits and state.booted:
+        due = min(due, waits.next_due(state) or NEVER)
     if state.pre_active:
         due = min(due, lifecycle.next_due(state) or NEVER)
     for batch in state.batches:
@@ -104,8 +128,10 @@ def next_due(state: RegistryState) -> Instant:
             due = batch.deadline
     if state.read is not None and state.read.began_at + reads.READ_TIMEOUT_MS < due:
         due = Instant(state.read.began_at + reads.READ_TIMEOUT_MS)
-    if state.read_retry_at is not None and state.read_retry_at < due:
-        due = state.read_retry_at
+    if state.read_retry_at is not None:
+        due = min(due, state.read_retry_at)
+    elif (gathering := reads.gathers_until(state)) is not None:
+        due = min(due, gathering)
     if state.append is not None and not state.append.unknown:
         due = min(due, Instant(state.append.sent_at + commands.APPEND_TIMEOUT_MS))
     return due
@@ -129,6 +155,10 @@ def _booted(state: RegistryState, now: Instant, event: Booted, out: Effects) -> 
                 state.evidence.setdefault((record.namespace, record.command_id), {})[record.node] = record
             case HoldersRecord():
                 state.holders[(record.namespace, record.key, record.version)] = frozenset(record.regions)
+            case StandbyLie():
+                state.lies[record.voter] = record
+            case WaitRecord():
+                state.wait_records[record.namespace] = record
             case ParkedRecord():
                 state.parked_records.append(record)
     reads.begin(state, now, out)
@@ -141,6 +171,7 @@ def _tick(state: RegistryState, now: Instant, event: Tick, out: Effects) -> None
     heartbeats.answer_ready(state, now, out)
     sessions.tick(state, now, out)
     killswitch.tick(state, now, out)
+    destruction.tick(state, now, out)
     lifecycle.tick(state, now, out)
     commands.pump(state, now, out)
 
@@ -164,6 +195,7 @@ def _persisted(state: RegistryState, now: Instant, event: Persisted, out: Effect
                 commits.on_persisted(state, now, proof, out)
             case EvidenceRecord() as found:
                 killswitch.on_evidence_persisted(state, now, found, out)
+                destruction.on_kept(state, found, out)
             case KillRecord() as done:
                 killswitch.on_record_persisted(state, now, done, out)
 
@@ -179,9 +211,14 @@ def _persist_failed(state: RegistryState, now: Instant, event: PersistFailed, ou
 
 
 def _clock_ahead(state: RegistryState, now: Instant, event: ClockWentAhead, out: Effects) -> None:
-    """Holders' clocks may not have jumped with ours: certificates wait so much longer."""
+    """Holders' clocks may not have jumped with ours: certificates wait so much longer.
+
+    The tick that was asked for would come so much later by our clock: it is asked for anew.
+    """
+    state.wake_at = NEVER
     for key in state.open_kills.values():
         state.kills[key].hold_ms += event.by_ms
+    waits.clock_ahead(state, event.by_ms)
 
 
 def _clock_back(state: RegistryState, now: Instant, event: ClockWentBack, out: Effects) -> None:
@@ -203,15 +240,24 @@ _EVENTS: Final[dict[type, Callable[[RegistryState, Instant, Any, Effects], None]
     AppendUnknown: reads.on_append_lost,
     LogRead: reads.on_read,
     LogUnavailable: reads.on_unavailable,
+    LogMoved: reads.on_moved,
+    LogBroken: reads.on_broken,
 }
 
 _MESSAGES: Final[dict[type, Callable[[RegistryState, Instant, Any, Any, Effects], None]]] = {
     HeartbeatMessage: heartbeats.on_heartbeat,
     PollAnswer: heartbeats.on_poll_answer,
+    StandbyUsed: lies.on_used,
+    VoterRead: voter_reads.on_read,
     CountersignatureMessage: commits.on_countersignature,
     AckMessage: sessions.on_ack,
+    PurgeReceiptMessage: destruction.on_receipt,
     Hello: convergence.on_hello,
+    KeyStoreReport: schemas.on_report,
+    ManifestAsk: manifests.on_ask,
+    ManifestDiffers: manifests.on_differs,
     SubmitVersion: lifecycle.on_version,
     SubmitRewrap: lifecycle.on_rewrap,
     ForwardRestriction: lifecycle.on_forward,
+    Tail: tails.on_tail,
 }

@@ -51,6 +51,9 @@ class Fenced(KeymeshError):
 LogRead = tuple[int, Sequence[tuple[int, SignedEntry]]]
 """Index of the log, and entries in its order."""
 
+Commit = tuple[int, Sequence[SignedEntry]]
+"""Its index, and its entries."""
+
 
 class Projection(Protocol):
     """Tables brought forward one commit at a time by the replica that holds the writer's place.
@@ -68,6 +71,10 @@ class Projection(Protocol):
 
     def apply(self, index: int, entries: Sequence[SignedEntry]) -> None:
         """Take the commit at ``index``: once, in order.  Raises Fenced; Integrity where it skips or rewrites."""
+        ...
+
+    def apply_all(self, commits: Sequence[Commit]) -> None:
+        """As ``apply``, of several commits in order: costs little more than one."""
         ...
 
     def catch_up(self, read: LogRead) -> None:
@@ -155,7 +162,7 @@ def _row(namespace: str, name: str, raw: bytes | None) -> list[Change]:
     typed = _typed_key(namespace, name)
     if typed is not None:
         fields = msgspec.to_builtins(decode(name, raw))
-        values = tuple(sorted((_COLUMNS.get(k, k), _cell(v)) for k, v in fields.items()))
+        values = tuple(sorted((_COLUMNS.get(k, k), _cell(v)) for k, v in fields.items() if not _is_whole_only(name, k)))
         changes.append(Put(typed[0], typed[1], values))
     return changes
 
@@ -170,8 +177,17 @@ def expected(namespace: str, rows: Rows) -> dict[tuple[str, Key], dict[str, Any]
     return found
 
 
+_WHOLE_ONLY: Final = frozenset({"keystore_schema"})
+"""Fields that came after the tables did and that nobody looks rows up by: they are read from the whole row."""
+
+
+def _is_whole_only(name: str, field: str) -> bool:
+    return field in _WHOLE_ONLY or (name == "standby" and field == "seq")
+
+
 _COLUMNS: Final = {"keys": "key_set"}
-_SINGLE: Final = {"policy": "tenants", "labels": "tenants"}
+_SINGLE: Final = {"policy": "tenants", "standby": "tenants", "labels": "tenants"}
+"""The signers' word on Standby stands in place of the policy's, which it sorts after."""
 
 
 def _cell(value: Any) -> Any:
@@ -196,7 +212,7 @@ def _typed_key(namespace: str, name: str) -> tuple[str, Key] | None:
                 return "restrictions", (("namespace", namespace), ("scope", rest))
         return None
     match head:
-        case "policy" | "labels":
+        case "policy" | "standby" | "labels":
             return _SINGLE[head], tenant
         case "binding":
             return "bindings", (*tenant, ("binding", rest))

@@ -11,6 +11,7 @@ from typing import Any, Final
 from msgspec import Struct
 
 from keymesh.control.messages import Sealed
+from keymesh.control.standby import StandbyLie
 
 
 class Record(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -73,6 +74,14 @@ class HoldersRecord(Record, frozen=True):
     regions: tuple[str, ...]
 
 
+class WaitRecord(Record, frozen=True):
+    """How much of the wait of the ``tenant.destroy`` in entry ``seq`` some Registry has seen pass."""
+
+    namespace: str
+    seq: int
+    waited_ms: int
+
+
 class ParkedRecord(Record, frozen=True):
     node: str
     namespace: str
@@ -81,12 +90,14 @@ class ParkedRecord(Record, frozen=True):
     at: int
 
 
-RECORD_TYPES: Final[tuple[type[Record], ...]] = (
+RECORD_TYPES: Final[tuple[type, ...]] = (
     CommitRecord,
     KillRecord,
     EvidenceRecord,
     HoldersRecord,
+    WaitRecord,
     ParkedRecord,
+    StandbyLie,
 )
 
 
@@ -104,6 +115,10 @@ def evidence_name(command_id: str, namespace: str, node: str) -> str:
 
 def holders_name(namespace: str, key: str, version: int) -> str:
     return f"holders/{namespace}/{key}/{version}"
+
+
+def wait_name(namespace: str) -> str:
+    return f"wait/{namespace}"
 
 
 def parked_name(node: str, namespace: str) -> str:

@@ -25,8 +25,7 @@ from keymesh.registry.records import ParkedRecord, parked_name
 from keymesh.registry.state import RegistryState, Session, Space
 
 UNPROVEN: Final = "unproven-lift"
-WHOLE: Final = "*"
-"""In place of a scope: a Lane 0 task that is about the namespace as a whole (Force Sync)."""
+WHOLE: Final = spaces.WHOLE
 
 
 # --- offering --------------------------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -
     """
     queue = session.queue
     if dispatch.is_idle(queue):
-        session.due_at = NEVER
+        _due(state, session, NEVER)
         return
     for urgent in dispatch.due_urgent(queue, now):
         out.append(Send(session.address, task_for(state, session, urgent.item, Lane.RESTRICTION)))
@@ -93,7 +92,16 @@ def push(state: RegistryState, now: Instant, session: Session, out: list[Any]) -
             flight = dispatch.next_lower(queue, now)
     if flight is not None:
         out.append(Send(session.address, task_for(state, session, flight.item, flight.lane)))
-    session.due_at = dispatch.next_due(queue)
+    _due(state, session, dispatch.next_due(queue))
+
+
+def _due(state: RegistryState, session: Session, at: Instant) -> None:
+    """Of thousands of nodes few have anything to be sent: only those are looked at as time goes by."""
+    session.due_at = at
+    if at < NEVER:
+        state.due_sessions.add(session.address)
+    else:
+        state.due_sessions.discard(session.address)
 
 
 def task_for(state: RegistryState, session: Session, item: Item, lane: Lane) -> Task:
@@ -172,6 +180,8 @@ def on_ack(state: RegistryState, now: Instant, sender: Address, message: AckMess
 
 def applied(state: RegistryState, now: Instant, session: Session, space: Space, ack: Ack, out: list[Any]) -> None:
     """The node holds ``ack.leaf``: what stands at or below it is settled.  A leaf that the log lacks is a fork."""
+    if ack.leaf.seq > space.seq:
+        state.moved = max(state.moved, state.index + 1)  # it has heard of it from another replica, perhaps
     if ack.leaf.seq > space.seq or ack.leaf.seq < 1:
         out.append(Note("leaf-ahead", ack.correlation_id, (("node", str(session.address)), ("seq", ack.leaf.seq))))
         return
@@ -254,14 +264,15 @@ def settled(
 
 
 def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
-    for _, session in sorted(state.sessions.items()):
+    for address in sorted(state.due_sessions):
+        session = state.sessions[address]
         if session.due_at <= now:
             push(state, now, session, out)
 
 
 def next_due(state: RegistryState) -> Instant:
     due = NEVER
-    for session in state.sessions.values():
-        if session.due_at < due:
-            due = session.due_at
+    for address in state.due_sessions:
+        if state.sessions[address].due_at < due:
+            due = state.sessions[address].due_at
     return due

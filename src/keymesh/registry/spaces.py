@@ -4,11 +4,12 @@
 only once a majority of voters has countersigned it; otherwise a superseded Registry, cut off from its voters, could
 lift a restriction that the mesh's real authority holds up.  The rules here, which only work together:
 
-1. *Offered* is the newest entry with no uncommitted resume at or before it.  Heads trees, and so leases, show offered
-   leaves only: no lease ever rests on an uncommitted resume.
-2. Voters are asked for one entry of a namespace at a time, oldest first.  So a restriction that stands behind an
-   uncommitted resume is itself uncommitted, and offering less than it breaks no promise: every lease still shows all
-   that was committed before its read (I12).  When the resume commits the restriction is asked for at once.
+1. *Offered* is the newest entry with no uncommitted resume at or before it.  Heads trees, and so leases, *show* the
+   offered leaf; or, where a restriction stands behind an uncommitted resume, that of the newest one: another replica
+   may know the resume's commit and the restriction's, and every lease shows all that was committed before its read
+   (I12).  No node can apply such a leaf before it has the resume's proof: it gets no lease rather than a stale one.
+2. Voters are asked for one entry of a namespace at a time, oldest first.  When a resume commits, a restriction behind
+   it is asked for at once.
 3. A restriction goes out in Lane 0 the moment it is in the log, with the state after it, wherever the offered head is.
    If that state also lifts something unproven, the holder takes its restrictions (and all the old ones), keeps the
    leaf that it had, and answers ``refused``/``unproven-lift``.  That answer settles nothing here: the task is repeated
@@ -25,20 +26,23 @@ verifies them by its delegations.  Leases can't renew without a voter majority, 
 
 from __future__ import annotations
 
+from collections import deque
+from typing import Final
+
 from keymesh.control import reduce, trust
 from keymesh.control.entry import Leaf, SignedEntry, leaf_of
-from keymesh.control.kinds import KINDS, Effect
+from keymesh.control.kinds import ADOPT_TAIL, KINDS, OPEN_EPOCH, Effect
 from keymesh.control.rows import (
     NodeRow,
-    PolicyRow,
     RestrictionRow,
     Rows,
     SettingsRow,
     SignersRow,
     VotersRow,
     get,
+    policy_in,
 )
-from keymesh.control.state import RESUME as RESUME
+from keymesh.control.state import LIFTS as LIFTS
 from keymesh.control.state import NamespaceState, Supported, support_after
 from keymesh.control.view import rows_root
 from keymesh.crypto.dsse import key_id
@@ -51,6 +55,8 @@ from keymesh.orbital.dispatch import Parked
 from keymesh.registry.state import RegionHeads, RegistryConfig, RegistryState, Session, Space, Version
 
 VERSIONS_KEPT = 512
+WHOLE: Final = "*"
+"""In place of a scope: a Lane 0 task that is about the namespace as a whole."""
 
 
 def space_of(state: RegistryState, namespace: str) -> Space:
@@ -75,7 +81,9 @@ def is_restriction(signed: SignedEntry) -> bool:
 
 
 def scope_name(signed: SignedEntry) -> str:
-    """The scope of a suspend, revoke or resume; empty for other kinds."""
+    """The scope of a suspend, revoke or resume; of an adopted tail all of them; empty for other kinds."""
+    if signed.entry.kind == ADOPT_TAIL:
+        return WHOLE
     return str(signed.entry.body.args.get("scope", ""))
 
 
@@ -101,11 +109,20 @@ def check_entry(state: RegistryState, signed: SignedEntry) -> dict[str, bytes]:
     if signed.entry.mesh != state.config.mesh:
         raise Integrity("foreign-mesh", f"an entry of mesh {signed.entry.mesh!r}")
     check_next(space, signed)
+    check_epoch(state.epoch, signed)
     verify_signatures(state, signed)
     rows = reduce.apply(space.rows, signed.entry)
     if rows_root(rows) != signed.entry.state:
         raise Integrity("state-mismatch", f"{space.name}: entry {signed.entry.seq} attests another state")
     return rows
+
+
+def check_epoch(current: int, signed: SignedEntry) -> None:
+    """``signed`` is of the epoch that is open, or opens a later one.  Raises Integrity."""
+    entry = signed.entry
+    opens = entry.kind == OPEN_EPOCH and entry.body.args.get("epoch") == entry.epoch > current
+    if not opens and (entry.epoch != current or entry.kind == OPEN_EPOCH):
+        raise Integrity("other-epoch", f"{entry.namespace}:{entry.seq} is of an epoch that is not open", field="epoch")
 
 
 def verify_signatures(state: RegistryState, signed: SignedEntry) -> None:
@@ -124,21 +141,38 @@ def apply_entry(state: RegistryState, signed: SignedEntry, rows: dict[str, bytes
     space.rows = rows
     space.versions[entry.seq] = Version(rows, space.support)
     space.versions.pop(entry.seq - VERSIONS_KEPT, None)
+    if is_restriction(signed):
+        space.restricted = entry.seq
+    if entry.kind == ADOPT_TAIL:
+        _forget_uncommitted(state, space, entry.epoch)
     if needs_commit(signed):
         space.uncommitted.append(entry.seq)
-        if entry.kind == RESUME:
+        if entry.kind in LIFTS:
             space.resumes.append(entry.seq)
     if entry.namespace == MESH_NAMESPACE:
         _take_mesh_rows(state, rows)
     else:
-        space.policy = get(rows, "policy", PolicyRow)
+        space.policy = policy_in(rows)
         space.signers = get(rows, "signers", SignersRow)
     return space
 
 
+def _forget_uncommitted(state: RegistryState, space: Space, epoch: int) -> None:
+    """No voter countersigns what is older than its epoch.  The state of an epoch's first entry stands for all of it:
+    what was restricted is in it, and no resume that nobody saw committed is."""
+    older = [seq for seq in space.uncommitted if space.entries[seq - 1].entry.epoch < epoch]
+    if older:
+        space.uncommitted = deque(seq for seq in space.uncommitted if seq not in older)
+        space.resumes = deque(seq for seq in space.resumes if seq not in older)
+        state.countersigning.pop(space.name, None)
+
+
 def _take_mesh_rows(state: RegistryState, rows: dict[str, bytes]) -> None:
     state.settings = get(rows, "settings", SettingsRow)
-    state.voters = get(rows, "voters", VotersRow)
+    voters = get(rows, "voters", VotersRow)
+    if state.voters is not None and voters != state.voters:
+        _forget_voices(state)
+    state.voters = voters
     for name in rows:
         if name.startswith("region/"):
             _add_region(state, name.removeprefix("region/"))
@@ -147,13 +181,22 @@ def _take_mesh_rows(state: RegistryState, rows: dict[str, bytes]) -> None:
             _add_node(state, name.removeprefix("node/"), rows)
 
 
+def _forget_voices(state: RegistryState) -> None:
+    """Another set: what voters of the old one said adds up to nothing, but for proofs that are being recorded."""
+    state.polls.clear()
+    for asking in state.countersigning.values():
+        if not asking.persisting:
+            asking.voices.clear()
+            asking.asked_at = None
+
+
 def _add_region(state: RegistryState, region: str) -> None:
     if region in state.regions:
         return
     shown = state.regions[region] = RegionHeads()
     for name, space in sorted(state.spaces.items()):
-        if space.offered and may_hold(space, region):
-            shown.put(name, offered_leaf(space))
+        if space.shown and may_hold(space, region):
+            shown.put(name, shown_leaf(space))
 
 
 def _add_node(state: RegistryState, name: str, rows: dict[str, bytes]) -> None:
@@ -184,7 +227,8 @@ def may_hold(space: Space, region: str) -> bool:
 
 def sessions_of(state: RegistryState, space: Space) -> list[Session]:
     """Nodes that may hold ``space``, in order of their addresses."""
-    return [s for _, s in sorted(state.sessions.items()) if may_hold(space, s.region)]
+    found = [s for s in state.sessions.values() if may_hold(space, s.region)]
+    return sorted(found, key=lambda session: session.address)
 
 
 def offered_seq(space: Space) -> int:
@@ -192,16 +236,22 @@ def offered_seq(space: Space) -> int:
     return space.resumes[0] - 1 if space.resumes else space.seq
 
 
-def offered_leaf(space: Space) -> Leaf:
-    return leaf_of(space.entries[space.offered - 1])
+def shown_seq(space: Space) -> int:
+    """The offered head, or the newest restriction where that stands behind an uncommitted resume."""
+    return max(offered_seq(space), space.restricted)
+
+
+def shown_leaf(space: Space) -> Leaf:
+    return leaf_of(space.entries[space.shown - 1])
 
 
 def move_offered(state: RegistryState, space: Space) -> tuple[int, int]:
-    """Bring the offered head forward; (from, to) as seqs, equal where it stays."""
+    """Bring the offered head, and what heads trees show, forward; (from, to) as seqs, equal where it stays."""
     before, after = space.offered, offered_seq(space)
     space.offered = after
-    if after > before:
-        leaf = offered_leaf(space)
+    shown_before, space.shown = space.shown, shown_seq(space)
+    if space.shown > shown_before:
+        leaf = shown_leaf(space)
         for region, shown in state.regions.items():
             if may_hold(space, region):
                 shown.put(space.name, leaf)
@@ -258,4 +308,4 @@ def voter_nodes(state: RegistryState) -> list[Address]:
     """Nodes of the voter regions, in order."""
     if state.voters is None:
         return []
-    return [a for a, s in sorted(state.sessions.items()) if s.region in state.voters.regions]
+    return sorted(a for a, s in state.sessions.items() if s.region in state.voters.regions)

@@ -14,10 +14,14 @@ from typing import Any, Final
 
 import msgspec
 
-from keymesh.control import commit, evidence, reduce, reduce_keys, view, voter
+from keymesh.control import commit, destruction, evidence, reduce, reduce_keys, standby, view, voter
+from keymesh.control.destruction import PURGED
+from keymesh.control.evidence import Holder
 from keymesh.control.messages import CountersignatureMessage
 from keymesh.control.rows import RestrictionRow, get
-from keymesh.core import apply, edges, l1_lease, l1_proof, leases, local, restrictions, revoking
+from keymesh.core import apply, edges, l1_lease, l1_proof, leases, local, purging, restrictions, revoking
+from keymesh.core import standby as node_standby
+from keymesh.core.events import TenantPurged
 from keymesh.core.records import local_name
 from keymesh.edge import leaving
 from keymesh.edge import machine as edge_machine
@@ -26,7 +30,7 @@ from keymesh.edge.snapshot import Closing
 from keymesh.model.machine import Persist, Send
 from keymesh.model.time import Instant
 from keymesh.orbital import dispatch
-from keymesh.registry import certificate, commits, spaces
+from keymesh.registry import certificate, commits, spaces, waits
 
 Patch = tuple[Any, Any, Callable[..., Any]]
 
@@ -78,6 +82,10 @@ def _credit_from_receipt(state: Any, now: Any, out: Any) -> None:
 
 def _any_answer(outstanding: Any, nonce: str) -> bool:
     return outstanding is not None
+
+
+def _one_is_enough(granted: Any, voters: Any) -> bool:
+    return bool(set(granted) & set(voters.regions))
 
 
 def _void_nothing(state: Any, now: Any, out: Any) -> None:
@@ -149,10 +157,10 @@ def _ack_by_head(state: Any, now: Any, holding: Any) -> Any:
     return tuple(msgspec.structs.replace(r, seq=holding.leaf.seq, entry_hash=None) for r in found)
 
 
-def _ack_first(state: Any, now: Any, taken: Any, corr: str, out: Any) -> None:
+def _ack_first(state: Any, now: Any, taken: Any, corr: str, out: Any, *left: Any) -> None:
     """Takes what is accepted as applied, and says so, before it is recorded."""
     mine: list[Any] = []
-    _persist_apply(state, now, taken, corr, mine)
+    _persist_apply(state, now, taken, corr, mine, *left)
     for new in taken:
         holding = state.holding_or_new(new.head.entry.namespace)
         apply.install(state, now, holding, new)
@@ -164,8 +172,15 @@ def _ack_first(state: Any, now: Any, taken: Any, corr: str, out: Any) -> None:
 
 _offer_urgent = dispatch.offer_urgent
 _holders_evidence = certificate.holders_evidence
+_purge_evidence = certificate.purge_evidence
+_purge_reconcile = purging.reconcile
 _create = reduce_keys.create
 _asked = voter._asked
+
+
+def _young_alone(queue: Any) -> Instant:
+    youngest = max((u.offered_at for u in queue.urgent.values()), default=-dispatch.GATE_MS)
+    return Instant(youngest + dispatch.GATE_MS)
 
 
 def _swallow_repeated(queue: Any, item: Any, now: Any) -> None:
@@ -206,6 +221,24 @@ def _sign_unrecorded(state: Any, sender: Any, asked: Any) -> list[Any]:
     return found
 
 
+def _said_before_wiped(state: Any, now: Any, holding: Any, out: Any) -> None:
+    """Takes the wipe for done once it is asked for."""
+    _purge_reconcile(state, now, holding, out)
+    held = state.purges.get(holding.namespace)
+    if held is not None and held.running:
+        purging.on_purged(state, now, TenantPurged(holding.namespace, ()), out)
+
+
+def _by_silence(node: str, receipt: Any) -> Any:
+    """Who does not answer has nothing."""
+    return _purge_evidence(node, receipt) if receipt is not None else Holder(node=node, evidence=PURGED, t=0)
+
+
+def _any_receipt(receipt: Any, *, order: Any, entry_hash: str, admitted: int, keys: Any) -> bool:
+    """Whatever purge and admission it was of."""
+    return set(keys) <= set(receipt.keys)
+
+
 def _yes(*args: Any, **kwargs: Any) -> bool:
     return True
 
@@ -223,7 +256,7 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("poll-age-ignored", ((leases, "lease_start", lambda sent_at, poll_age_ms: sent_at),)),
     Bug("tenant-ttl-ignored", ((leases, "lease_end", lambda start, ttl_ms, policy_ttl_ms: Instant(start + ttl_ms)),)),
     Bug("renewed-without-apply", ((leases, "has_applied", _yes),), seeds=(3,)),
-    Bug("replayed-answer", ((leases, "answers", _any_answer),), seeds=(1,)),
+    Bug("replayed-answer", ((leases, "answers", _any_answer),)),
     Bug("clock-back-ignored", ((leases, "void_all", _void_nothing),)),
     Bug("l1-denied-ignored", ((l1_lease, "deny", _nothing),), seeds=(1,)),
     Bug("l1-lease-too-long", ((l1_proof, "l1_end", lambda started_at, ttl_ms: Instant(started_at + 2 * ttl_ms)),)),
@@ -231,11 +264,11 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug(
         "edge-lease-from-receipt",
         ((edge_rules, "lease_deadline", lambda sent, received, ttl: Instant(received + ttl)),),
-        seeds=(11,),
+        seeds=(1,),
     ),
     Bug("edge-keeps-revoked-lease", ((edge_rules, "names_lease", _no),)),
-    Bug("edge-uses-what-it-gave-back", ((edge_machine._EVENTS, Closing, _return_and_go_on),), seeds=(6,)),
-    Bug("edge-leases-forgotten", ((edges, "restore", _forget),), seeds=(1,)),
+    Bug("edge-uses-what-it-gave-back", ((edge_machine._EVENTS, Closing, _return_and_go_on),), seeds=(43,)),
+    Bug("edge-leases-forgotten", ((edges, "restore", _forget),), seeds=(5,)),
     Bug("one-ack-settles-all", ((revoking, "on_edge_ack", _settle_all),), seeds=(12,)),
     Bug("older-entry-applied", ((view, "_order", _apply_older),)),
     Bug("gap-blocks-lane-0", ((view, "_order", _wait_for_gap),)),
@@ -245,12 +278,23 @@ BUGS: Final[tuple[Bug, ...]] = (
     Bug("restriction-not-enforced", ((restrictions, "enforce", _nothing),)),
     Bug("duplicate-revoke-swallowed", ((dispatch, "offer_urgent", _swallow_repeated),)),
     Bug("lower-lane-first", ((dispatch, "gate_opens_at", lambda queue: Instant(0)),)),
+    Bug("who-comes-back-finds-the-gate-open", ((dispatch, "gate_opens_at", _young_alone),), seeds=(56,)),
     Bug("certificate-of-the-connected", ((certificate, "holders_evidence", _only_connected),)),
     Bug("bound-without-slack", ((evidence, "bound_end", _no_slack),)),
     Bug("bound-too-short", ((evidence, "bound_end", _no_wait),)),
+    Bug("standby-from-one-voter", ((standby, "is_enough", _one_is_enough),)),
+    Bug("standby-heads-not-applied", ((leases, "may_stand_by", _yes),), seeds=(3,)),
+    Bug("standby-from-receipt", ((node_standby, "start_of", lambda asked, now: now),)),
+    Bug("standby-denied-and-taken", ((leases, "allows_standby", _yes),)),
+    Bug("voter-grants-while-registry-answers", ((voter, "has_missed", _yes),)),
+    Bug("voter-forgot-and-grants", ((voter, "needs_memory", _no),), seeds=(23,)),
     Bug("commit-by-one-voter", ((commit, "majority", lambda n: 1),)),
     Bug("commit-without-voters", ((commits, "enough", _yes),)),
     Bug("voter-with-amnesia", ((voter, "_asked", _sign_unrecorded),)),
-    Bug("mint-without-compare", ((reduce._HANDLERS, "key.create", _create_again),), seeds=(28,)),
+    Bug("mint-without-compare", ((reduce._HANDLERS, "key.create", _create_again),), seeds=(39,)),
+    Bug("purge-said-before-wiped", ((purging, "reconcile", _said_before_wiped),)),
+    Bug("purge-by-silence", ((certificate, "purge_evidence", _by_silence),)),
+    Bug("receipt-of-an-earlier-admission", ((destruction, "covers", _any_receipt),)),
+    Bug("waits-by-the-wall-clock", ((waits, "clock_ahead", _nothing),), seeds=(3,)),
     Bug("residency-leak", ((spaces, "may_hold", _yes),)),
 )

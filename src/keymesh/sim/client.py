@@ -15,8 +15,8 @@ from keymesh.control.signing import to_plain
 from keymesh.core.events import LocalRestrict, ReplyLocal
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MESH_NAMESPACE
-from keymesh.model.machine import REGISTRY, node_address
-from keymesh.model.scope import parse_scope
+from keymesh.model.machine import node_address
+from keymesh.model.scope import destruction_of, parse_scope
 from keymesh.registry.events import Command, CommandDone
 from keymesh.sim.clocks import WALL_EPOCH_MS
 from keymesh.sim.draw import mix, stream_of
@@ -66,14 +66,18 @@ class Clients:
         self.options: Options = world.options
         self.officers = officers
         self.signers = signers
+        self.denies_standby: frozenset[str] = frozenset({"solo"})
         self.asked: dict[tuple[str, str], Asked] = {}
         self.locals: dict[tuple[str, str], Local] = {}
         self.count = 0
+        self.turn = 0
         self._binding: dict[str, int] = {}
         self._makes: dict[str, Callable[..., None]] = {
             "suspend": self._scope_command,
             "resume": self._scope_command,
             "revoke": self._scope_command,
+            "destroy": self._destroy,
+            "cancel-destroy": self._cancel_destroy,
             "want-key": self._want_key,
             "want-rewrap": self._want_rewrap,
             "set-service": self._set_service,
@@ -95,7 +99,7 @@ class Clients:
                 "regions": sorted(tenant.regions),
                 "admins": ["admin"],
                 "ttl_ms": tenant.ttl_ms,
-                "standby": "allow",
+                "standby": "deny" if tenant.name in self.denies_standby else "allow",
             },
             "signers": {"keys": dict(self.signers[tenant.name].keys), "threshold": 1},
             "binding_id": "b1",
@@ -120,12 +124,16 @@ class Clients:
     def ask(self, kind: str, namespace: str, args: dict[str, Any], *, by: tuple[FakeSuite, ...] = ()) -> None:
         self.count += 1
         command_id = f"c{self.count}"
-        authority = (self._authority(by, namespace, command_id, kind, args),) if by else ()
+        authority = (self.authority(by, namespace, command_id, kind, args),) if by else ()
         command = Command(command_id, namespace, kind, args, "admin", f"k{self.count}", authority)
-        asked = self.asked[namespace, command_id] = Asked(command)
+        self.take(Asked(command))
+
+    def take(self, asked: Asked) -> None:
+        """Ask for it until it is answered for good."""
+        self.asked[asked.command.namespace, asked.command.command_id] = asked
         self._try(asked, None)
 
-    def _authority(
+    def authority(
         self, suites: tuple[FakeSuite, ...], namespace: str, command_id: str, kind: str, args: Any
     ) -> dict[str, Any]:
         word = trust.make_authority(
@@ -142,9 +150,15 @@ class Clients:
     def _try(self, asked: Asked, _: Any) -> None:
         if asked.done_at is None:
             asked.tries += 1
-            self.world.deliver(self.world.machines[REGISTRY], asked.command)
+            self.world.deliver(self._replica(), asked.command)
             if asked.is_open():
                 self.world.schedule(_RETRY_MS, self._try, asked)
+
+    def _replica(self) -> Machine:
+        """One of the Registry's, another each time."""
+        self.turn += 1
+        replicas = self.world.registries
+        return replicas[mix(self.options.seed, _STREAM, self.turn) % len(replicas)]
 
     def _done(self, m: Machine, e: CommandDone) -> None:
         asked = self.asked.get((e.namespace, e.command_id))
@@ -176,6 +190,12 @@ class Clients:
             head = self.world.ledger.head(parsed.namespace)
             args["upto_seq"] = 0 if head is None else head.restrictions.get(scope, ("", 0))[1]
         self.ask(item.what, parsed.namespace, args, by=self.officers if wide else ())
+
+    def _destroy(self, item: Item, tenant: str, wait_ms: int) -> None:
+        self.ask("tenant.destroy", tenant, {"scope": str(destruction_of(tenant)), "wait_ms": wait_ms, "reason": ""})
+
+    def _cancel_destroy(self, item: Item, tenant: str) -> None:
+        self.ask("tenant.cancel-destroy", tenant, {"scope": str(destruction_of(tenant))})
 
     def _newest(self, prefix: str) -> str:
         """The scope of the newest version that was made of a service key; ``prefix`` is all of it but the number."""
@@ -227,7 +247,7 @@ class Clients:
             keys = list(self.asked)
             asked = self.asked[keys[mix(self.options.seed, _STREAM, item.at_ms) % len(keys)]]
             self.world.sometimes["command-repeated"] += 1
-            self.world.deliver(self.world.machines[REGISTRY], asked.command)
+            self.world.deliver(self._replica(), asked.command)
 
     def _local(self, scope: str, region: str) -> None:
         """An administrator suspends at a region; asks again until it is promised."""

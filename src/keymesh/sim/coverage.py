@@ -12,13 +12,18 @@ from keymesh.sim.mesh import Mesh
 from keymesh.sim.process import Machine, Process
 
 _MODE_WORDS: Final = {mode: mode.value for mode in Mode}
+# A tenant that a region hears of begins CLOSED: its lease comes with the first answer after it was applied.
 _MODES: Final = (
     ("none", "closed"),
-    ("none", "synced"),
     ("closed", "synced"),
     ("closed", "sealed"),
     ("closed", "autonomous"),
     ("synced", "autonomous"),
+    ("autonomous", "standby"),
+    ("closed", "standby"),
+    ("standby", "synced"),
+    ("standby", "closed"),
+    ("standby", "sealed"),
     ("synced", "closed"),
     ("synced", "sealed"),
     ("autonomous", "synced"),

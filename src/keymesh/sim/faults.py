@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from keymesh.edge.snapshot import Closing
+from keymesh.model.machine import REGISTRY
+from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.keys import KeyShells
+from keymesh.sim.network import Link
 from keymesh.sim.plan import Item
 from keymesh.sim.process import Process
 from keymesh.sim.world import World
 
 ForeignAppend = Callable[[str], bool]
+FIRST: Final = "registry-1"
+_REPLICA: Final = stream_of("replica")
 
 
 class Faults:
@@ -22,6 +27,7 @@ class Faults:
         self.keys = keys
         self._foreign_append = foreign_append
         self._healed = False
+        self._draws = 0
         self._does: dict[str, Callable[..., bool | None]] = {
             "cut": self._cut,
             "cut-one-way": self._cut_one_way,
@@ -80,27 +86,42 @@ class Faults:
         self._cut_one_way(b, a, length_ms)
 
     def _cut_one_way(self, a: str, b: str, length_ms: int) -> None:
-        link = self.world.network.link(a, b)
-        link.cuts += 1
+        for link in self._links(a, b):
+            link.cuts += 1
 
-        def undo() -> None:
-            link.cuts -= 1
+            def undo(link: Link = link) -> None:
+                link.cuts -= 1
 
-        self._later(length_ms, undo)
+            self._later(length_ms, undo)
 
     def _slow(self, a: str, b: str, extra_ms: int, length_ms: int) -> None:
-        link = self.world.network.link(a, b)
-        link.slow_ms += extra_ms
+        for link in self._links(a, b):
+            link.slow_ms += extra_ms
 
-        def undo() -> None:
-            link.slow_ms -= extra_ms
+            def undo(link: Link = link) -> None:
+                link.slow_ms -= extra_ms
 
-        self._later(length_ms, undo)
+            self._later(length_ms, undo)
+
+    def _links(self, a: str, b: str) -> list[Link]:
+        """The link from ``a`` to ``b``; of a Registry with replicas those of one of them, or of all; ``registry-1`` is
+        the first alone."""
+        return [self.world.network.link(x, y) for x in self._replicas(a) for y in self._replicas(b)]
+
+    def _replicas(self, name: str) -> list[str]:
+        if name == FIRST:
+            return [str(REGISTRY)]
+        names = [m.proc.name for m in self.world.registries]
+        if name != REGISTRY or len(names) < 2:
+            return [name]
+        self._draws += 1
+        draw = mix(self.world.options.seed, _REPLICA, self._draws) % (2 * len(names))
+        return [names[draw]] if draw < len(names) else names
 
     # --- processes ---------------------------------------------------------------------------------------------------
 
     def _proc(self, name: str) -> Process:
-        return self.world.processes[name]
+        return self.world.processes[self._replicas(name)[-1]]
 
     def _crash(self, name: str, fuse: int, down_ms: int) -> None:
         """Dies before ``fuse`` effects more, whichever they are."""
@@ -170,7 +191,7 @@ class Faults:
         proc = self._proc(region)
         proc.host.reboot(self.world.t)
         for other in list(self.world.processes.values()):
-            if other.region == region and other.name != "registry":
+            if other.region == region and other.machines[0].kind != "registry":
                 self.world.crash(other, 5_000)
         for machine in proc.machines:
             machine.disk.clear()

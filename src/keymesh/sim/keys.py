@@ -74,6 +74,7 @@ class KeyShells:
         self.ivk: dict[str, int] = {}
         self.customers: dict[str, Customer] = {}
         self.materials: dict[str, int] = {}
+        self.forbidden: set[tuple[str, str]] = set()  # (region, tenant): its store takes nothing more of that
         self._minted = 0
         self.probed: list[Any] = []  # hooks: (machine, namespace, outcome, started_at)
         world.handlers |= {
@@ -165,7 +166,7 @@ class KeyShells:
         for other in sorted(self.world.ledger.allowed.get(ref.namespace, ())):
             if other != region and self._reaches(region, other):
                 found = self.blobs.get(other, {}).get(place)
-                if found is not None and found.digest == ref.digest:
+                if found is not None and found.digest == ref.digest and (region, ref.namespace) not in self.forbidden:
                     own[place] = found
                     return found
         return None
@@ -248,7 +249,10 @@ class KeyShells:
     def _holders(self, region: str, namespace: str) -> list[str]:
         """This region's store and one more: a write goes to two where the tenant has two."""
         allowed = self.world.ledger.allowed.get(namespace, frozenset())
-        others = [r for r in sorted(allowed) if r != region and self._reaches(region, r)]
+        if (region, namespace) in self.forbidden:
+            return []
+        takes = [r for r in sorted(allowed) if r != region and (r, namespace) not in self.forbidden]
+        others = [r for r in takes if self._reaches(region, r)]
         if not others and len(allowed) > 1:
             return []
         return sorted((region, *others[:1]))

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keymesh.control.entry import SignedEntry
+from keymesh.control.kinds import ADOPT_TAIL
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.scope import Scope, parse_scope
 
-RESTRICTING = frozenset(("suspend", "revoke"))
+RESTRICTING = frozenset(("suspend", "revoke", "tenant.destroy", "tenant.purge"))
+LIFTING = frozenset(("resume", "tenant.cancel-destroy"))
+FOR_GOOD = frozenset(("revoke", "tenant.purge"))
 
 
 @dataclass(slots=True)
@@ -33,7 +36,7 @@ class Fact:
     restrictions: dict[str, tuple[str, int]]  # scope -> (state, seq) after this entry
     in_force: dict[str, int]  # scope -> seq, of those of them that restrict
     signed: SignedEntry
-    votes: set[str] = field(default_factory=set)
+    votes: set[tuple[int, str]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -84,10 +87,16 @@ class Ledger:
         old = self.head(e.namespace)
         restrictions = dict(old.restrictions) if old else {}
         args = e.body.args
-        commits = e.kind in RESTRICTING or e.kind == "resume"
+        commits = e.kind in RESTRICTING or e.kind in LIFTING
         if commits:
-            state = {"suspend": "suspended", "revoke": "revoked", "resume": "none"}[e.kind]
+            state = "none" if e.kind in LIFTING else "revoked" if e.kind in FOR_GOOD else "suspended"
             restrictions[args["scope"]] = (state, e.seq)
+        if e.kind == ADOPT_TAIL:
+            for scope, row in args["restrictions"].items():
+                restrictions[scope] = (row["state"], e.seq)
+            for name, row in args["keys"].items():
+                key, _, version = name.removeprefix("key/").rpartition("/")
+                self.kids.setdefault((e.namespace, key, int(version)), row["kid"])
         if e.kind == "tenant.create":
             self.allowed[e.namespace] = frozenset(args["policy"]["regions"])
             self.ttl_ms[e.namespace] = args["policy"].get("ttl_ms")
@@ -119,13 +128,13 @@ class Ledger:
             self._committed(fact, t)
         return fact
 
-    def voted(self, entry_hash: str, voter: str, t: int) -> Fact | None:
+    def voted(self, entry_hash: str, voter: str, t: int, set_id: int = 1) -> Fact | None:
         """A voter has durably countersigned; the fact if that committed it."""
         fact = self.by_hash.get(entry_hash)
-        if fact is None or voter in fact.votes:
+        if fact is None or (set_id, voter) in fact.votes:
             return None
-        fact.votes.add(voter)
-        if fact.committed_at is None and len(fact.votes) >= self.majority:
+        fact.votes.add((set_id, voter))
+        if fact.committed_at is None and sum(of == set_id for of, _ in fact.votes) >= self.majority:
             fact.committed_at = t
             self._committed(fact, t)
             return fact
@@ -134,23 +143,23 @@ class Ledger:
     def _committed(self, fact: Fact, t: int) -> None:
         text = fact.args["scope"]
         current = self.open.get(text)
-        if fact.kind == "resume":
+        if fact.kind in LIFTING:
             # it ends only what it was ordered after
             if current is not None and current.seq < fact.seq and not current.revoked:
                 current.ended_at = t
                 del self.open[text]
             return
         later = fact.namespace and any(
-            f.kind == "resume" and f.args["scope"] == text and f.committed_at is not None
+            f.kind in LIFTING and f.args["scope"] == text and f.committed_at is not None
             for f in self.facts[fact.namespace][fact.seq :]
         )
-        if later and fact.kind != "revoke":
+        if later and fact.kind not in FOR_GOOD:
             return
         if current is not None:
-            current.revoked = current.revoked or fact.kind == "revoke"
+            current.revoked = current.revoked or fact.kind in FOR_GOOD
             current.seq = max(current.seq, fact.seq)
             return
-        stretch = Restriction(parse_scope(text), text, fact.seq, fact.kind == "revoke", t, first_seq=fact.seq)
+        stretch = Restriction(parse_scope(text), text, fact.seq, fact.kind in FOR_GOOD, t, first_seq=fact.seq)
         self.open[text] = stretch
         self.history.append(stretch)
         for hook in self.on_restricted:

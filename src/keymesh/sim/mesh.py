@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,14 @@ from keymesh.control.checks import EVERY_KIND
 from keymesh.control.entry import SignedEntry
 from keymesh.control.evidence import Statement
 from keymesh.control.kinds import Genesis
-from keymesh.control.messages import CountersignRequest, Poll
+from keymesh.control.messages import (
+    AnswerMessage,
+    CountersignRequest,
+    Poll,
+    StandbyGrantMessage,
+    StandbyRequest,
+    VoterLog,
+)
 from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
 from keymesh.core import machine as core_machine
 from keymesh.core.events import Reconnected, Unsealed
@@ -24,16 +31,18 @@ from keymesh.edge import machine as edge_machine
 from keymesh.edge import policy
 from keymesh.edge.snapshot import Connected, EdgeConfig, Publish
 from keymesh.model.ids import MESH_NAMESPACE, MeshName
-from keymesh.model.machine import REGISTRY, Persisted, edge_address, node_address
+from keymesh.model.machine import REGISTRY, Address, Persisted, edge_address, node_address
 from keymesh.model.time import Instant
 from keymesh.registry import commands
 from keymesh.registry import machine as registry_machine
-from keymesh.registry.events import AppendLog, CertificateReady, Command, Project, ReadLog
+from keymesh.registry.events import AppendLog, CertificateReady, Command, LogMoved, Project, ReadLog
 from keymesh.registry.state import RegistryConfig
 from keymesh.sim.client import DOMAIN, MESH, Clients
 from keymesh.sim.clocks import WALL_EPOCH_MS, HostClock
+from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.faults import Faults
 from keymesh.sim.keys import KeyShells
+from keymesh.sim.ledger import Fact
 from keymesh.sim.options import NODE, REGIONS, VOTERS, EdgeSpec, Options
 from keymesh.sim.plan import COMMANDS, Item, edge_name
 from keymesh.sim.process import Machine, Process
@@ -44,7 +53,9 @@ UNSEAL_MS: Final = 40
 _RECONNECT_MS: Final = 250
 _RETRY_MS: Final = 2_000
 MESH_RECORD: Final = state_name(MESH_NAMESPACE)
-_SALT: Final = "5a" * 32
+SALT: Final = "5a" * 32
+_HINT_MS: Final = 100  # how often a replica looks whether the log has moved
+REPLICAS: Final = ("registry-2",)
 
 
 class Mesh:
@@ -59,15 +70,16 @@ class Mesh:
         self.officers = tuple(self.suite(f"officer-{i}") for i in range(3))
         self.root_keys = {s.key_id: s.public_hex for s in self.roots}
         self.registry_suite = self.suite("registry")
+        self.registry_suites = [self.registry_suite, *(self.suite(n) for n in REPLICAS[: options.registries - 1])]
         self.pins = trust.Pins(mesh=MESH, root_keys=self.root_keys, threshold=2)
         self.keys = KeyShells(world)
         signers = {t.name: self.suite(f"signer-{t.name}") for t in options.tenants}
         self.clients = Clients(world, self.officers[:2], signers)
         self.faults = Faults(world, self.keys, self._foreign_append)
         self.on_publish: list[Callable[[Machine, str], None]] = []
-        self.on_certificate: list[Callable[[CertificateReady], None]] = []
+        self.on_certificate: list[Callable[[Machine, CertificateReady], None]] = []
         self.foreign = 0
-        world.voter_messages = frozenset((CountersignRequest, Poll))
+        world.voter_messages = frozenset((CountersignRequest, Poll, StandbyRequest, VoterLog))
         world.handlers |= {
             AppendLog: self._append,
             ReadLog: self._read,
@@ -77,8 +89,11 @@ class Mesh:
         }
         world.corrupt = corrupted
         world.after.setdefault(Persisted, []).append(self._persisted)
+        world.after.setdefault(AnswerMessage, []).append(self._heard)
         self._build()
         world.on_boot.append(self._booted)
+        if options.registries > 1:
+            world.on_logged.append(self._hint)
 
     def suite(self, name: str) -> FakeSuite:
         return self.suites.setdefault(name, FakeSuite(name))
@@ -86,18 +101,22 @@ class Mesh:
     # --- building ----------------------------------------------------------------------------------------
 
     def _build(self) -> None:
-        world, o = self.world, self.options
+        o = self.options
         rates = dict(o.ppm)
-        host = HostClock("registry", rates["registry"], 3)
-        proc = world.add_process("registry", "us-east", host)
-        config = RegistryConfig(MeshName(MESH), self.registry_suite, self.root_keys, 2)
-        world.add_machine(
-            proc, "registry", REGISTRY, partial(registry_machine.new_registry, config), registry_machine.step
-        )
+        self._add_registry("registry", "us-east", self.registry_suite, HostClock("registry", rates["registry"], 3))
+        for name, suite in zip(REPLICAS, self.registry_suites[1:], strict=False):
+            self._add_registry(name, "us-west", suite, HostClock(name, -rates["registry"], 11))
         for region in REGIONS:
             self._add_region(region, HostClock(region, rates[region], 5))
         for edge in o.edges:
             self._add_edge(edge, HostClock(edge_name(edge), -rates[edge.region], 7))
+
+    def _add_registry(self, name: str, region: str, suite: FakeSuite, host: HostClock) -> None:
+        proc = self.world.add_process(name, region, host)
+        config = RegistryConfig(MeshName(MESH), suite, self.root_keys, 2, leaves_in_full=self.options.leaves_in_full)
+        self.world.add_machine(
+            proc, "registry", Address(name), partial(registry_machine.new_registry, config), registry_machine.step
+        )
 
     def _add_region(self, region: str, host: HostClock) -> None:
         world = self.world
@@ -106,11 +125,11 @@ class Mesh:
         suite = self.suite(f"node-{region}")
         config = NodeConfig(
             mesh=MESH, region=region, node=NODE, suite=suite, root_keys=self.root_keys, root_threshold=2,
-            heartbeat_ms=self.options.heartbeat_ms,
+            heartbeat_ms=self.options.heartbeat_ms, leaves_in_full=self.options.leaves_in_full,
         )  # fmt: skip
         world.add_machine(proc, "node", address, partial(core_machine.new_node, config), core_machine.step)
         if region in VOTERS:
-            vote = voter.VoterConfig(mesh=MESH, region=region, suite=suite)
+            vote = voter.VoterConfig(mesh=MESH, region=region, suite=suite, node=NODE)
             world.add_machine(proc, "voter", address, partial(voter.new_voter, vote), voter.step)
 
     def _add_edge(self, edge: EdgeSpec, host: HostClock) -> None:
@@ -130,7 +149,7 @@ class Mesh:
             cores=(node_address(edge.region, NODE),),
             suite=suite,
             signing_key=suite.public_hex,
-            verify_policy=PolicyCheck(self.registry_suite),
+            verify_policy=PolicyCheck(self.registry_suites),
         )
         return edge_machine.new_edge(config)
 
@@ -156,11 +175,12 @@ class Mesh:
 
     def _genesis(self) -> SignedEntry:
         o = self.options
-        online = DelegationRow(keys=_plain(self.registry_suite), threshold=1, kinds=(EVERY_KIND,), scope="any")
+        keys = {k: v for suite in self.registry_suites for k, v in _plain(suite).items()}
+        online = DelegationRow(keys=keys, threshold=1, kinds=(EVERY_KIND,), scope="any")
         officers = DelegationRow(
             keys={s.key_id: s.public_hex for s in self.officers},
             threshold=2,
-            kinds=("suspend", "revoke", "resume"),
+            kinds=("suspend", "revoke", "resume", "epoch.open", "voters.change"),
             scope="any",
         )
         args = Genesis(
@@ -172,7 +192,7 @@ class Mesh:
                 l1_probe_ms=o.l1_probe_ms,
                 l1_ttl_ms=o.l1_ttl_ms,
                 snapshot_ms=o.snapshot_ms,
-                salt=_SALT,
+                salt=SALT,
                 development=True,
             ),
             regions={r: RegionRow(domain=DOMAIN, failure_domain=r, ca_fingerprint="ab" * 32) for r in REGIONS},
@@ -186,6 +206,16 @@ class Mesh:
 
     # --- shells that are nobody else's -----------------------------------------------------------------------
 
+    def _hint(self, fact: Fact) -> None:
+        """Replicas see the log move, sooner or later; some hints are lost, and a late one may be old."""
+        for n, m in enumerate(self.world.registries):
+            draw = mix(self.options.seed, stream_of("hint", str(n)), fact.index)
+            if draw & 7:
+                late_ms = 4_000 if draw & 0xF0 == 0 else 0
+                self.world.schedule(
+                    1 + (draw >> 8) % _HINT_MS + late_ms, self.world.reply, (m, m.proc.life), LogMoved(fact.index)
+                )
+
     def _append(self, m: Machine, e: AppendLog) -> None:
         self.world.log.append(e.entries, e.token, self.world.reply, (m, m.proc.life))
 
@@ -194,7 +224,7 @@ class Mesh:
 
     def _certificate(self, m: Machine, e: CertificateReady) -> None:
         for hook in self.on_certificate:
-            hook(e)
+            hook(m, e)
 
     @staticmethod
     def statement_of(e: CertificateReady) -> Statement:
@@ -221,15 +251,17 @@ class Mesh:
                     world.schedule(60, world.deliver, other, Connected(machine.address))
         elif machine.kind == "registry":
             for i, region in enumerate(REGIONS):
-                world.schedule(_RECONNECT_MS + 90 * i, self._reconnect, node_address(region, NODE), proc.life)
+                life = (machine, proc.life)
+                world.schedule(_RECONNECT_MS + 90 * i, self._reconnect, node_address(region, NODE), life)
         elif machine.kind == "edge":
             world.schedule(5, world.reply, (machine, proc.life), Connected(node_address(proc.region, NODE)))
 
     def _reconnect(self, address: Any, life: Any) -> None:
         """A Core tries until the Registry's new life answers."""
         world = self.world
-        registry, node = world.machines[REGISTRY], world.machines[address]
-        if registry.proc.life != life:
+        node = world.machines[address]
+        registry, number = life
+        if registry.proc.life != number:
             return
         if registry.proc.alive and world.network.connected(registry.proc.name, node.proc.name):
             world.deliver(node, Reconnected())
@@ -241,12 +273,18 @@ class Mesh:
         if m.kind == "node":
             self._seat(m)
 
+    def _heard(self, m: Machine, event: Any) -> None:
+        """A Core tells the voter in its process when the Registry has answered it."""
+        seated, sent_at = self.world.voters.get(m.address), m.state.answered_sent_at
+        if seated is not None and seated.state is not None and sent_at is not None:
+            self.world.run(seated, voter.RegistryHeard(sent_at))
+
     def _seat(self, m: Machine) -> None:
         seated = self.world.voters.get(m.address)
         held = m.disk.get(MESH_RECORD)
         if seated is not None and held is not None:
             seat = voter.seat_of(held, m.proc.region, epoch=held.head.entry.epoch)
-            if seated.state.seat != seat:
+            if seated.state is not None and seated.state.seat != seat:  # None: the process is still booting
                 self.world.run(seated, voter.MeshApplied(seat))
 
     def _foreign_append(self, tenant: str) -> bool:
@@ -277,9 +315,9 @@ def _plain(suite: FakeSuite) -> dict[str, str]:
 class PolicyCheck:
     """``edge.policy`` over the simulation's suite; an entry that was found good once is not parsed again."""
 
-    def __init__(self, registry: FakeSuite) -> None:
-        self._registry = registry
-        self._keys = {registry.key_id: registry.public_hex}
+    def __init__(self, registries: Sequence[FakeSuite]) -> None:
+        self._registry = registries[0]
+        self._keys = {r.key_id: r.public_hex for r in registries}
 
     def __call__(self, grant: Any) -> None:
         envelope = grant.policy_entry
@@ -296,7 +334,8 @@ _GOOD_POLICIES: set[Any] = set()
 
 def corrupted(message: Any, draw: int) -> Any:
     """``message`` with its seal broken, or nothing where the transport would have noticed."""
-    for field in ("heartbeat", "answer", "ack", "countersignature"):
+    fields = ("grant",) if type(message) is StandbyGrantMessage else ("heartbeat", "answer", "ack", "countersignature")
+    for field in fields:
         sealed = getattr(message, field, None)
         if sealed is not None:
             forged = FakeSealed(copy(sealed.message), sealed.key_id, sealed.proof)

@@ -6,6 +6,8 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
+from keymesh.model.limits import LEAVES_IN_FULL_MAX
+
 REGIONS: Final = ("us-east", "us-west", "eu-central", "eu-west")
 VOTERS: Final = ("us-east", "us-west", "eu-central")
 NODE: Final = "n1"
@@ -82,6 +84,8 @@ class Options:
     directed: int  # per 100 scenarios
     heal_at_ms: int
     end_ms: int
+    leaves_in_full: int = LEAVES_IN_FULL_MAX
+    registries: int = 1  # replicas of the Registry over the one log; a second costs half as much again
 
     def on(self, fault: str) -> bool:
         return fault in self.classes
@@ -132,6 +136,8 @@ def options_of(seed: int) -> Options:
         directed=rng.choice((30, 60, 90)),
         heal_at_ms=HOUR_MS - 480_000,
         end_ms=HOUR_MS,
+        leaves_in_full=0 if seed % 8 == 5 else LEAVES_IN_FULL_MAX,
+        registries=2 if seed % 10 == 0 else 1,
     )
 
 

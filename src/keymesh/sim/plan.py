@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from keymesh.sim.options import FAULTS_FROM_MS, REGIONS, VOTERS, EdgeSpec, Options, TenantSpec
+from keymesh.sim.plan_destruction import destruction
+from keymesh.sim.plan_registry_gone import registry_gone
 
 Arg = str | int
 
@@ -30,7 +32,7 @@ class Item:
 
 COMMANDS: Final = frozenset(
     ("suspend", "resume", "revoke", "want-key", "want-rewrap", "set-service", "labels", "rotate-ivk", "switch-l1",
-     "local-suspend", "repeat")
+     "local-suspend", "repeat", "destroy", "cancel-destroy")
 )  # fmt: skip
 
 
@@ -57,6 +59,12 @@ class Planner:
         while len(self.items) - self._faults() < self.o.commands:
             self._random_command(self._when())
         self._revoke_late()
+        self.rng = random.Random(f"{self.o.seed}/registry-gone")
+        if self.rng.randrange(5) < 2:
+            registry_gone(self)
+        self.rng = random.Random(f"{self.o.seed}/destruction")
+        if self.rng.randrange(4) == 0:
+            destruction(self)
         return tuple(sorted(self.items, key=lambda i: i.at_ms))
 
     # --- pieces ----------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from keymesh.sim.coverage import TRANSITIONS, Coverage
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.options import HOUR_MS, Options, options_of
 from keymesh.sim.plan import COMMANDS, Item, plan_of
+from keymesh.sim.purges import Purges
 from keymesh.sim.world import Violation
 
 SAMPLE_MS: Final = 20_000
@@ -80,6 +81,7 @@ class Run:
         Records(mesh, self.uses)
         Delivery(mesh)
         Certificates(mesh, self.uses)
+        self.purges = Purges(mesh)
         self.convergence = Convergence(mesh)
 
     def execute(self, until: int | None = None) -> None:
@@ -92,6 +94,7 @@ class Run:
         world.run_until(end)
         if until is None:
             self.convergence.everything()
+            self.purges.ended()
             registry = world.machines[REGISTRY]
             self.coverage.ended(registry.state)
 
@@ -105,6 +108,7 @@ class Run:
         if self.samples % _SELDOM == 0:
             self.uses.sample()
             self.leases.sample()
+            self.purges.sample()
         self.world.schedule(SAMPLE_MS, self._sample)
 
 

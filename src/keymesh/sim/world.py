@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from typing import Any, Final
 
 from keymesh.model.machine import (
+    REGISTRY,
     Address,
     Booted,
     ClockWentAhead,
@@ -75,6 +76,7 @@ class World:
         self.processes: dict[str, Process] = {}
         self.machines: dict[Address, Machine] = {}
         self.voters: dict[Address, Machine] = {}
+        self.registries: list[Machine] = []  # replicas: what is sent to the Registry goes to each of them
         self.region_of: dict[str, str] = {}
         self.network = Network(
             options, region_of=self.region_of, schedule=self.schedule, corrupt=self._corrupted, counts=self.faults
@@ -136,6 +138,8 @@ class World:
         machine = Machine(len(self.machines) + len(self.voters), kind, address, proc, build, step)
         proc.machines.append(machine)
         (self.voters if kind == "voter" else self.machines)[address] = machine
+        if kind == "registry":
+            self.registries.append(machine)
         return machine
 
     def boot(self, proc: Process) -> None:
@@ -282,9 +286,13 @@ class World:
             for hook in self.on_send[kind]:
                 hook(machine, effect.to, message)
         machines = self.voters if kind in self.voter_messages else self.machines
-        if effect.to in machines:
+        if effect.to == REGISTRY and self.registries:
+            for to in self.registries:
+                self.network.send(machine.proc.name, to.proc.name, self._arrive, to, Received(machine.address, message))
+        elif effect.to in machines:
             to = machines[effect.to]
-            self.network.send(machine.proc.name, to.proc.name, self._arrive, to, Received(machine.address, message))
+            sender = REGISTRY if machine.kind == "registry" else machine.address  # nodes cannot tell replicas apart
+            self.network.send(machine.proc.name, to.proc.name, self._arrive, to, Received(sender, message))
 
     def _arrive(self, machine: Machine, event: Any) -> None:
         proc = machine.proc

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from keymesh.adapters.customer_kms import OwnerClient
 from keymesh.adapters.http_client import PeerClient
@@ -29,6 +29,8 @@ from keymesh.app.layout import Layout, TimingPlan, load_plan
 from keymesh.app.supervisor_client import ask_supervisor, running_pid
 from keymesh.model import strict_json
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
+
+T = TypeVar("T")
 
 TIMING: Final = TimingPlan(
     ttl_ms=6_000, heartbeat_ms=500, edge_ttl_ms=2_000, l1_probe_ms=1_000, l1_ttl_ms=6_000, snapshot_ms=2_000
@@ -73,6 +75,14 @@ class Door:
     async def open(self, blob: str) -> str:
         return str((await self.ask("decrypt-key", {"blob": blob}))["plaintext"])
 
+    async def minted(self) -> tuple[str, str]:
+        """As ``mint``, asked again while it is unavailable: on a slow machine a lease may run out first."""
+        return await _patiently(self.mint)
+
+    async def opened(self, blob: str) -> str:
+        """As ``open``, likewise."""
+        return await _patiently(lambda: self.open(blob))
+
     async def refusal(self, blob: str | None = None) -> str:
         """Why it refuses just now; "" where it serves."""
         try:
@@ -80,6 +90,17 @@ class Door:
         except KeymeshError as no:
             return no.code
         return ""
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return await work()
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.1)
 
 
 @dataclass(slots=True)

@@ -92,7 +92,7 @@ async def check_every_blob_opens(uses: list[Use]) -> None:
         for other in uses:
             if (other.door.tenant, other.door.service) == (use.door.tenant, use.door.service):
                 for blob, key in use.minted[:: max(1, len(use.minted) // 20)]:
-                    assert await other.door.open(blob) == key
+                    assert await other.door.opened(blob) == key
 
 
 async def served_again(uses: list[Use], since: float) -> None:
@@ -164,7 +164,7 @@ async def test_kill_9_while_a_key_is_rotated_makes_no_second_version(mesh: LiveM
     await mesh.settled()
     first, second = await mesh.doors(US, MAIL)
     blob, key = await first.mint()
-    assert await second.open(blob) == key
+    assert await second.opened(blob) == key
 
 
 async def test_sigterm_ends_every_process_with_0(mesh: LiveMesh) -> None:

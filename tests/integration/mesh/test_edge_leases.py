@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from pathlib import Path
 
+import pytest
 from tests.integration.mesh.live import EU, OTHER, TIMING, Door, LiveMesh, until
 
 from keymesh.edge import Edge
+from keymesh.model.errors import Refused
 
 AGAIN_S = 3.0
 """Until an Edge serves again.  By then it would have waited much longer by itself: it asked 1, 2 and 4 s apart."""
@@ -59,3 +62,23 @@ async def test_no_certificate_waits_for_an_edge_that_ended_in_order(mesh: LiveMe
     done = await mesh.command(EU, "suspend", {"scope": f"service:{EU}/{service}"})
     found = await mesh.certificate(done["command_id"])
     assert found["t"] - found["committed_at"] < TIMING.edge_ttl_ms
+
+
+async def test_every_life_of_one_identity_hears_of_a_restriction(mesh: LiveMesh, tmp_path: Path) -> None:
+    """Workers of one host share a certificate, and each has leases of its own: none may be told for the others."""
+    service = "manyworkers"
+    await mesh.cli("service", "create", service, "--tenant", EU, "--edge-ttl", "60s")
+    files = await mesh.cli("pki", "enrol", f"{EU}/{service}", "-o", tmp_path / "edge")
+    where = {name: files[name] for name in ("identity", "ca", "trust", "cores")}
+    async with contextlib.AsyncExitStack() as stack:
+        lives = [
+            await stack.enter_async_context(await Edge.connect(**where, allow_unlocked_memory=True)) for _ in range(3)
+        ]
+        for edge in lives:
+            await edge.create_key()
+        done = await mesh.command(EU, "suspend", {"scope": f"service:{EU}/{service}"})
+        found = await mesh.certificate(done["command_id"])
+        assert found["t"] - found["committed_at"] < 5_000, "all three said that they dropped it"
+        for edge in lives:
+            with pytest.raises(Refused):
+                await edge.create_key()

@@ -11,6 +11,7 @@ from tests.integration.mesh.live import EU, FILES, HOME, OTHER, US, LiveMesh
 
 from keymesh.adapters import seals
 from keymesh.adapters.customer_kms import OwnerClient
+from keymesh.adapters.seal_forms import open_file_seal
 from keymesh.adapters.sqlite_keystore import SqliteKeyStore
 from keymesh.app.layout import Layout
 from keymesh.core.keyring import Keyring
@@ -60,20 +61,21 @@ async def keys_of(chain: Chain, owner: OwnerClient, key: str) -> dict[str, bytes
     return found
 
 
-def internal_keys(layout: Layout, region: str) -> dict[str, bytes]:
+async def internal_keys(layout: Layout, region: str) -> dict[str, bytes]:
     """MasterKey and IVKs of a region with a development seal."""
     directory = layout.core(region)
     pages = KeyPages(allow_unlocked=True)
     record = seals.load_record(directory)
     assert record is not None
-    master = seals.open_file_seal(directory, region, record, pages)
+    (seal,) = record.seals
+    master = open_file_seal(directory, region, record.kid, seal, pages)
     found = {f"MasterKey of {region}": bytes(master.reveal())}
     keyring = Keyring(region, pages, None)  # type: ignore[arg-type]
     keyring.unseal(master)
     store = SqliteKeyStore(directory / "keystore.db")
-    for ivk in store.ivks():
+    for ivk in await store.ivks():
         found[f"IVK {ivk.generation} of {region}"] = bytes(keyring.open_ivk(ivk).secret.reveal())
-    store.close()
+    await store.close()
     return found
 
 
@@ -90,7 +92,7 @@ async def test_no_plaintext_key_byte_lies_in_any_file_of_the_mesh(mesh: LiveMesh
         async with mesh.owner() as owner:
             canaries |= await keys_of(chain, owner, tenant)
     for region in mesh.plan.regions:
-        canaries |= internal_keys(mesh.layout, region)
+        canaries |= await internal_keys(mesh.layout, region)
     assert len([name for name in canaries if name.startswith("L3")]) >= 4
     kms = mesh.layout.customer_kms
     everything = [p for p in files_under(mesh.layout.root, tmp_path) if kms not in p.parents]

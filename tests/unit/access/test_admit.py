@@ -16,6 +16,7 @@ from keymesh.access.identity import (
     CoreIdentity,
     EdgeIdentity,
     Identity,
+    PersonIdentity,
     RegistryIdentity,
 )
 from keymesh.access.roles import Role, roles_of
@@ -40,43 +41,74 @@ FAR_CORE = CoreIdentity(mesh=MESH, region=EU, node=NodeId("n1"))
 EDGE = EdgeIdentity(mesh=MESH, region=US, tenant=ACME, service=PAY, instance="i1")
 CLIENT = ClientIdentity(mesh=MESH, region=US, tenant=ACME, name="app")
 REGISTRY = RegistryIdentity(mesh=MESH, node=NodeId("r1"))
+
+
+def person(name: str, *roles: Role, tenant: TenantId | None = None) -> PersonIdentity:
+    return PersonIdentity(mesh=MESH, issuer="corp", name=name, tenant=tenant, roles=frozenset(roles))
+
+
+EVERY_ROLE = tuple(Role)
+PERSON_OPERATOR = person("olga", *EVERY_ROLE)  # named as an assigned administrator is, with every role there is
+PERSON_NOBODY = person("ann")  # named as the policy's administrator is, with none
+PERSON_ACME = person("eve", *EVERY_ROLE, tenant=ACME)
+PERSON_KEYS = person("kay", Role.KEY_ADMIN, tenant=ACME)
+PERSON_OTHER = person("ann", *EVERY_ROLE, tenant=OTHER)
+PEOPLE = (PERSON_OPERATOR, PERSON_NOBODY, PERSON_ACME, PERSON_KEYS, PERSON_OTHER)
 ASSIGNED = {
     "olga": frozenset({Role.OPERATOR}),
     "aud": frozenset({Role.AUDITOR}),
     "rita": frozenset({Role.RECOVERY_OFFICER}),
 }
-EVERYBODY: tuple[Identity, ...] = (ADMIN, STRANGER, OPERATOR, AUDITOR, OFFICER, CORE, FAR_CORE, EDGE, CLIENT, REGISTRY)
+EVERYBODY: tuple[Identity, ...] = (
+    ADMIN,
+    STRANGER,
+    OPERATOR,
+    AUDITOR,
+    OFFICER,
+    CORE,
+    FAR_CORE,
+    EDGE,
+    CLIENT,
+    REGISTRY,
+    *PEOPLE,
+)
 
 # Written out again: who may do what on tenant acme (in us-east), and on the mesh.
 TENANT_MATRIX: dict[Action, tuple[Identity, ...]] = {
-    Action.TENANT_LABELS: (ADMIN,),
-    Action.L1_SWITCH: (ADMIN,),
-    Action.SERVICE_SET: (ADMIN,),
-    Action.KEY_WANT: (ADMIN, CLIENT),
-    Action.KEY_WANT_REWRAP: (ADMIN, CLIENT),
-    Action.SUSPEND: (ADMIN, OPERATOR),
-    Action.REVOKE: (ADMIN, OPERATOR),
-    Action.RESUME: (ADMIN,),
-    Action.TENANT_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT),
-    Action.TENANT_EXPORT: (ADMIN,),
-    Action.LOG_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT),
-    Action.CERTIFICATE_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT),
+    Action.TENANT_SET: (ADMIN, PERSON_ACME),
+    Action.TENANT_LABELS: (ADMIN, PERSON_ACME),
+    Action.TENANT_DESTROY: (ADMIN, PERSON_ACME),
+    Action.TENANT_CANCEL_DESTROY: (ADMIN, PERSON_ACME),
+    Action.L1_SWITCH: (ADMIN, PERSON_ACME),
+    Action.SERVICE_SET: (ADMIN, PERSON_ACME),
+    Action.KEY_WANT: (ADMIN, CLIENT, PERSON_ACME, PERSON_KEYS),
+    Action.KEY_WANT_REWRAP: (ADMIN, CLIENT, PERSON_ACME, PERSON_KEYS),
+    Action.SUSPEND: (ADMIN, OPERATOR, PERSON_ACME, PERSON_OPERATOR),
+    Action.REVOKE: (ADMIN, OPERATOR, PERSON_ACME, PERSON_OPERATOR),
+    Action.RESUME: (ADMIN, PERSON_ACME),
+    Action.TENANT_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT, PERSON_ACME, PERSON_KEYS, PERSON_OPERATOR),
+    Action.TENANT_EXPORT: (ADMIN, PERSON_ACME),
+    Action.LOG_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT, PERSON_ACME, PERSON_KEYS, PERSON_OPERATOR),
+    Action.CERTIFICATE_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT, PERSON_ACME, PERSON_KEYS, PERSON_OPERATOR),
     Action.SYNC: (CORE,),
     Action.BLOB: (CORE,),
     Action.LEASE: (EDGE,),
 }
 MESH_MATRIX: dict[Action, tuple[Identity, ...]] = {
-    Action.REGION_JOIN: (OPERATOR,),
-    Action.REGION_ROTATE_IVK: (OPERATOR,),
-    Action.TENANT_CREATE: (OPERATOR,),
-    Action.SUSPEND: (OPERATOR,),
-    Action.REVOKE: (OPERATOR,),
-    Action.RESUME: (OPERATOR,),
-    Action.MESH_READ: (OPERATOR, AUDITOR, OFFICER),
-    Action.LOG_READ: (OPERATOR, AUDITOR),
-    Action.CERTIFICATE_READ: (OPERATOR, AUDITOR),
+    Action.REGION_JOIN: (OPERATOR, PERSON_OPERATOR),
+    Action.REGION_ROTATE_IVK: (OPERATOR, PERSON_OPERATOR),
+    Action.REGION_MIGRATE_KEYSTORE: (OPERATOR, PERSON_OPERATOR),
+    Action.VOTERS_CHANGE: (OPERATOR, PERSON_OPERATOR),
+    Action.REGION_SEALS: (OPERATOR, PERSON_OPERATOR),
+    Action.TENANT_CREATE: (OPERATOR, PERSON_OPERATOR),
+    Action.SUSPEND: (OPERATOR, PERSON_OPERATOR),
+    Action.REVOKE: (OPERATOR, PERSON_OPERATOR),
+    Action.RESUME: (OPERATOR, PERSON_OPERATOR),
+    Action.MESH_READ: (OPERATOR, AUDITOR, OFFICER, PERSON_OPERATOR),
+    Action.LOG_READ: (OPERATOR, AUDITOR, PERSON_OPERATOR),
+    Action.CERTIFICATE_READ: (OPERATOR, AUDITOR, PERSON_OPERATOR),
     Action.SYNC: (CORE, FAR_CORE),
-    Action.RECOVER: (OFFICER,),
+    Action.RECOVER: (OFFICER, PERSON_OPERATOR),
 }
 
 
@@ -106,7 +138,7 @@ def test_every_action_has_a_rule() -> None:
 
 
 @pytest.mark.parametrize("action", [a for a in Action if RULES[a].reach is not Reach.MESH])
-@pytest.mark.parametrize("identity", [EDGE, CLIENT, FAR_CORE, STRANGER], ids=str)
+@pytest.mark.parametrize("identity", [EDGE, CLIENT, FAR_CORE, STRANGER, PERSON_NOBODY, PERSON_ACME], ids=str)
 def test_another_tenant_looks_absent(action: Action, identity: Identity) -> None:
     """Existing but foreign, and not existing at all, are one and the same answer."""
     foreign = replace_policy(regions=("us-east",), admins=("zoe",))
@@ -138,7 +170,8 @@ def test_assigned_tenant_roles_are_ignored() -> None:
 
 
 def test_commands_have_actions_or_nobody_may_submit_them() -> None:
-    internal = {"mesh.genesis", "l1.retire", "key.create", "key.activate", "key.rewrapped"}
+    internal = {"mesh.genesis", "l1.retire", "key.create", "key.activate", "key.rewrapped", "tenant.purge"}
+    internal |= {"epoch.adopt", "epoch.open"}
     assert {k for k in KINDS if action_of(k) is None} == internal
     assert on_tenant(action_of("key.create"), ADMIN).code == "denied"
     assert action_of("sudo") is None

@@ -12,10 +12,12 @@ from keymesh.access.identity import (
     CoreIdentity,
     EdgeIdentity,
     Identity,
+    PersonIdentity,
     RegistryIdentity,
     address_of,
     parse_identity,
 )
+from keymesh.access.role import Role
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName, NodeId, RegionId, ServiceName, TenantId
 
@@ -116,3 +118,12 @@ def test_what_parses_prints_as_it_was(uri: str) -> None:
     except Refused:
         return
     assert str(identity) == uri
+
+
+@pytest.mark.parametrize("tenant", [None, TenantId("acme")])
+def test_no_certificate_carries_a_person(tenant: TenantId | None) -> None:
+    """A person is known by a token alone: the URI by which the log names one is no identity of a certificate."""
+    person = PersonIdentity(mesh=MESH, issuer="corp", name="eve", tenant=tenant, roles=frozenset(Role))
+    with pytest.raises(Refused):
+        parse_identity(str(person), MESH)
+    assert address_of(person) is None

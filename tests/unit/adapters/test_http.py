@@ -39,6 +39,7 @@ class App:
     release: asyncio.Event = field(default_factory=asyncio.Event)
     ended: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     bugs: list[Exception] = field(default_factory=list)
     seen: list[Request] = field(default_factory=list)
 
@@ -157,6 +158,7 @@ def bed(world: World, tmp_path: Path) -> Callable[..., Any]:
             app.routes(),
             tls=server_tls.server(),
             readiness=lambda: app.reasons,
+            warnings=lambda: app.warnings,
             limits=Limits(**({"close_s": 1.0} | limits)),
             on_bug=app.bugs.append,
         )
@@ -370,6 +372,9 @@ async def test_roles_are_checked_before_the_body_and_not_for_health(bed: BedUp, 
         assert (await client.request("GET", "/healthz"))[0] == 200
         assert b"keymesh_http_requests_total" in (await client.request("GET", "/metrics"))[1]
         assert json.loads((await client.request("GET", "/readyz"))[1]) == {"ready": True, "reasons": []}
+        up.app.warnings.append("backups fail: store-away")
+        told = json.loads((await client.request("GET", "/readyz"))[1])
+        assert told == {"ready": True, "reasons": [], "warnings": ["backups fail: store-away"]}
         up.app.reasons.append("sealed")
         with pytest.raises(Unavailable):
             await client.request("GET", "/readyz")

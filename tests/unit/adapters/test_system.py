@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
+
 from keymesh.adapters.system import Stopwatch, SystemClock, SystemEntropy
 
 
@@ -12,11 +16,8 @@ class Hands(SystemClock):
         self.boot = 1_000
         self.wall = 1_700_000_000_000
 
-    def boottime_ms(self) -> int:
-        return self.boot
-
-    def wall_ms(self) -> int:
-        return self.wall
+    def readings_ms(self) -> tuple[int, int]:
+        return self.boot, self.wall
 
 
 def test_readings_are_ms_and_the_boot_has_one_name() -> None:
@@ -24,6 +25,19 @@ def test_readings_are_ms_and_the_boot_has_one_name() -> None:
     assert clock.boottime_ms() > 0
     assert clock.wall_ms() > 1_600_000_000_000
     assert clock.boot_id() == SystemClock().boot_id() != ""
+
+
+def test_the_two_clocks_keep_their_distance_within_a_ms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the fractions of a ms at which they are looked at."""
+    at_ns = 5_000_000_000
+    monkeypatch.setattr(time, "clock_gettime_ns", lambda clock: at_ns)
+    monkeypatch.setattr(time, "time_ns", lambda: at_ns + 1_700_000_000_700_300)
+    distances = set()
+    for _ in range(40):
+        at_ns += 70_001
+        boot_ms, wall_ms = SystemClock().readings_ms()
+        distances.add(wall_ms - boot_ms)
+    assert len(distances) == 1
 
 
 def test_entropy_is_fresh() -> None:

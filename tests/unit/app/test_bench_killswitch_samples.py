@@ -104,12 +104,28 @@ def test_the_99th_percentile_of_200_leaves_two_out() -> None:
     assert quantile((float(n) for n in range(1, 201)), 0.99) == 198.0
 
 
-MET = {"p99_ms": 999.0, "p99_ms_loaded": 999.0, "backlog_min": 10_000, "lower_lane_before_lane0_max": 1}
+MET = {
+    "p99_ms": 999.0,
+    "p99_ms_loaded": 999.0,
+    "backlog_min": 10_000,
+    "lower_lane_before_lane0_max": 1,
+    "bounds_ok": True,
+    "edges": 50,
+    "edge_processes": 5,
+}
 
 
 @pytest.mark.parametrize(
     "missed",
-    [{"p99_ms": 1_000.0}, {"p99_ms_loaded": 1_000.0}, {"backlog_min": 9_999}, {"lower_lane_before_lane0_max": 2}],
+    [
+        {"p99_ms": 1_000.0},
+        {"p99_ms_loaded": 1_000.0},
+        {"backlog_min": 9_999},
+        {"lower_lane_before_lane0_max": 2},
+        {"bounds_ok": False},
+        {"edges": 49},
+        {"edge_processes": 4},
+    ],
 )
 def test_every_figure_must_hold(missed: dict[str, Any]) -> None:
     plan = bench.BenchPlan(seconds=50)

@@ -8,16 +8,20 @@ import time
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 from tests.unit.app.founded import REGIONS, TIMING, founded, plan_for, short_dir
 
 from keymesh.access.identity import AdminIdentity, CoreIdentity, RegistryIdentity
 from keymesh.adapters import key_files, pki
+from keymesh.adapters.files import write_file
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.tls import Credentials
 from keymesh.app import renewal
-from keymesh.app.bootstrap import bootstrap, finish, free_ports, make_plan, parse_regions, voters_of
+from keymesh.app.backup_files import load_recovery_key, public_of
+from keymesh.app.bootstrap import bootstrap, finish, make_plan, parse_regions, voters_of
 from keymesh.app.customer_kms_files import Clients
 from keymesh.app.layout import DIR_ENV, Layout, MeshPlan, load_plan, resolve_dir, save_plan
+from keymesh.app.servers.ports import free_ports
 from keymesh.app.signing_keys import load_signer
 from keymesh.app.trust_file import TrustFile, load_trust, save_trust
 from keymesh.control.entry import SignedEntry
@@ -30,7 +34,7 @@ from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.time import Instant
 
 pytestmark = pytest.mark.usefixtures("template")
-PUBLIC = {"pki/ca.pem", "trust.json", "customer-kms/root.pem"}
+PUBLIC = {"genesis.json", "pki/ca.pem", "trust.json", "customer-kms/root.pem"}
 
 
 def log_of(layout: Layout, plan: MeshPlan) -> list[SignedEntry]:
@@ -148,7 +152,9 @@ def test_after_an_unfinished_one_it_is_made_again_from_scratch() -> None:
         genesis = bootstrap(layout, second)
         finish(layout, second, genesis)
         finish(layout, second, genesis)  # a crash between the log and the plan
-        assert load_plan(layout) == second
+        recovery_keys = load_plan(layout).recovery_keys
+        assert load_plan(layout) == structs.replace(second, recovery_keys=recovery_keys)
+        assert recovery_keys == (public_of(load_recovery_key(layout.recovery_key)),)
         assert check_genesis(layout, second).hash == genesis.hash != old.hash
         clients = Clients(layout.customer_kms / "clients.json")
         root = pki.parse_certificates(layout.ca.read_bytes())[0]
@@ -335,6 +341,37 @@ def test_a_ca_of_another_region_renews_nothing() -> None:
             with pytest.raises(Refused):
                 renewal.renew(credentials, ca, plan.mesh)
         assert path.read_bytes() == raw
+
+
+def test_a_certificate_that_somebody_else_renews_is_re_read() -> None:
+    """Only the same identity's, and only a whole one; until then the old one is shown."""
+    with founded() as (layout, plan):
+        path, ca = layout.core("us-east") / "tls.pem", layout.core("us-east") / "region-ca.pem"
+        renewed = path.with_name("renewed.pem")
+        write_file(renewed, path.read_bytes())
+        renewal.renew(Credentials(renewed), ca, plan.mesh)
+        credentials, before = Credentials(path), Credentials(path).certificate
+        assert not renewal.reload_if_replaced(credentials, plan.mesh)
+        foreign = (layout.core("us-west") / "tls.pem").read_bytes()
+        for refused in (foreign, b"no certificate", renewed.read_bytes()[: len(renewed.read_bytes()) // 2]):
+            write_file(path, refused)
+            with pytest.raises(Refused):
+                renewal.reload_if_replaced(credentials, plan.mesh)
+            assert credentials.certificate == before
+        write_file(path, renewed.read_bytes())
+        assert renewal.reload_if_replaced(credentials, plan.mesh)
+        assert credentials.certificate == Credentials(renewed).certificate != before
+
+
+async def test_a_process_without_its_ca_looks_for_a_replaced_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewal, "CHECK_S", 0.005)
+    seen = asyncio.Event()
+    monkeypatch.setattr(renewal, "reload_if_replaced", lambda *_: seen.set())
+    with founded() as (layout, plan):
+        credentials = Credentials(layout.registry / "tls.pem")
+        keeper = asyncio.create_task(renewal.keep_certificate_fresh(credentials, None, plan.mesh))
+        await asyncio.wait_for(seen.wait(), 10)
+        keeper.cancel()
 
 
 async def test_a_renewal_that_fails_is_tried_again(

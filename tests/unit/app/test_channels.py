@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 
-from keymesh.app.channels import MAILBOX_MAX, Mailbox, Mailboxes
+import pytest
+
+from keymesh.app.channels import MAILBOX_MAX, Mailbox, Mailboxes, pack, unpack
+from keymesh.model.errors import Refused
 
 
 async def test_oldest_first_and_no_more_than_asked_for() -> None:
@@ -127,3 +131,28 @@ async def test_one_at_which_a_poll_waits_stays() -> None:
     assert await poll == ["told"]
     boxes.of("b", "stream")
     assert len(boxes) == 1
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'["' + b"a" * 100_000 + b'"]'])
+def test_what_is_packed_comes_out_again(body: bytes) -> None:
+    assert unpack(pack(body)) == body
+
+
+def test_much_is_packed_small_and_little_is_left() -> None:
+    assert pack(b"[]") == b"[]"
+    assert len(pack(b'["' + b"a" * 100_000 + b'"]')) < 1_000
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"x",
+        b"\x78\x9c\xff",
+        zlib.compress(b"[" + b"1," * 1_000 + b"1]")[:-3],  # broken off
+        zlib.compress(b"[]") + b"more",
+        zlib.compress(b" " * 10_000),  # of more than the limit below
+    ],
+)
+def test_what_is_no_packed_channel_is_refused(raw: bytes) -> None:
+    with pytest.raises(Refused):
+        unpack(raw, max_bytes=5_000)

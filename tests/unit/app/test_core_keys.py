@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,10 +14,12 @@ from typing import Any, cast
 
 import msgspec
 import pytest
+from tests.servers.catcher import catching
+from tests.servers.openbao import CustomerCa, give_l1
 from tests.unit.adapters.pki_world import N1, US, World, now
 
 from keymesh.adapters.customer_kms import OwnerClient
-from keymesh.adapters.http_client import PeerClient
+from keymesh.adapters.pkcs11_descriptor import Tokens
 from keymesh.adapters.sqlite_keystore import SqliteKeyStore
 from keymesh.adapters.system import SystemEntropy
 from keymesh.adapters.tls import Credentials
@@ -23,6 +27,8 @@ from keymesh.app import customer_kms
 from keymesh.app.blob_peers import BlobPeers
 from keymesh.app.core_keys import CoreKeys, outcome_of
 from keymesh.app.customer_kms_files import prepare
+from keymesh.app.ivk_book import FRESH_S, IvkBook
+from keymesh.app.peer_link import PeerLink
 from keymesh.control.rows import BindingRow, KeyRow, encode
 from keymesh.core.events import (
     IvkRotated,
@@ -40,8 +46,11 @@ from keymesh.core.events import (
     RewrapKey,
     RotateIvk,
 )
+from keymesh.core.ivk import WRAPS_RESERVED
 from keymesh.core.keyring import Keyring
-from keymesh.core.keystore import StoredKey
+from keymesh.core.keystore import NEWEST_SCHEMA, StoredKey, StoreIdentity
+from keymesh.core.l1 import L1Unreachable
+from keymesh.core.l1_budget import CALLS_PER_S
 from keymesh.crypto import wrap
 from keymesh.crypto.pages import KeyPages
 from keymesh.ledger.maptree import root_of
@@ -90,9 +99,9 @@ class Link:
                 raise Integrity.opaque()
         if method == "PUT":
             assert body is not None
-            self.store.put_blob(tenant, digest, body)
+            await self.store.put_blob(tenant, digest, body)
             return 204, b""
-        blob = self.store.get_blob(tenant, digest)
+        blob = await self.store.get_blob(tenant, digest)
         if blob is None:
             raise Refused("not-found", "no such blob here")
         return 200, {"lies": blob[:-1] + bytes([blob[-1] ^ 1]), "floods": blob * 10_000}.get(self.mode, blob)
@@ -124,22 +133,24 @@ class Core:
         self.ring = Keyring(region, KeyPages(allow_unlocked=True), SystemEntropy())
         self.ring.unseal(self.ring.fresh())
         self.events: list[Any] = []
+        self.later_s = 0.0
         self.keys = CoreKeys(
             region=region,
             keyring=self.ring,
             store=self.store,
             peers=BlobPeers(
                 regions_of=lambda tenant: [r for r in world.allowed if r != region],
-                client_of=lambda r: cast(PeerClient, world.cores[r].link),
+                client_of=lambda r: cast(PeerLink, world.cores[r].link),
             ),
             credentials=Credentials(identity),
+            tokens=Tokens(world.path),
             entropy=SystemEntropy(),
             now=now,
             feed=self.events.append,
             bindings_of=lambda namespace: world.bindings if namespace in world.tenants else {},
             domain_of=world.domain_of,
         )
-        self.keys.cascades.new_ivk(1)
+        self.keys.cascades.ivks = IvkBook(self.store, lambda: time.monotonic() + self.later_s)
 
     def forget(self) -> None:
         """As after a restart: nothing of any tenant in memory."""
@@ -203,11 +214,14 @@ async def mesh(path: Path, pki: Prepared) -> AsyncIterator[Mesh]:
             made = Mesh(path, owner)
             await made.bind("b1", "root")
             try:
+                for core in made.cores.values():
+                    await core.store.found(StoreIdentity(store_id="0" * 32, region=core.region, schema=NEWEST_SCHEMA))
+                    assert await core.keys.cascades.open_active(known=0) == 1
                 yield made
             finally:
                 for core in made.cores.values():
                     await core.keys.close()
-                    core.store.close()
+                    await core.store.close()
 
 
 def ref_of(minted: KeyMinted | MintFailed | KeyRewrapped, like: KeyRef | None = None) -> KeyRef:
@@ -241,12 +255,12 @@ def row_of(ref: KeyRef) -> tuple[str, bytes]:
     return f"key/{ref.key}/{ref.version}", encode(row)
 
 
-def damage(store: SqliteKeyStore, kid: str, **change: Any) -> StoredKey:
-    stored = store.get_key(kid)
+async def damage(store: SqliteKeyStore, kid: str, **change: Any) -> StoredKey:
+    stored = await store.get_key(TENANT, kid)
     assert stored is not None
     changed = replace(stored, **(change or {"blob": stored.blob[:-1] + bytes([stored.blob[-1] ^ 1])}))
-    store.drop_key(kid)
-    assert store.put_key(changed, over=None)
+    assert await store.drop_key(stored)
+    assert await store.put_key(changed, over=None)
     return changed
 
 
@@ -258,7 +272,7 @@ async def test_what_one_region_mints_the_other_loads_alike(tmp_path: Path, pki: 
         l2, l3 = await chain(m.eu)
         assert {len(bytes_of(m.eu, ref)) for ref in (l2, l3)} == {32}
         for ref in (l2, l3):
-            assert m.us.store.get_blob(TENANT, ref.digest) == m.eu.store.get_blob(TENANT, ref.digest)
+            assert await m.us.store.get_blob(TENANT, ref.digest) == await m.eu.store.get_blob(TENANT, ref.digest)
         loaded = await m.us.load(l3, l2)  # in any order: L2s come first
         assert (loaded.loaded, loaded.failed, loaded.l1) == ((l2, l3), (), "ok")
         for ref in (l2, l3):
@@ -298,9 +312,9 @@ async def test_without_a_second_region_there_is_no_key(tmp_path: Path, pki: Prep
             failed = await m.eu.mint()
             assert isinstance(failed, MintFailed)
             assert failed.reason == "one-copy"
-            assert len(m.eu.ring) == 0
+            assert len(m.eu.ring) == 1  # the region's own key
             assert m.eu.ring.pages.slots_in_use == slots  # what was tried is wiped
-            assert m.eu.store.stored_keys() == ()
+            assert await m.eu.store.stored_keys() == ()
         m.us.link.mode = "up"
         assert isinstance(await m.eu.mint(), KeyMinted)
         assert len(m.eu.ring) == 2  # and the region's own key
@@ -320,13 +334,13 @@ async def test_the_loser_of_a_race_is_wiped_everywhere_here(tmp_path: Path, pki:
     async with mesh(tmp_path, pki) as m:
         won, lost = ref_of(await m.us.mint()), ref_of(await m.eu.mint())
         secret = m.eu.ring.need(lost.kid).secret
-        m.eu.keys.wipe_minted(TENANT, lost.kid)
+        await m.eu.keys.wipe_minted(TENANT, lost.kid)
         assert secret.wiped
         assert m.eu.ring.get(lost.kid) is None
-        assert m.eu.store.get_key(lost.kid) is None
-        assert m.eu.store.get_blob(TENANT, lost.digest) is None
-        m.eu.keys.wipe_minted(TENANT, lost.kid)
-        m.eu.keys.wipe_minted(TENANT, "0" * 32)
+        assert await m.eu.store.get_key(lost.namespace, lost.kid) is None
+        assert await m.eu.store.get_blob(TENANT, lost.digest) is None
+        await m.eu.keys.wipe_minted(TENANT, lost.kid)
+        await m.eu.keys.wipe_minted(TENANT, "0" * 32)
         assert (await m.eu.load(won)).loaded == (won,)
         assert bytes_of(m.eu, won) == bytes_of(m.us, won)
 
@@ -335,7 +349,7 @@ async def test_a_store_that_cannot_forget_keeps_no_key_in_memory(tmp_path: Path,
     async with mesh(tmp_path, pki) as m:
         lost = ref_of(await m.eu.mint())
         m.eu.store._db.execute("PRAGMA query_only = ON")
-        m.eu.keys.wipe_minted(TENANT, lost.kid)
+        await m.eu.keys.wipe_minted(TENANT, lost.kid)
         assert m.eu.ring.get(lost.kid) is None
         m.eu.store._db.execute("PRAGMA query_only = OFF")
 
@@ -375,13 +389,13 @@ async def test_a_peer_that_lies_or_is_away_gives_no_key(tmp_path: Path, pki: Pre
     async with mesh(tmp_path, pki) as m:
         l2, l3 = await chain(m.eu)
         for ref in (l2, l3):
-            m.us.store.drop_blob(TENANT, ref.digest)
+            await m.us.store.drop_blob(TENANT, ref.digest)
         for m.eu.link.mode in ("lies", "floods", "down", "refuses", "opaque"):
             answer = await m.us.load(l2, l3)
             assert answer.loaded == ()
             assert dict(answer.failed)[l2] == "no-blob"
-            assert m.us.store.get_blob(TENANT, l2.digest) is None
-            assert m.us.store.stored_keys() == ()
+            assert await m.us.store.get_blob(TENANT, l2.digest) is None
+            assert await m.us.store.stored_keys() == ()
         m.eu.link.mode = "up"
         assert (await m.us.load(l2, l3)).failed == ()
 
@@ -389,10 +403,10 @@ async def test_a_peer_that_lies_or_is_away_gives_no_key(tmp_path: Path, pki: Pre
 async def test_a_blob_damaged_at_rest_is_fetched_anew(tmp_path: Path, pki: Prepared) -> None:
     async with mesh(tmp_path, pki) as m:
         l2, _ = await chain(m.eu)
-        good = m.us.store.get_blob(TENANT, l2.digest)
-        m.us.store.put_blob(TENANT, l2.digest, b"rot")
+        good = await m.us.store.get_blob(TENANT, l2.digest)
+        await m.us.store.put_blob(TENANT, l2.digest, b"rot")
         assert (await m.us.load(l2)).loaded == (l2,)
-        assert m.us.store.get_blob(TENANT, l2.digest) == good
+        assert await m.us.store.get_blob(TENANT, l2.digest) == good
 
 
 async def test_damage_shows_as_drift_first_and_is_mended_by_the_next_load(tmp_path: Path, pki: Prepared) -> None:
@@ -401,17 +415,17 @@ async def test_damage_shows_as_drift_first_and_is_mended_by_the_next_load(tmp_pa
         rows = dict([row_of(l2), row_of(l3), ("policy", b"{}")])
         truth = root_of(rows)
 
-        def snapshot() -> str:
-            return m.eu.keys.cascades.snapshot([(TENANT, rows)]).states[TENANT]
+        async def snapshot() -> str:
+            return (await m.eu.keys.cascades.snapshot([(TENANT, rows)])).states[TENANT]
 
-        assert snapshot() == truth
+        assert await snapshot() == truth
         for ref in (l2, l3):
-            damage(m.eu.store, ref.kid)
-            assert snapshot() != truth
-            assert m.eu.store.get_key(ref.kid) is None  # so that the next load fetches it
+            await damage(m.eu.store, ref.kid)
+            assert await snapshot() != truth
+            assert await m.eu.store.get_key(ref.namespace, ref.kid) is None  # so that the next load fetches it
             m.eu.forget()
             assert (await m.eu.load(l2, l3)).failed == ()
-            assert snapshot() == truth
+            assert await snapshot() == truth
         assert rows == dict([row_of(l2), row_of(l3), ("policy", b"{}")])
 
 
@@ -420,7 +434,10 @@ async def test_every_kind_of_damage_of_a_cascade_is_noticed(tmp_path: Path, pki:
         l2, _ = await chain(m.eu)
         other = ref_of(await m.eu.mint(version=2))
         rows = dict([row_of(l2), row_of(other)])
-        of_other, stored = m.eu.store.get_key(other.kid), m.eu.store.get_key(l2.kid)
+        of_other, stored = (
+            await m.eu.store.get_key(other.namespace, other.kid),
+            await m.eu.store.get_key(l2.namespace, l2.kid),
+        )
         assert of_other is not None
         assert stored is not None
         changes: list[dict[str, Any]] = [
@@ -433,11 +450,11 @@ async def test_every_kind_of_damage_of_a_cascade_is_noticed(tmp_path: Path, pki:
             {"blob": stored.blob[:-1]},
         ]
         for change in changes:
-            damage(m.eu.store, l2.kid, **change)
-            assert m.eu.keys.cascades.snapshot([(TENANT, rows)]).states[TENANT] != root_of(rows), change
+            await damage(m.eu.store, l2.kid, **change)
+            assert (await m.eu.keys.cascades.snapshot([(TENANT, rows)])).states[TENANT] != root_of(rows), change
             m.eu.forget()
             assert (await m.eu.load(l2)).loaded == (l2,)
-            assert m.eu.keys.cascades.snapshot([(TENANT, rows)]).states[TENANT] == root_of(rows)
+            assert (await m.eu.keys.cascades.snapshot([(TENANT, rows)])).states[TENANT] == root_of(rows)
 
 
 async def test_lag_is_not_drift_and_a_damaged_record_is(tmp_path: Path, pki: Prepared) -> None:
@@ -446,10 +463,10 @@ async def test_lag_is_not_drift_and_a_damaged_record_is(tmp_path: Path, pki: Pre
         newer = dict([row_of(replace(l2, revision=2, digest="ab" * 32))])
         absent = dict([row_of(replace(l2, version=7))])
         for rows in (newer, absent, {}):
-            assert m.eu.keys.cascades.snapshot([(TENANT, rows)]).states[TENANT] == root_of(rows)
-        assert m.eu.store.get_key(l2.kid) is not None
+            assert (await m.eu.keys.cascades.snapshot([(TENANT, rows)])).states[TENANT] == root_of(rows)
+        assert await m.eu.store.get_key(l2.namespace, l2.kid) is not None
         broken = {row_of(l2)[0]: b"\xff not a row"}
-        assert m.eu.keys.cascades.snapshot([(TENANT, broken)]).states[TENANT] == root_of(broken)
+        assert (await m.eu.keys.cascades.snapshot([(TENANT, broken)])).states[TENANT] == root_of(broken)
 
 
 async def test_a_denial_and_silence_of_the_customer_are_told_apart(tmp_path: Path, pki: Prepared) -> None:
@@ -475,7 +492,7 @@ async def test_silence_closes_nothing_by_itself(tmp_path: Path, pki: Prepared) -
         l2, l3 = await chain(m.eu)
         nobody_there = m.bindings["b1"].descriptor | {"replicas": {"eu": "https://127.0.0.1:9"}}
         m.bindings["b1"] = BindingRow(provider="keymesh-kms", descriptor=nobody_there, state="active")
-        m.eu.keys._providers.clear()
+        m.eu.keys.l1.providers.clear()
         assert await m.eu.probe() is L1Outcome.UNREACHABLE
         silent = await m.eu.load(l2, l3)
         assert (silent.loaded, silent.failed, silent.l1) == ((l3,), ((l2, "unreachable"),), "unreachable")
@@ -483,6 +500,56 @@ async def test_silence_closes_nothing_by_itself(tmp_path: Path, pki: Prepared) -
         failed = await m.eu.mint(version=2)
         assert isinstance(failed, MintFailed)
         assert failed.reason == "unreachable"
+
+
+async def test_a_replica_that_is_silent_keeps_nothing_closed_that_another_opens(tmp_path: Path, pki: Prepared) -> None:
+    async with mesh(tmp_path, pki) as m:
+        l2, l3 = await chain(m.eu)
+        found = m.bindings["b1"].descriptor
+        half = found | {"replicas": found["replicas"] | {"eu": "https://127.0.0.1:9"}}
+        m.bindings["b1"] = BindingRow(provider="keymesh-kms", descriptor=half, state="active")
+        m.eu.keys.l1.providers.clear()
+        m.eu.forget()
+        loaded = await m.eu.load(l2, l3)
+        assert (loaded.loaded, loaded.l1) == ((l2, l3), "ok")
+        await m.owner.disable("root", replica="us")
+        m.eu.forget()
+        assert (await m.eu.load(l2, l3)).l1 == "denied", "silence here, and a no there: believed"
+
+
+class Throttled:
+    """An L1 whose provider answers no more calls for now."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    async def wrap(self, e: bytes) -> bytes:
+        raise L1Unreachable("throttled", "too many calls")
+
+    async def unwrap(self, wrapped: bytes) -> bytes:
+        self.asked += 1
+        raise L1Unreachable("throttled", "too many calls")
+
+    async def close(self) -> None:
+        pass
+
+
+async def test_throttling_is_silence_and_makes_the_core_call_less(tmp_path: Path, pki: Prepared) -> None:
+    async with mesh(tmp_path, pki) as m:
+        l2, _ = await chain(m.eu)
+        busy = Throttled()
+        m.eu.keys.l1.providers = {(TENANT, "b1", replica): busy for replica in ("eu", "us")}
+        m.eu.forget()
+        assert await m.eu.probe() is L1Outcome.UNREACHABLE
+        loaded = await m.eu.load(l2)
+        assert (loaded.failed, loaded.l1) == (((l2, "throttled"),), "unreachable")
+        assert all(account.per_s < CALLS_PER_S for account in m.eu.keys.l1.budget.accounts.values())
+        for account in m.eu.keys.l1.budget.accounts.values():
+            account.calls = -1e6
+        asked = busy.asked
+        assert await m.eu.probe() is L1Outcome.UNREACHABLE
+        assert (await m.eu.load(l2)).failed == ((l2, "l1-budget"),)
+        assert busy.asked == asked, "over the budget nobody is asked"
 
 
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -510,7 +577,7 @@ async def test_a_tenants_descriptor_harms_nobody_but_its_tenant(tmp_path: Path, 
         good = dict(m.bindings["b1"].descriptor)
         for how, change in HOSTILE.items():
             m.bindings["b1"] = BindingRow(provider="keymesh-kms", descriptor=change(good), state="active")
-            m.eu.keys._providers.clear()
+            m.eu.keys.l1.providers.clear()
             m.eu.forget()
             assert (await m.eu.load(l2)).loaded == (), how
             assert isinstance(await m.eu.mint(version=2), MintFailed), how
@@ -522,7 +589,7 @@ async def test_a_kms_that_says_something_else_gives_no_key(tmp_path: Path, pki: 
         l2, _ = await chain(m.eu)
 
         for said in (b"", b"x", bytes(31), bytes(32), bytes(64)):
-            m.eu.keys._providers = {(TENANT, "b1", replica): Liar(said) for replica in ("eu", "us")}
+            m.eu.keys.l1.providers = {(TENANT, "b1", replica): Liar(said) for replica in ("eu", "us")}
             m.eu.forget()
             answer = await m.eu.load(l2)
             assert (answer.loaded, len(m.eu.ring)) == ((), 1)
@@ -627,20 +694,20 @@ async def test_a_rewrap_that_fails_leaves_what_was(tmp_path: Path, pki: Prepared
 async def test_a_rotation_seals_everything_anew_and_asks_the_customer_nothing(tmp_path: Path, pki: Prepared) -> None:
     async with mesh(tmp_path, pki) as m:
         l2, l3 = await chain(m.eu)
-        before = m.eu.store.get_key(l2.kid)
+        before = await m.eu.store.get_key(l2.namespace, l2.kid)
         await m.owner.disable("root")
         rotated = await m.eu.do(m.eu.keys.rotate_ivk(RotateIvk(3)))
         assert rotated == IvkRotated(3)
-        after = m.eu.store.get_key(l2.kid)
+        after = await m.eu.store.get_key(l2.namespace, l2.kid)
         assert before is not None
         assert after is not None
         assert after.ivk_kid != before.ivk_kid
         assert after.blob != before.blob
         assert (after.digest, after.revision) == (before.digest, before.revision)
-        states = {i.generation: i.state for i in m.eu.store.ivks()}
+        states = {i.generation: i.state for i in await m.eu.store.ivks()}
         assert states == {3: IvkState.ACTIVE, 1: IvkState.GRACE}
         assert await m.eu.do(m.eu.keys.rotate_ivk(RotateIvk(3))) == IvkRotated(3)  # the same wish again
-        assert len(m.eu.store.ivks()) == 2
+        assert len(await m.eu.store.ivks()) == 2
         await m.owner.enable("root")
         m.eu.forget()
         assert (await m.eu.load(l2, l3)).failed == ()
@@ -649,30 +716,31 @@ async def test_a_rotation_seals_everything_anew_and_asks_the_customer_nothing(tm
 async def test_a_revoked_internal_key_opens_nothing_and_the_blob_is_fetched_anew(tmp_path: Path, pki: Prepared) -> None:
     async with mesh(tmp_path, pki) as m:
         l2, _ = await chain(m.eu)
-        m.eu.keys.cascades.new_ivk(2)
-        old = m.eu.store.ivks()[-1]
-        m.eu.store.put_ivk(replace(old, state=IvkState.REVOKED))
+        await m.eu.keys.cascades.new_ivk(2)
+        old = (await m.eu.store.ivks())[-1]
+        await m.eu.store.put_ivk(replace(old, state=IvkState.REVOKED))  # by another node
+        m.eu.later_s += FRESH_S
         m.eu.ring.keep_internal(set())
         m.eu.forget()
         assert (await m.eu.load(l2)).loaded == (l2,)
         assert m.eu.ring.get(old.kid) is None
-        stored = m.eu.store.get_key(l2.kid)
+        stored = await m.eu.store.get_key(l2.namespace, l2.kid)
         assert stored is not None
-        assert stored.ivk_kid == m.eu.store.ivks()[0].kid
+        assert stored.ivk_kid == (await m.eu.store.ivks())[0].kid
 
 
 async def test_a_key_of_nobody_here_does_not_stop_a_rotation(tmp_path: Path, pki: Prepared) -> None:
     async with mesh(tmp_path, pki) as m:
         l2, _ = await chain(m.eu)
-        stored = m.eu.store.get_key(l2.kid)
+        stored = await m.eu.store.get_key(l2.namespace, l2.kid)
         assert stored is not None
         foreign = replace(stored, namespace="a-gone", kid=type(stored.kid)("e" * 32))
-        assert m.eu.store.put_key(foreign, over=None)
+        assert await m.eu.store.put_key(foreign, over=None)
         assert await m.eu.do(m.eu.keys.rotate_ivk(RotateIvk(2))) == IvkRotated(2)
-        now_stored = m.eu.store.get_key(l2.kid)
+        now_stored = await m.eu.store.get_key(l2.namespace, l2.kid)
         assert now_stored is not None
-        assert now_stored.ivk_kid == m.eu.store.ivks()[0].kid
-        assert m.eu.store.get_key(foreign.kid) == foreign
+        assert now_stored.ivk_kid == (await m.eu.store.ivks())[0].kid
+        assert await m.eu.store.get_key(foreign.namespace, foreign.kid) == foreign
 
 
 async def test_a_sealed_region_does_nothing_with_its_keys(tmp_path: Path, pki: Prepared) -> None:
@@ -685,21 +753,55 @@ async def test_a_sealed_region_does_nothing_with_its_keys(tmp_path: Path, pki: P
         assert isinstance(failed, MintFailed)
         assert failed.reason == "sealed"
         with pytest.raises(Unavailable):
-            m.eu.keys.cascades.snapshot([(TENANT, rows)])
+            await m.eu.keys.cascades.snapshot([(TENANT, rows)])
         before = len(m.eu.events)
         await m.eu.keys.keep_ivks(wanted_generation=9)
         assert len(m.eu.events) == before
-        assert m.eu.store.get_key(l2.kid) is not None  # nothing is taken for damaged that could not be looked at
+        assert (
+            await m.eu.store.get_key(l2.namespace, l2.kid) is not None
+        )  # nothing is taken for damaged that could not be looked at
 
 
 async def test_a_cascade_sealed_by_an_older_key_is_sealed_anew_when_read(tmp_path: Path, pki: Prepared) -> None:
     async with mesh(tmp_path, pki) as m:
         l2, _ = await chain(m.eu)
-        m.eu.keys.cascades.new_ivk(2)
+        await m.eu.keys.cascades.new_ivk(2)
         m.eu.forget()
         assert (await m.eu.load(l2)).loaded == (l2,)
-        stored = m.eu.store.get_key(l2.kid)
+        stored = await m.eu.store.get_key(l2.namespace, l2.kid)
         assert stored is not None
-        newest = m.eu.store.ivks()[0]
-        assert (stored.ivk_kid, newest.generation, newest.wraps) == (newest.kid, 2, 1)
+        newest = (await m.eu.store.ivks())[0]
+        assert (stored.ivk_kid, newest.generation, newest.wraps) == (newest.kid, 2, WRAPS_RESERVED)
         assert wrap.parse_wrap(stored.blob).parent_kid.hex() == newest.kid
+
+
+async def test_a_tenant_that_names_another_tenants_login_has_nothing_sent(
+    tmp_path: Path, pki: Prepared, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The attack itself: a binding of the tenant's own, to a server of its own, with another's login."""
+    ca = CustomerCa.make("attacker")
+    async with mesh(tmp_path, pki) as world, catching(tmp_path, ca) as catcher:
+        (mine := give_l1(tmp_path, TENANT, ca.pem, catcher.url) / "openbao-cores.json").touch(mode=0o600)
+        mine.write_text(json.dumps({"role_id": "a-role", "secret_id": "a-secret"}))
+        shutil.copy(mine, tmp_path / mine.name)  # as a seal's lies
+        give_l1(tmp_path, "cluster", ca.pem, catcher.url)
+        descriptor = {
+            "provider": "openbao",
+            "key": "root",
+            "mount": "transit",
+            "replicas": {"openbao": catcher.url},
+            "ca_pem": ca.pem,
+            "login": "approle:cores",
+        }
+        world.bindings["b2"] = BindingRow(provider="openbao", descriptor=descriptor, state="active")
+        failed = await world.eu.mint(parent="b2", tenant="cluster")
+        assert isinstance(failed, MintFailed) and failed.reason == "credentials"
+        assert (catcher.connections, catcher.caught) == (0, b"")
+        assert isinstance(await world.eu.mint(parent="b2"), MintFailed)  # the owner's, so that it is known to be caught
+        assert b"a-secret" in catcher.caught
+        elsewhere = descriptor | {"replicas": {"openbao": "https://127.0.0.1:1"}}
+        world.bindings["b3"] = BindingRow(provider="openbao", descriptor=elsewhere, state="active")
+        failed = await world.eu.mint(parent="b3")
+        assert isinstance(failed, MintFailed) and failed.reason == "bad-field"
+        (told,) = [r for r in caplog.records if r.message == "L1 not opened"]
+        assert "endpoints.json" in vars(told)["fields"]["reason"]

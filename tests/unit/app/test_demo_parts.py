@@ -130,7 +130,7 @@ async def _never(world: World) -> Figures:
 
 
 def _args(directory: Path, *, keep: bool = False) -> argparse.Namespace:
-    return argparse.Namespace(path=None, keep=keep, dir=str(directory), json=True)
+    return argparse.Namespace(path=None, keep=keep, full=False, dir=str(directory), json=True)
 
 
 def test_a_run_in_which_all_holds(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from tests.servers.openbao import CustomerCa
+from tests.servers.openbao import CustomerCa, give_l1
 
 from keymesh.adapters.l1_providers import descriptor_of, open_l1
 from keymesh.adapters.openbao_descriptor import OpenBaoDescriptor
 from keymesh.adapters.openbao_l1 import OpenBaoL1
+from keymesh.adapters.pkcs11_descriptor import Tokens
 from keymesh.adapters.tls import Credentials
 from keymesh.app.l1_openbao import parse_openbao
 from keymesh.model.errors import Refused
@@ -108,13 +109,13 @@ def test_a_ca_file_that_is_none_is_refused(ca: Path, content: bytes) -> None:
 )
 async def test_a_recorded_descriptor_is_checked_before_use(ca: Path, tmp_path: Path, change: dict[str, object]) -> None:
     credentials = Credentials(CA.issue(tmp_path / "tls.pem", "core"))
-    CA.issue(tmp_path / "openbao-cores.pem", "core")
+    CA.issue(give_l1(tmp_path, "acme", CA.pem, "https://a:1") / "openbao-cores.pem", "core")
     good = msgspec.to_builtins(parse_openbao(f"openbao:https://a:1/transit/root?ca={ca}&cert=cores"))
-    provider = open_l1(descriptor_of("openbao", good), "eu", credentials)
+    provider = open_l1(descriptor_of("openbao", good), "eu", credentials, Tokens(tmp_path), tenant="acme")
     assert isinstance(provider, OpenBaoL1)
     await provider.close()
     with pytest.raises(Refused):
-        open_l1(descriptor_of("openbao", good | change), "eu", credentials)
+        open_l1(descriptor_of("openbao", good | change), "eu", credentials, Tokens(tmp_path), tenant="acme")
     for wrong in ({**good, "token": "s.x"}, {k: v for k, v in good.items() if k != "mount"}):
         with pytest.raises(Refused):
             descriptor_of("openbao", wrong)
@@ -124,8 +125,11 @@ async def test_a_recorded_descriptor_is_checked_before_use(ca: Path, tmp_path: P
 
 async def test_a_core_without_the_customers_certificate_says_which_file(ca: Path, tmp_path: Path) -> None:
     credentials = Credentials(CA.issue(tmp_path / "tls.pem", "core"))
+    give_l1(tmp_path, "acme", CA.pem, "https://a:1")
     made = parse_openbao(f"openbao:https://a:1/transit/root?ca={ca}&cert=cores")
     with pytest.raises(Refused) as refused:
-        open_l1(made, "eu", credentials)
+        open_l1(made, "eu", credentials, Tokens(tmp_path), tenant="acme")
     assert refused.value.field == "openbao-cores.pem"
-    await open_l1(msgspec.structs.replace(made, login="approle:cores"), "eu", credentials).close()  # read at the login
+    await open_l1(
+        msgspec.structs.replace(made, login="approle:cores"), "eu", credentials, Tokens(tmp_path), tenant="acme"
+    ).close()  # read at the login

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -23,6 +25,7 @@ from keymesh.adapters.http_server import serve
 from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.adapters.tls import Credentials, MeshTls, Peer
 from keymesh.app.channels import split_messages
+from keymesh.app.config_of_plan import core_config_of, registry_config_of
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
 from keymesh.app.layout import Layout, MeshPlan
@@ -31,11 +34,12 @@ from keymesh.app.read_model import ReadModel
 from keymesh.app.registry_api import RegistryApi
 from keymesh.app.registry_app import RegistryProcess
 from keymesh.app.signing_keys import load_signer
+from keymesh.control.entry import parse_entry
 from keymesh.control.kinds import TenantCreate
 from keymesh.control.rows import PolicyRow, SignersRow
 from keymesh.control.trust import make_authority
 from keymesh.core.events import Reconnected
-from keymesh.crypto.dsse import envelope_to_json
+from keymesh.crypto.dsse import envelope_from_json, envelope_to_json
 from keymesh.crypto.wrap import digest
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused, Unavailable
@@ -107,7 +111,7 @@ class Face:
 async def life_of_registry(
     layout: Layout, plan: MeshPlan, *, boot: bool = True
 ) -> AsyncIterator[tuple[RegistryProcess, Face]]:
-    process = RegistryProcess(layout, plan)
+    process = RegistryProcess(registry_config_of(layout, plan))
     face = Face(RegistryApi(process).routes())
     try:
         if boot:
@@ -122,7 +126,7 @@ async def life_of_registry(
         process.records.close()
         await process.read_model.close()
         process.receipts.close()
-        await process.log.close()
+        await process.log.control.close()
 
 
 @asynccontextmanager
@@ -134,7 +138,7 @@ async def registry(*, boot: bool = True) -> AsyncIterator[tuple[RegistryProcess,
 
 def creation(process: RegistryProcess, tenant: str, command_id: str, **changes: Any) -> dict[str, Any]:
     """The body of a tenant's creation, signed by the development mesh's tenant admin."""
-    signer = load_signer(process.layout.keys / "tenant-admin.pem")
+    signer = load_signer(Path(process.config.data_dir).parent / "keys" / "tenant-admin.pem")
     policy = PolicyRow(version=1, home="us-east", domain="us", regions=("us-east", "us-west"), admins=("operator",))
     args = msgspec.to_builtins(
         TenantCreate(
@@ -318,12 +322,14 @@ async def test_before_the_log_is_read_the_answer_is_not_now() -> None:
 async def test_a_projection_that_contradicts_the_log_is_made_anew() -> None:
     async with registry() as (process, face):
         await create(process, face)
-        path = process.layout.registry / "projection.db"
+        path = Path(process.config.data_dir) / "projection.db"
         await process.read_model.close()
         path.write_bytes(b"no database at all" * 100)
         for suffix in ("-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        process.read_model = ReadModel(SqlProjection(f"sqlite:///{path}", mesh=process.plan.mesh), process.log)
+        process.read_model = ReadModel(
+            SqlProjection(f"sqlite:///{path}", mesh=process.config.mesh), process.log.control
+        )
         await process.read_model.start()
         assert await process.read_model.index() == 2
         assert (await face.ask("GET", "/v1/tenants/acme"))["tenant"] == "acme"
@@ -363,6 +369,23 @@ async def test_nodes_speak_in_messages_and_listen_on_channels(monkeypatch: pytes
             await poll("lane3")
 
 
+async def test_many_messages_may_come_in_one_request_and_a_bad_one_spoils_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with registry() as (process, _):
+        heard: list[Any] = []
+        monkeypatch.setattr(process.shell, "feed", lambda event: heard.append(event.message))
+        hello = MESSAGES.encode(Hello(region="us-east", node="n1", boot_id="b"))
+        other = MESSAGES.encode(Hello(region="us-east", node="n1", boot_id="c"))
+        body = b"[" + b",".join([hello, b'{"t":"Sabotage","v":{}}', b"3", other]) + b"]"
+        assert (await process.node_messages(request("POST", "/v1/messages", CORE, body))).status == 204
+        assert [message.boot_id for message in heard] == ["b", "c"]
+        for spoiled in (body + b"x", b"[" + hello, b"[" * 100_000):
+            with pytest.raises(Refused):
+                await process.node_messages(request("POST", "/v1/messages", CORE, spoiled))
+        assert len(heard) == 2
+
+
 async def test_a_new_restriction_does_not_wait_behind_copies_of_old_ones() -> None:
     """A node that was away for an hour: each restriction waits for it once, and one poll brings them."""
     bench = with_tenant()
@@ -385,6 +408,37 @@ async def test_a_new_restriction_does_not_wait_behind_copies_of_old_ones() -> No
         tasks = [MESSAGES.from_plain(one) for one in await face.ask("GET", "/v1/channels/lane0", CORE)]
         assert [task.state.head.entry.command_id for task in tasks] == ["s1", "s2"]
         assert await face.ask("GET", "/v1/channels/lane0", CORE, wait="no") == []
+
+
+async def test_entries_go_to_regions_that_may_hold_them_and_to_no_other() -> None:
+    async with registry() as (process, face):
+        await face.ask("POST", "/v1/commands", OPERATOR, creation(process, "acme", "c1"), key="c1")
+        nodes = Face(process.node_routes())
+        mine = await nodes.ask("GET", "/v1/entries/acme", CORE, after="0", most="9")
+        (entry,) = mine["entries"]
+        assert parse_entry(envelope_from_json(base64.b64decode(entry))).entry.command_id == "c1"
+        assert (await nodes.ask("GET", "/v1/entries/acme", CORE, after="1"))["entries"] == []
+        assert (await nodes.ask("GET", "/v1/entries/mesh", FOREIGN_CORE))["entries"]
+        for path, uri, query in (
+            ("/v1/entries/acme", FOREIGN_CORE, {}),
+            ("/v1/entries/nobody", CORE, {}),
+            ("/v1/entries/acme", CORE, {"after": "-1"}),
+            ("/v1/entries/acme", CORE, {"most": "257"}),
+        ):
+            with pytest.raises(Refused):
+                await nodes.ask("GET", path, uri, **query)
+
+
+async def test_a_greeting_voids_what_waits_in_the_lower_lanes_alone() -> None:
+    async with registry() as (process, _):
+        for lane in ("lane0", "lane1", "lane2", "control"):
+            process.mailboxes.of("node:us-east/n1", lane).put(b"old")
+        hello = MESSAGES.encode(Hello(region="us-east", node="n1", boot_id="b"))
+        await process.node_messages(request("POST", "/v1/messages", CORE, hello))
+        left = {lane: process.mailboxes.of("node:us-east/n1", lane).is_empty() for lane in ("lane0", "lane1", "lane2")}
+        assert left["lane0"] is False
+        assert b"old" not in await process.mailboxes.of("node:us-east/n1", "lane1").take(timeout_s=0)
+        assert b"old" not in await process.mailboxes.of("node:us-east/n1", "lane2").take(timeout_s=0)
 
 
 async def test_a_registry_that_still_reads_its_log_keeps_no_node_waiting_and_takes_nothing_from_it() -> None:
@@ -411,7 +465,7 @@ async def test_a_core_greets_a_registry_once_it_is_there_and_not_before() -> Non
             server = await serve(
                 process.node_routes(), tls=tls.server(lambda i: True), port=plan.registry_port, readiness=list
             )
-            node_of_us = CoreProcess(layout, plan, "us-east")
+            node_of_us = CoreProcess(core_config_of(layout, plan, "us-east"))
             greetings: list[Any] = []
             greeted = asyncio.Event()
             feed = node_of_us.shell.feed
@@ -425,7 +479,12 @@ async def test_a_core_greets_a_registry_once_it_is_there_and_not_before() -> Non
             node_of_us.shell.feed = watched  # type: ignore[method-assign]
             node_of_us.voter.boot()
             node_of_us.shell.boot()
-            following = asyncio.create_task(node_of_us._follow("lane0"))
+            (following,) = [
+                asyncio.create_task(poll)
+                for poll in node_of_us.registries.follows(
+                    receive=node_of_us._receive_all, on_return=lambda: watched(Reconnected()), channels=("lane0",)
+                )
+            ]
             try:
                 await asyncio.sleep(0.5)  # several tries
                 assert not greetings
@@ -444,11 +503,11 @@ async def test_a_core_greets_a_registry_once_it_is_there_and_not_before() -> Non
 
 
 async def test_when_entries_were_appended_is_kept_of_the_newest_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keymesh.app.registry_app.APPEND_TIMES_MAX", 3)
+    monkeypatch.setattr("keymesh.app.registry_log.APPEND_TIMES_MAX", 3)
     async with registry() as (process, face):
         for n in range(5):
             await create(process, face, f"t{n}")
-        for times in (process.append_started, process.appended):
+        for times in (process.log.append_started, process.log.appended):
             assert list(times) == [(f"t{n}", f"c-t{n}") for n in (2, 3, 4)]
 
 
@@ -498,13 +557,21 @@ async def test_a_command_that_the_log_does_not_answer_is_unknown_not_refused(mon
 @asynccontextmanager
 async def core(region: str = "us-east") -> AsyncIterator[tuple[CoreProcess, Face]]:
     with founded() as (layout, plan):
-        process = CoreProcess(layout, plan, region)
+        process = CoreProcess(core_config_of(layout, plan, region))
         process.voter.boot()
         process.shell.boot()
+        await process.region_store.check()
         try:
             yield process, Face([*process.edges.routes(), *CoreApi(process).routes()])
         finally:
             await close_core(process)
+
+
+async def opened(process: CoreProcess) -> None:
+    """By a seal, and then by the key store."""
+    assert await process.seals.start()
+    assert process.opening is not None
+    await process.opening
 
 
 async def close_core(process: CoreProcess) -> None:
@@ -514,38 +581,41 @@ async def close_core(process: CoreProcess) -> None:
         task.cancel()
     await asyncio.gather(*process.tasks, return_exceptions=True)
     await process.keys.close()
-    for client in (*process._registry_clients, *process._peers.values()):
-        await client.close()
+    await process.registries.close()
+    for link in process._peers.values():
+        await link.close()
     process.records.close()
     process.voter_records.close()
     process.receipts.close()
-    process.store.close()
+    await process.store.close()
 
 
 async def test_a_core_makes_its_seal_at_the_first_start_and_opens_it_at_the_next() -> None:
     async with core() as (process, face):
         assert (await face.ask("GET", "/v1/status"))["sealed"]
         assert CoreApi(process).readiness() == ["sealed", "no governance lease"]
-        process.start_sealed()
+        await opened(process)
         shown = await face.ask("GET", "/v1/status")
         assert (shown["sealed"], shown["ivk_generation"], shown["tenants"]) == (False, 1, {})
         first = process.keyring.master.kid
-        process.keyring.seal()
-        process.start_sealed()
+        process.seal()
+        await opened(process)
         assert process.keyring.master.kid == first
-        assert len(process.store.ivks()) == 1
+        assert len(await process.store.ivks()) == 1
         seen = CollectorRegistry()
         seen.register(CoreCollector(process))
         text = generate_latest(seen).decode()
         assert "keymesh_core_sealed 0.0" in text
+        assert 'kind="file"' in text and "keymesh_core_seal_opens" in text
         assert "keymesh_core_keys_in_memory 1.0" in text
+        assert "keymesh_core_keystore_open 1.0" in text
+        assert "keymesh_core_keystore_schema 2.0" in text
 
 
 async def test_a_region_sealed_by_shares_waits_for_them() -> None:
     async with core() as (process, face):
-        master, shares = seals.create_shamir_seal(process.directory, process.pages, threshold=2, n_shares=3)
-        master.wipe()
-        process.start_sealed()
+        shares = seals.found_by_shares(process.directory, "us-east", process.pages, threshold=2, n_shares=3)
+        await process.seals.start()
         assert (await face.ask("GET", "/v1/status"))["sealed"]
         for given in ((), shares[:1], shares[:1] * 2, ("x",), shares * 6):
             with pytest.raises(Refused):
@@ -562,7 +632,7 @@ async def test_a_region_sealed_by_shares_waits_for_them() -> None:
 
 async def test_a_tenant_that_is_not_held_here_looks_absent_to_everyone() -> None:
     async with core() as (process, face):
-        process.start_sealed()
+        await opened(process)
         name = "0f" * 32
         csr = pki.make_csr(pki.new_tls_key(), parse_identity(EDGE, MeshName("dev"))).decode()
         restrict = {"scope": "tenant:acme", "action": "suspend"}
@@ -591,6 +661,9 @@ async def test_each_route_is_for_its_own_kind_of_peer() -> None:
             "/v1/status": {OPERATOR},
             "/v1/applied": {OPERATOR},
             "/v1/seal": {OPERATOR},
+            "/v1/seals": {OPERATOR},
+            "/v1/seals/confirm": {OPERATOR},
+            "/v1/seals/remove": {OPERATOR},
             "/v1/unseal": {OPERATOR},
             edge_wire.RENEW_PATH: {EDGE, EDGE.replace("us-east", "us-west")},
         }

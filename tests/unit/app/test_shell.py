@@ -115,9 +115,9 @@ def deaths(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, BaseException]]:
 def set_clock(monkeypatch: pytest.MonkeyPatch, world: World) -> dict[str, int]:
     """The shell's clock, in the test's hands; starts where it stands."""
     clock = world.shell._watch.clock
-    at = {"wall": clock.wall_ms(), "boot": clock.boottime_ms()}
-    monkeypatch.setattr(type(clock), "wall_ms", lambda self: at["wall"])
-    monkeypatch.setattr(type(clock), "boottime_ms", lambda self: at["boot"])
+    boot_ms, wall_ms = clock.readings_ms()
+    at = {"wall": wall_ms, "boot": boot_ms}
+    monkeypatch.setattr(type(clock), "readings_ms", lambda self: (at["boot"], at["wall"]))
     world.shell._watch = type(world.shell._watch)(clock)
     return at
 

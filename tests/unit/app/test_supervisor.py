@@ -32,7 +32,7 @@ def test_every_role_has_a_process_and_edges_come_last(tmp_path: Path) -> None:
     assert len(set(names)) == len(names)
     assert {child.stage for child in children if child.name.startswith("edge-")} == {1}
     assert {child.stage for child in children if not child.name.startswith("edge-")} == {0}
-    assert all(child.argv[:2] == [sys.executable, "-m"] for child in children)
+    assert all(child.argv[:3] == [sys.executable, "-P", "-m"] for child in children)
     plain = {child.name for child in children_of(Layout(tmp_path), plan_for())}
     assert plain == set(names) - {"wan"}
 

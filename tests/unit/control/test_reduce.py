@@ -15,6 +15,7 @@ from keymesh.model.errors import Refused
 from keymesh.model.states import KeyState, Lane, may_become
 
 ROOT, SIGNERS, WIDE, NONE = AuthorityBy.ROOT, AuthorityBy.SIGNERS, AuthorityBy.FOUR_EYES_IF_WIDE, AuthorityBy.NONE
+OFFICERS = AuthorityBy.OFFICERS
 
 
 def refused(mesh: Mesh, namespace: str, kind: str, args: dict[str, Any]) -> str:
@@ -33,9 +34,14 @@ def test_the_table_of_kinds_written_out_again() -> None:
     table = {name: (k.effect.value, int(k.lane), k.namespace, k.authority, k.needs_commit) for name, k in KINDS.items()}
     assert table == {
         "mesh.genesis": ("grant", 1, "mesh", ROOT, False),
+        "epoch.open": ("grant", 1, "mesh", OFFICERS, False),
+        "epoch.adopt": ("restriction", 0, "any", NONE, True),
+        "voters.change": ("grant", 1, "mesh", OFFICERS, False),
         "region.join": ("grant", 1, "mesh", ROOT, False),
         "region.rotate-ivk": ("grant", 2, "mesh", NONE, False),
+        "region.migrate-keystore": ("grant", 2, "mesh", NONE, False),
         "tenant.create": ("grant", 1, "tenant", SIGNERS, False),
+        "tenant.set": ("grant", 2, "tenant", SIGNERS, False),
         "tenant.labels": ("grant", 2, "tenant", NONE, False),
         "l1.switch": ("grant", 1, "tenant", SIGNERS, False),
         "l1.retire": ("grant", 2, "tenant", NONE, False),
@@ -48,6 +54,9 @@ def test_the_table_of_kinds_written_out_again() -> None:
         "suspend": ("restriction", 0, "any", WIDE, True),
         "revoke": ("restriction", 0, "any", WIDE, True),
         "resume": ("grant", 1, "any", WIDE, True),
+        "tenant.destroy": ("restriction", 0, "tenant", NONE, True),
+        "tenant.cancel-destroy": ("grant", 1, "tenant", NONE, True),
+        "tenant.purge": ("restriction", 0, "tenant", NONE, True),
     }
     assert all((k.lane is Lane.RESTRICTION) == (k.effect is Effect.RESTRICTION) for k in KINDS.values())
 
@@ -160,7 +169,7 @@ def test_unknown_kinds_and_arguments() -> None:
     mesh.tenant()
     held = mesh.states["acme"]
     with pytest.raises(Refused) as caught:
-        reduce.plan(held.rows, kind="tenant.purge", args={}, namespace="acme", seq=2, command_id="x")
+        reduce.plan(held.rows, kind="tenant.paint", args={}, namespace="acme", seq=2, command_id="x")
     assert caught.value.code == "unknown-kind"
     assert refused(mesh, "acme", "tenant.labels", {"labels": {}, "more": 1}) == "bad-field"
     assert refused(mesh, "acme", "tenant.labels", {}) == "bad-field"
@@ -331,6 +340,25 @@ def test_regions_join_once_and_ivk_generations_rise_by_one() -> None:
     assert refused(mesh, "mesh", "region.rotate-ivk", {"region": "ap-south", "generation": 3}) == "conflict"
     assert refused(mesh, "mesh", "region.rotate-ivk", {"region": "mars", "generation": 2}) == "unknown-region"
     mesh.do("mesh", "region.rotate-ivk", {"region": "ap-south", "generation": 2})
+    wanted = {**join, "region": "ap-north", "row": {**join["row"], "keystore_schema": 2}}
+    assert refused(mesh, "mesh", "region.join", wanted) == "bad-field"
+
+
+def test_a_key_stores_schema_only_rises_and_is_no_part_of_a_row_that_never_named_one() -> None:
+    mesh = Mesh()
+    before = mesh.mesh.rows["region/us-east"]
+    assert b"keystore_schema" not in before
+    rows = mesh.do("mesh", "region.rotate-ivk", {"region": "us-east", "generation": 2}).rows
+    assert b"keystore_schema" not in rows["region/us-east"]
+
+    def refusal(schema: int, region: str = "us-east") -> str:
+        return refused(mesh, "mesh", "region.migrate-keystore", {"region": region, "schema": schema})
+
+    assert [refusal(0), refusal(-1), refusal(65_536), refusal(2, "mars")] == ["conflict"] * 3 + ["unknown-region"]
+    rows = mesh.do("mesh", "region.migrate-keystore", {"region": "us-east", "schema": 2}).rows
+    assert b'"keystore_schema":2' in rows["region/us-east"]
+    assert [refusal(1), refusal(2)] == ["conflict"] * 2
+    mesh.do("mesh", "region.migrate-keystore", {"region": "us-east", "schema": 3})
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_arguments_and_namespaces_of_an_entry(mesh: Mesh) -> None:
     body = state.head.entry.body
     more = msgspec.structs.replace(body, args=body.args | {"more": 1})
     assert code(mesh, resigned(state, mesh.registry, body=more).head) == "bad-field"
-    assert code(mesh, resigned(state, mesh.registry, kind="tenant.purge").head) == "unknown-kind"
+    assert code(mesh, resigned(state, mesh.registry, kind="tenant.paint").head) == "unknown-kind"
     assert code(mesh, resigned(state, mesh.registry, namespace="mesh").head) == "wrong-namespace"
     assert code(mesh, resigned(state, mesh.registry, namespace="Acme").head) == "bad-field"
 

@@ -25,6 +25,7 @@ from keymesh.control.rows import (
     WrappingRow,
     encode,
     get,
+    policy_in,
 )
 from keymesh.control.signing import to_plain
 from keymesh.control.state import NamespaceState, support_after, with_commit
@@ -274,10 +275,10 @@ def test_rows_are_known_and_in_their_one_form(mesh: Mesh, name: str, raw: bytes,
 
 def test_an_unknown_kind_closes_what_it_is_about(mesh: Mesh) -> None:
     held = mesh.states["acme"]
-    outcome = mesh.offer(held, with_rows(mesh, held, {}, kind="tenant.purge"))
+    outcome = mesh.offer(held, with_rows(mesh, held, {}, kind="tenant.paint"))
     assert isinstance(outcome, RefusedTask)
     assert (outcome.code, outcome.closes) == ("unknown-kind", True)
-    unsigned = with_rows(mesh, held, {}, kind="tenant.purge")
+    unsigned = with_rows(mesh, held, {}, kind="tenant.paint")
     unsigned = replace(unsigned, head=build.sign_entry(unsigned.head.entry, mesh.key("nobody")))
     outcome = mesh.offer(held, unsigned)
     assert isinstance(outcome, RefusedTask)
@@ -515,6 +516,12 @@ def test_a_region_joins_by_the_root_and_its_ivk_generation_only_rises(mesh: Mesh
         assert isinstance(mesh.offer(before, newest), Accepted)
     lower = with_rows(mesh, newest, {"region/ap": mesh.history["mesh"][1].rows["region/ap"]})
     assert code(mesh.offer(newest, lower)) == "row-regressed"
+    migrated = mesh.do("mesh", "region.migrate-keystore", {"region": "us-east", "schema": 2})
+    for before in (None, held, newest):
+        assert isinstance(mesh.offer(before, migrated), Accepted)
+    back = with_rows(mesh, migrated, {"region/us-east": newest.rows["region/us-east"]})
+    assert code(mesh.offer(migrated, back)) == "row-regressed"
+    newest = migrated
     forged = mesh.plan("mesh", "region.join", args | {"region": "ap2"}, signers=mesh.officers)
     assert code(mesh.offer(newest, forged)) == "below-threshold"
 
@@ -582,3 +589,34 @@ def test_the_number_in_a_wide_resume_is_signed(mesh: Mesh) -> None:
     args = {**entry.body.args, "upto_seq": second.head.entry.seq}
     forged = msgspec.structs.replace(entry, body=msgspec.structs.replace(entry.body, args=args))
     assert isinstance(mesh.offer(second, appended(mesh, second, forged)), RefusedTask)
+
+
+# --- what a tenant changed of its policy ------------------------------------------------------------------------------
+
+
+def test_standby_is_changed_by_the_tenants_own_signers_alone(mesh: Mesh) -> None:
+    held = mesh.states["acme"]
+    before = policy_in(held.rows)
+    assert before is not None and before.standby == "allow"
+    state = mesh.do("acme", "tenant.set", {"standby": "deny"})
+    assert isinstance(mesh.offer(held, state), Accepted)
+    found = policy_in(state.rows)
+    assert found is not None and (found.standby, found.version) == ("deny", 1)
+    assert get(state.rows, "policy", PolicyRow) == get(held.rows, "policy", PolicyRow)  # as created, for certificates
+    later = mesh.do("acme", "tenant.labels", {"labels": {"a": "b"}})
+    for holds in (held, state, None):  # the proof travels with every later state
+        assert isinstance(mesh.offer(holds, later), Accepted)
+    unproven = replace(later, support=tuple(s for s in later.support if s.signed.entry.kind != "tenant.set"))
+    for holds in (held, None):
+        assert code(mesh.offer(holds, unproven)) == "unproven-change"
+    unsigned = mesh.plan("acme", "tenant.set", {"standby": "allow"}, signers=(mesh.key("somebody"),))
+    assert isinstance(mesh.offer(later, unsigned), RefusedTask)
+    again = mesh.do("acme", "tenant.set", {"standby": "allow"})
+    assert sum(s.signed.entry.kind == "tenant.set" for s in again.support) == 1
+    assert isinstance(mesh.offer(held, again), Accepted)
+    with pytest.raises(Refused) as caught:
+        mesh.do("acme", "tenant.set", {"standby": "allow"})
+    assert caught.value.code == "already"
+    with pytest.raises(Refused) as caught:
+        mesh.do("acme", "tenant.set", {"standby": "perhaps"})
+    assert (caught.value.code, caught.value.field) == ("bad-field", "standby")

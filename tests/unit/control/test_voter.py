@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from tests.unit.control.world import MESH, Mesh, digest
 
 from keymesh.control import commit, voter
-from keymesh.control.messages import Countersignature, CountersignatureMessage, CountersignRequest, Poll, PollAnswer
+from keymesh.control.messages import (
+    Countersignature,
+    CountersignatureMessage,
+    CountersignRequest,
+    Poll,
+    PollAnswer,
+    ReadVote,
+    VoterLog,
+)
 from keymesh.control.voter import MeshApplied, Seat, VoterConfig, VoterState, new_voter, seat_of, step
 from keymesh.model.machine import (
     REGISTRY,
@@ -178,20 +186,29 @@ def test_polls(poll: dict[str, Any], answered: bool) -> None:
 
 def test_seats_only_move_on_and_are_recorded_first() -> None:
     life = Life(None)
-    (persist,) = step(life.state, NOW, MeshApplied(SEAT))
+    away = Seat(epoch=3, set_id=2, seated=False)
+    (persist,) = step(life.state, NOW, MeshApplied(away))
     assert life.state.seat is None
     step(life.state, NOW, Persisted(persist.token))
-    assert life.state.seat == SEAT
+    assert life.state.seat == away
     life = Life()
     for old in (SEAT, Seat(epoch=2, set_id=9, seated=True), Seat(epoch=3, set_id=1, seated=True)):
         assert life.feed(MeshApplied(old)) == []
     life.feed(MeshApplied(Seat(epoch=3, set_id=3, seated=True)))
     assert life.ask(asked()) == []
+    assert life.ask(asked(set_id=3)) == [], "what the old set has committed is read first"
+    life.feed(Received(REGISTRY, log_page(life)))
     assert len(life.ask(asked(set_id=3))) == 1
     life.feed(MeshApplied(Seat(epoch=4, set_id=3, seated=True)))
     assert life.ask(asked(set_id=3)) == []
     assert len(life.ask(asked(set_id=3, epoch=4, text="y"))) == 1, "a new epoch has its own places"
     assert life.ask(asked(set_id=3, epoch=4, text="x")) == []
+
+
+def log_page(life: Life, *votes: ReadVote) -> VoterLog:
+    """The log's only page, in answer to what ``life`` asks."""
+    assert life.state.recalling is not None
+    return VoterLog(mesh=MESH, nonce=life.state.recalling.nonce, after="", index=1, votes=votes, next_after="")
 
 
 def test_a_seat_that_moves_while_the_disk_is_busy() -> None:
@@ -203,8 +220,10 @@ def test_a_seat_that_moves_while_the_disk_is_busy() -> None:
 
 def test_seats_are_read_from_the_mesh() -> None:
     mesh = Mesh()
-    assert seat_of(mesh.mesh, "us-east", epoch=1) == Seat(epoch=1, set_id=1, seated=True)
-    assert seat_of(mesh.mesh, "eu-west", epoch=1) == Seat(epoch=1, set_id=1, seated=False)
+    nodes = tuple(f"node:{region}/n1" for region in ("eu-central", "eu-west", "us-east", "us-west"))
+    for region in ("us-east", "eu-west"):
+        seat = Seat(epoch=1, set_id=1, seated=region == "us-east", nodes=nodes, interval_ms=1_000)
+        assert seat_of(mesh.mesh, region, epoch=1) == seat
 
 
 def test_memory_is_bounded_and_what_is_forgotten_is_never_signed_again() -> None:
@@ -227,8 +246,8 @@ def test_what_voters_sign_commits_an_entry() -> None:
     sealed = []
     for region in ("us-east", "us-west"):
         state = new_voter(VoterConfig(mesh=MESH, region=region, suite=mesh.nodes[region]))
-        (persist,) = step(state, NOW, MeshApplied(seat_of(mesh.mesh, region, epoch=1)))
-        step(state, NOW, Persisted(persist.token))
+        seat = seat_of(mesh.mesh, region, epoch=1)
+        step(state, NOW, Booted({voter.SEAT_RECORD: seat}, BootMark("b", 0), b"\0" * 32))
         (persist,) = step(state, NOW, Received(REGISTRY, request))
         (send,) = step(state, NOW, Persisted(persist.token))
         sealed.append(send.message.countersignature)

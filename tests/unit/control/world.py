@@ -90,7 +90,10 @@ class Mesh:
             delegations={
                 "registry": DelegationRow(keys=row_keys(self.registry), threshold=1, kinds=("*",), scope="any"),
                 "officers": DelegationRow(
-                    keys=row_keys(*self.officers), threshold=2, kinds=("suspend", "revoke", "resume"), scope="mesh"
+                    keys=row_keys(*self.officers),
+                    threshold=2,
+                    kinds=("suspend", "revoke", "resume", "epoch.open"),
+                    scope="mesh",
                 ),
             },
             settings=SettingsRow(

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from keymesh.control.entry import Body
 from keymesh.control.state import NamespaceState
 from keymesh.core.events import DropKeys, LoadKeys
 from keymesh.core.records import closed_name, overlay_name, quarantine_name, state_name
@@ -318,6 +319,25 @@ def test_an_unknown_kind_closes_the_tenant_until_it_is_understood() -> None:
     bench.renew()
     assert bench.mode() is Mode.SYNCED
     assert closed_name(TENANT, UNKNOWN) not in bench.disk
+
+
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [
+        ("tenant.labels", {"labels": {}, "colour": "red"}),
+        ("tenant.labels", {}),
+        ("suspend", {"scope": f"tenant:{TENANT}", "until": "noon"}),
+    ],
+    ids=["grant", "missing", "restriction"],
+)
+def test_an_unknown_field_of_a_known_kind_closes_the_tenant_at_once(kind: str, args: dict[str, Any]) -> None:
+    """A restriction above all: what a later release says more of it is no reason to pass over it."""
+    bench = Bench().up()
+    plain = bench.mesh.plan(TENANT, "tenant.labels", {"labels": {}})
+    strange = resigned(plain, bench.mesh.registry, kind=kind, body=Body(args=args))
+    bench.give(strange)
+    assert bench.acks()[-1].reason == "unknown-kind"
+    assert bench.mode() is Mode.CLOSED
 
 
 def test_what_is_understood_after_all_does_not_end_a_fork() -> None:

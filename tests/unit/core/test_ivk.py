@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keymesh.core import ivk
-from keymesh.core.ivk import MakeIvk, MarkIvk, Reseal, plan_ivk
+from keymesh.core.ivk import WRAPS_RESERVED, MakeIvk, MarkIvk, Reseal, plan_ivk
 from keymesh.core.keystore import StoredIvk
 from keymesh.model.ids import Kid
 from keymesh.model.states import IvkState
@@ -57,7 +57,8 @@ def test_the_first_one() -> None:
         (0, 0, 0, False),
         (30 * DAY - 1, 0, 0, False),
         (30 * DAY, 0, 0, True),
-        (0, 2**32 - 1, 0, False),
+        (0, 2**32 - WRAPS_RESERVED, 0, False),
+        (0, 2**32 - WRAPS_RESERVED + 1, 0, True),
         (0, 2**32, 0, True),
         (0, 0, 1, False),
         (0, 0, 2, True),
@@ -70,8 +71,9 @@ def test_when_a_rotation_is_due(age_ms: int, wraps: int, wanted: int, due: bool)
 
 
 def test_past_its_bound_it_wraps_no_more() -> None:
-    assert ivk.may_wrap(stored(1, wraps=2**32 - 1))
-    assert not ivk.may_wrap(stored(1, wraps=2**32))
+    """Wraps are counted in blocks before they are made: the last block must fit."""
+    assert ivk.may_wrap(stored(1, wraps=2**32 - WRAPS_RESERVED))
+    assert not ivk.may_wrap(stored(1, wraps=2**32 - WRAPS_RESERVED + 1))
 
 
 def test_of_two_active_the_newest_stays() -> None:

@@ -21,6 +21,7 @@ from keymesh.core.events import (
     WipeMinted,
 )
 from keymesh.core.views import TenantView
+from keymesh.model import strict_json
 from keymesh.model.states import Mode
 from tests.unit.control.world import Mesh, digest
 from tests.unit.core.bench import L2_KID, TENANT, TTL_MS, Bench, want
@@ -156,6 +157,27 @@ def test_l2_is_minted_under_the_active_binding() -> None:
     bench.renew()
     mint = bench.effects(MintKey)[0]
     assert (mint.key, mint.version, mint.parent) == ("l2", 1, "b1")  # before there is anything that L1 could open
+
+
+def test_a_version_whose_root_key_was_retired_before_it_had_a_row_is_made_anew() -> None:
+    """Seed 1876: the log would refuse it for ever, and nothing else was minted in its place."""
+    bench = Bench().up()
+    bench.give(want(bench.mesh, "l2", 2))
+    first = minted("cd" * 16, key="l2", parent="b1")
+    bench.feed(first)
+    bench.give(bench.mesh.do(TENANT, "l1.switch", {"binding_id": "b2", "provider": "dev", "descriptor": {}}))
+    assert bench.effects(WipeMinted) == [], "a binding that is being retired still takes it"
+    l2 = bench.mesh.states[TENANT].rows["key/l2/1"]
+    row = strict_json.decode(l2, KeyRow, max_bytes=4_096)
+    moved = {"key": "l2", "version": 1, "revision": row.revision + 1, "digest": digest("moved"), "parent": "b2"}
+    bench.give(bench.mesh.do(TENANT, "key.rewrapped", moved))
+    bench.take()
+    bench.give(bench.mesh.do(TENANT, "l1.retire", {"binding_id": "b1"}))
+    assert bench.effects(WipeMinted) == [WipeMinted(TENANT, first.kid)]
+    assert [(e.key, e.version, e.parent) for e in bench.effects(MintKey)] == [("l2", 2, "b2")]
+    bench.take()
+    bench.advance(3_000)
+    assert bench.sent(SubmitVersion) == []
 
 
 def test_failures_are_tried_again_after_a_while() -> None:

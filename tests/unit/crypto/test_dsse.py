@@ -202,3 +202,32 @@ def test_a_signer_shows_nothing() -> None:
     for leak in (pickle.dumps, copy.copy, copy.deepcopy):
         with pytest.raises(TypeError):
             leak(ALICE)
+
+
+def test_the_plain_form_is_what_the_readers_of_the_json_have_and_is_held_to_the_same() -> None:
+    envelope = both()
+    plain = dsse.envelope_to_plain(envelope)
+    assert plain == json.loads(dsse.envelope_to_json(envelope))
+    assert dsse.envelope_from_plain(plain) == envelope
+    size = len(dsse.envelope_to_json(envelope))
+    assert dsse.envelope_from_plain(plain, max_bytes=size) == envelope
+    bad: list[Any] = [
+        None,
+        [],
+        "text",
+        plain | {"more": 1},
+        plain | {"payload": 1.0},
+        plain | {"payload": "not base64"},
+        plain | {"payloadType": ""},
+        plain | {"signatures": []},
+        plain | {"signatures": plain["signatures"] * SIGNATURES_MAX},
+        plain | {"signatures": [plain["signatures"][0] | {"extra": ""}]},
+        {name: plain[name] for name in ("payload", "signatures")},
+    ]
+    for value in bad:
+        with pytest.raises(Refused):
+            dsse.envelope_from_plain(value)
+    with pytest.raises(Refused):
+        dsse.envelope_from_plain(plain, max_bytes=size - 1)
+    with pytest.raises(Refused):
+        dsse.envelope_to_plain(ALICE.sign(bytes(dsse.ENVELOPE_MAX_BYTES), TYPE))

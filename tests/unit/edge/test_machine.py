@@ -338,6 +338,28 @@ def test_a_key_that_came_resets_the_wait() -> None:
     assert bench.state.wanted_gap_ms == 0
 
 
+def test_an_unknown_kid_just_after_a_lease_is_asked_for_as_soon_as_the_gap_is_over() -> None:
+    bench = leased(Bench())
+    refresh(bench)
+    bench.receive(bench.grant(lease_id="l2", ttl_ms=60_000))
+    asked = bench.now
+    assert not sent(bench.feed(KeyWanted(), at=asked + 10), LeaseRequest)
+    assert bench.state.wanted_kids == bench.lease().kids, "a caller may wait for it"
+    assert sent(bench.feed(Tick(), at=asked + rules.KEY_WANTED_GAP_MS), LeaseRequest)
+
+
+def test_nobody_waits_for_an_unknown_kid_where_a_core_just_failed() -> None:
+    bench = leased(Bench())
+    refresh(bench)
+    bench.feed(SendFailed(bench.request.nonce))
+    assert not sent(bench.feed(KeyWanted(), at=bench.now + 10), LeaseRequest)
+    assert bench.state.wanted_kids is None
+    bench.feed(KeyWanted(), at=bench.now + rules.KEY_WANTED_GAP_MS)
+    assert bench.state.wanted_kids is not None
+    bench.feed(SendFailed(bench.request.nonce))
+    assert bench.state.wanted_kids is None, "nor goes on waiting where it fails then"
+
+
 def test_a_new_stream_says_hello_and_asks_where_nothing_is_held() -> None:
     bench = leased(Bench())
     effects = bench.feed(Connected(CORE))

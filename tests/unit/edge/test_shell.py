@@ -62,6 +62,9 @@ class OneGrant:
         self.given.append(GrantedKeys(grant, (KeyPages(allow_unlocked=True).put(bytearray(key_bytes("v1"))),)))
         return self.given[-1]
 
+    async def ready(self, core: str) -> None:
+        raise Unavailable("unreachable", "gone")
+
     @asynccontextmanager
     async def stream(self, core: str) -> AsyncIterator[AsyncIterator[Any]]:
         raise Unavailable("unreachable", "no stream")

@@ -55,7 +55,7 @@ def test_every_exit_code_is_explained() -> None:
     assert all(f"\n| {code.value} | " in text for code in ExitCode)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/simulation.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/cli.md", "docs/deploy.md", "docs/simulation.md"])
 def test_commands_in_documents_can_be_read(name: str) -> None:
     shown = shown_commands((ROOT / name).read_text())
     assert shown

@@ -113,6 +113,7 @@ def test_what_each_covers() -> None:
 def test_where_a_scope_is_recorded_and_who_must_approve() -> None:
     expected = {
         "tenant:t": ("t", False),
+        "destruction:t": ("t", False),
         "service:t/s": ("t", False),
         "key:t/s@3": ("t", False),
         "region:r": ("mesh", True),

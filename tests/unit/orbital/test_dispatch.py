@@ -27,6 +27,10 @@ def lower(queue: NodeQueue, seq: int, namespace: Namespace = A, lane: Lane = Lan
     dispatch.offer_lower(queue, lane, item(seq, namespace), **kwargs)
 
 
+def of(queue: NodeQueue, lane: Lane) -> list[Item]:
+    return [found for items in queue.lower[lane].values() for found in items]
+
+
 def test_lane_0_goes_at_once_and_again_every_second_for_ever() -> None:
     queue = NodeQueue()
     dispatch.offer_urgent(queue, item(1, scope="tenant:acme"), T0)
@@ -47,8 +51,21 @@ def test_lane_0_goes_slower_to_a_silent_node_and_at_full_pace_once_it_is_heard()
     assert dispatch.next_due(queue) == last + 5_000
     dispatch.heard(queue)
     assert dispatch.next_due(queue) == last + 1_000
-    dispatch.resend_all(queue)
+    dispatch.resend_all(queue, T0)
     assert dispatch.next_due(queue) == T0
+
+
+def test_namespaces_are_those_of_which_something_waits_or_is_out() -> None:
+    queue = NodeQueue()
+    assert dispatch.namespaces(queue) == set()
+    lower(queue, 2, B)
+    assert dispatch.namespaces(queue) == {B}
+    assert dispatch.next_lower(queue, T0) is not None
+    assert dispatch.namespaces(queue) == {B}
+    dispatch.offer_urgent(queue, item(1, scope="tenant:acme"), T0)
+    assert dispatch.namespaces(queue) == {A, B}
+    dispatch.settle(queue, B, 2, ())
+    assert dispatch.namespaces(queue) == {A}
 
 
 def test_each_restriction_keeps_its_place_and_only_a_newer_one_of_its_scope_takes_it() -> None:
@@ -213,10 +230,58 @@ def test_a_node_that_connects_gets_at_once_what_may_have_been_lost() -> None:
     assert dispatch.next_lower(queue, T0)
     dispatch.offer_urgent(queue, item(2, scope="tenant:acme"), T0)
     dispatch.due_urgent(queue, T0)
-    dispatch.resend_all(queue)
+    dispatch.resend_all(queue, T0)
     assert len(dispatch.due_urgent(queue, at(1))) == 1
     again, _ = dispatch.resend_lower(queue, at(2_001), heard_since=False)
     assert again is not None
+
+
+def test_to_a_node_that_comes_back_restrictions_of_all_namespaces_go_first() -> None:
+    """However old they are: it was away for longer than the gate."""
+    queue = NodeQueue()
+    lower(queue, 1, B)
+    dispatch.offer_urgent(queue, item(2, scope="tenant:acme"), T0)
+    dispatch.resend_all(queue, at(60_000))
+    assert dispatch.next_lower(queue, at(60_001)) is None
+    assert len(dispatch.due_urgent(queue, at(60_001))) == 1
+    dispatch.settle(queue, A, 2, {"tenant:acme"})
+    assert dispatch.next_lower(queue, at(60_001)) is not None
+
+
+def test_a_restriction_that_is_always_refused_holds_up_nobody_who_comes_back() -> None:
+    queue = NodeQueue()
+    lower(queue, 1, B)
+    dispatch.offer_urgent(queue, item(2, scope="tenant:acme"), T0)
+    for _ in range(3):
+        dispatch.fail(queue, A, 2, "unknown-kind", T0)
+    dispatch.resend_all(queue, at(60_000))
+    assert dispatch.next_lower(queue, at(60_001)) is not None
+
+
+def test_a_node_that_comes_back_gets_the_newest_state_alone_of_each_namespace() -> None:
+    """Also in place of what was out when it went, in the more urgent of the lanes, with all that it stands for."""
+    queue = NodeQueue()
+    for seq in (1, 2, 3):
+        lower(queue, seq, B)
+    assert dispatch.next_lower(queue, T0) is not None
+    dispatch.offer_lower(queue, Lane.ONBOARDING, item(4, B))
+    lower(queue, 5, B)
+    lower(queue, 7, A)
+    dispatch.resend_all(queue, at(60_000))
+    assert queue.flight is None
+    waits = {lane: [(i.namespace, i.seq, i.merged) for i in of(queue, lane)] for lane in dispatch.LOWER_LANES}
+    assert waits == {Lane.ONBOARDING: [(B, 5, 5)], Lane.ROUTINE: [(A, 7, 1)]}
+
+
+def test_what_is_out_and_the_newest_stays_out_with_its_tries_when_the_node_comes_back() -> None:
+    queue = NodeQueue()
+    lower(queue, 1, B)
+    flight = dispatch.next_lower(queue, T0)
+    assert flight is not None
+    flight.tries = 2
+    dispatch.resend_all(queue, at(10))
+    again, _ = dispatch.resend_lower(queue, at(11), heard_since=False)
+    assert again is flight and flight.tries == 2
 
 
 @given(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
 
 from keymesh.adapters.memory_log import MemoryControlLog
-from keymesh.control import commit, trust
+from keymesh.control import commit, destruction, trust
 from keymesh.control.entry import Leaf
 from keymesh.control.heads import heads_root
 from keymesh.control.kinds import Genesis, RegionJoin, TenantCreate
@@ -25,7 +25,9 @@ from keymesh.control.messages import (
     Poll,
     PollAnswer,
     RestrictionAck,
+    SetSealed,
 )
+from keymesh.control.purge_messages import PurgeReceipt, PurgeReceiptMessage
 from keymesh.control.rows import (
     DelegationRow,
     NodeRow,
@@ -70,6 +72,7 @@ REGIONS = {
     "eu-west": ("eu", "az4"),
 }
 VOTERS = ("eu-central", "us-east", "us-west")
+NEW_VOTERS = ("eu-west", "us-east", "us-west")
 TTL_MS = 60_000
 HEARTBEAT_MS = 10_000
 
@@ -243,9 +246,9 @@ class Bench:
             mesh=poll.mesh, epoch=poll.epoch, set_id=poll.set_id, poll_id=poll.poll_id, voter=region_of(to)
         )
 
-    def countersignature(self, to: Any, asked: CountersignRequest, *, by: str | None = None) -> Any:
+    def countersignature(self, to: Any, asked: CountersignRequest, *, by: str | None = None, serial: int = 0) -> Any:
         region = region_of(to)
-        vote = commit.vote_for(asked, region)
+        vote = commit.vote_for(asked, region, serial=serial)
         return CountersignatureMessage(countersignature=self.suites[by or region].seal(vote))
 
     def advance(self, ms: int, *, step_ms: int = 100) -> None:
@@ -331,6 +334,25 @@ class Bench:
         if row is not None and kind == "resume" and namespace == "mesh":  # the officers name what they end
             args["upto_seq"] = row.seq
         return self.command(kind, args, namespace=namespace, command_id=command_id, **kwargs)
+
+    def change_voters(
+        self,
+        *,
+        set_id: int = 2,
+        regions: tuple[str, ...] = NEW_VOTERS,
+        replaces: tuple[str, ...] = VOTERS,
+        by: tuple[str, ...] = OFFICERS[:2],
+    ) -> Command:
+        """With the word of every old voter that it has sealed its set."""
+        args = {"set_id": set_id, "regions": regions, "replaces": replaces}
+        made = self.command("voters.change", args, namespace="mesh", command_id="seats", by=by)
+        words = [
+            self.suites[r].seal(
+                SetSealed(mesh=MESH, set_id=set_id - 1, command_id="seats", voter=r, node="n1", heads=())
+            )
+            for r in VOTERS
+        ]
+        return replace(made, words=tuple(words))
 
     def label(self, tenant: str, n: int) -> Command:
         return self.command("tenant.labels", {"labels": {"n": str(n)}}, namespace=tenant, command_id=f"label-{n}")
@@ -433,6 +455,37 @@ class Bench:
         self.feed(Received(node(region), AckMessage(ack=self.suites[by or region].seal(ack))))
         self.settle()
 
+    def receipt(self, region: str, /, *, tenant: str = "acme", by: str | None = None, **fields: Any) -> None:
+        """The node says that of a purged tenant nothing is left there."""
+        space = self.state.spaces[tenant]
+        row = get(space.rows, f"restriction/destruction:{tenant}", RestrictionRow)
+        assert row is not None
+        purge = space.entries[row.seq - 1]
+        said = PurgeReceipt(
+            **{
+                "mesh": MESH,
+                "region": region,
+                "node": "n1",
+                "boot_id": "boot-1",
+                "counter": 1,
+                "namespace": tenant,
+                "epoch": 1,
+                "seq": purge.entry.seq,
+                "entry_hash": purge.hash,
+                "admitted_seq": 1,
+                "keys": destruction.key_versions(space.rows),
+                "others": (),
+                "backups": (),
+                "edge_leases_end_in_ms": 0,
+                "open_edge_leases": 0,
+                "correlation_id": purge.entry.correlation_id,
+                **fields,
+            }
+        )
+        sealed = self.suites[by or region].seal(said)
+        self.feed(Received(node(region), PurgeReceiptMessage(receipt=sealed)))
+        self.settle()
+
     def ack_tasks(self, region: str) -> int:
         """The node applies and acknowledges every task sent to it so far; how many."""
         count = 0
@@ -481,4 +534,16 @@ def with_tenant(name: str = "acme", **kwargs: Any) -> Bench:
         bench.ack_tasks(region)
         bench.beat_in_step(region)
     bench.sent.clear()
+    return bench
+
+
+def purged(*, wait_ms: int = 10_000) -> Bench:
+    """... and that tenant has two keys, and is purged: nobody has said that nothing is left."""
+    bench = with_tenant()
+    for number, key, parent in ((1, "l2", "b1"), (2, "l3/pay", "1" * 32)):
+        made = {"key": key, "version": 1, "kid": f"{number}" * 32, "digest": f"{number}a" * 32, "parent": parent}
+        bench.ok(bench.command("key.create", made, namespace="acme", command_id=f"k{number}"))
+    args = {"scope": "destruction:acme", "wait_ms": wait_ms}
+    bench.ok(bench.command("tenant.destroy", args, namespace="acme", command_id="d1"))
+    bench.advance(wait_ms + 100)
     return bench

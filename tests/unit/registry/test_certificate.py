@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -184,6 +184,79 @@ def test_a_silent_holder_costs_the_bound_to_the_millisecond() -> None:
     verified = verify(bench.certificates[0].certificate)
     assert verified.t == committed + BOUND_MS
     assert verified.by_bound == ("node:us-west/n1",)
+
+
+def still_open(bench: Bench) -> dict[str, tuple[str, int]]:
+    kill = bench.state.kills[("acme", "s1")]
+    return {h.node: (h.evidence, at) for h, at in killswitch.open_holders(bench.state, kill, bench.now)}
+
+
+def test_a_running_one_says_who_is_open_and_by_when_all_are_closed_at_the_latest() -> None:
+    bench = with_tenant()
+    bench.auto_vote = False
+    bench.ok(bench.scope_command("suspend", "tenant:acme", "s1"))
+    kill = bench.state.kills[("acme", "s1")]
+    assert not killswitch.is_running(bench.state, kill) and still_open(bench) == {}  # not committed: no bound
+    bench.auto_vote = True
+    bench.advance(1_000)
+    committed = kill.record.committed_at
+    both = {node(r): ("bound", committed + BOUND_MS) for r in ("us-east", "us-west")}
+    assert killswitch.is_running(bench.state, kill) and still_open(bench) == both
+    bench.ack("us-east", "acme", 3, e_ms=5_000, open_leases=1)
+    lease_end = bench.now + 5_005
+    assert still_open(bench) == {**both, node("us-east"): ("ack", lease_end)}
+    assert killswitch.due_at(bench.state, kill) == committed + BOUND_MS
+    bench.advance(lease_end - bench.now - 1)
+    assert node("us-east") in still_open(bench)
+    bench.advance(1)
+    assert still_open(bench) == {node("us-west"): both[node("us-west")]}
+    bench.ack_tasks("us-west")
+    assert not killswitch.is_running(bench.state, kill) and still_open(bench) == {}
+    assert verify(bench.certificates[0].certificate).t == bench.now
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["us-east", "us-west"]), st.integers(0, 90_000), st.integers(0, 2), st.integers(0, 9_000)
+        ),
+        max_size=6,
+    )
+)
+@settings(max_examples=30, deadline=None)
+def test_the_latest_instant_that_was_shown_only_comes_nearer(words: list[tuple[str, int, int, int]]) -> None:
+    """Whatever the nodes say later, and T is never after it."""
+    bench = suspended()
+    kill = bench.state.kills[("acme", "s1")]
+    shown = [killswitch.due_at(bench.state, kill)]
+    for region, e_ms, open_leases, pause_ms in words:
+        bench.ack(region, "acme", 3, e_ms=e_ms, open_leases=open_leases)
+        if killswitch.is_running(bench.state, kill):
+            shown.append(killswitch.due_at(bench.state, kill))
+            last = [at for _, at in killswitch.open_holders(bench.state, kill, bench.now)]
+            assert max(last) == shown[-1] > bench.now
+        bench.advance(pause_ms)
+    bench.advance(BOUND_MS)
+    assert shown == sorted(shown, reverse=True)
+    assert verify(bench.certificates[0].certificate).t <= shown[-1]
+
+
+def test_after_a_restart_a_running_one_counts_what_is_left_anew() -> None:
+    bench = suspended()
+    bench.advance(30_000)
+    bench.boot()
+    bench.settle()
+    bench.advance(100)
+    kill = bench.state.kills[("acme", "s1")]
+    assert killswitch.is_running(bench.state, kill)
+    ends = [at for _, at in still_open(bench).values()]
+    assert len(ends) == 2 and max(ends) == killswitch.due_at(bench.state, kill) > kill.record.committed_at + BOUND_MS
+
+
+def test_what_was_lifted_runs_no_more() -> None:
+    bench = suspended()
+    bench.ok(bench.scope_command("resume", "tenant:acme", "r1"))
+    assert not killswitch.is_running(bench.state, bench.state.kills[("acme", "s1")])
 
 
 def test_open_edge_leases_are_waited_for() -> None:

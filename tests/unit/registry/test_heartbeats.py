@@ -13,7 +13,7 @@ from keymesh.model import strict_json
 from keymesh.model.ids import KeyId
 from keymesh.model.machine import Received
 from keymesh.model.time import Instant
-from keymesh.registry import heartbeats
+from keymesh.registry import heartbeats, reads
 from keymesh.registry.events import LogUnavailable
 from tests.unit.registry.harness import REGIONS, Bench, keys_of, mesh_up, node, region_of, with_tenant
 
@@ -72,7 +72,6 @@ def test_a_region_is_shown_what_it_may_hold_and_no_identifier_of_others() -> Non
         ({"region": "us-west"}, "other-node"),
         ({"node": "n2"}, "other-node"),
         ({"mesh": "other"}, "other-mesh"),
-        ({"epoch": 2}, "other-mesh"),
         ({"counter": 1}, "replayed"),
     ],
 )
@@ -218,6 +217,53 @@ def test_an_answer_waits_for_a_majority() -> None:
     assert [a.poll_age_ms for a in opened(bench, "us-east")] == [0]
 
 
+def test_heartbeats_share_a_read_while_two_polls_are_under_way() -> None:
+    """What voters are asked does not grow with the mesh; whoever waits for something else waits for no company."""
+    bench = mesh_up()
+    bench.auto_vote = False
+    for region in ("us-east", "us-west", "eu-west", "eu-central"):
+        bench.now = Instant(bench.now + 1)
+        bench.beat(region)
+    assert len({poll.poll_id for _, poll in polls(bench)}) == reads.POLLS_AT_ONCE
+    bench.advance(reads.GATHER_MS)
+    assert len({poll.poll_id for _, poll in polls(bench)}) == 1, "the other two share one"
+    assert not bench.state.beats
+
+
+def test_a_poll_that_is_answered_lets_the_next_read_begin() -> None:
+    bench = mesh_up()
+    bench.auto_vote = False
+    for region in ("us-east", "us-west", "eu-west"):
+        bench.now = Instant(bench.now + 1)
+        bench.beat(region)
+    assert bench.state.beats
+    sent = polls(bench)
+    newest = max(poll.poll_id for _, poll in sent)
+    for to, poll in [(to, poll) for to, poll in sent if poll.poll_id == newest][:2]:
+        bench.feed(Received(to, bench.poll_answer(to, poll)))
+    bench.settle()
+    assert not bench.state.beats
+
+
+def test_a_fast_stream_of_heartbeats_never_outruns_slow_voters() -> None:
+    """Each poll waits 150 ms for its voters, a heartbeat comes every 5 ms: all are answered for a fresh poll."""
+    bench = mesh_up()
+    bench.auto_vote = False
+    due: list[tuple[Instant, Any, Any]] = []
+    regions = sorted(REGIONS)
+    for n in range(400):
+        bench.beat(regions[n % len(regions)])
+        bench.advance(5)
+        due += [(Instant(bench.now + 150), to, poll) for to, poll in polls(bench)]
+        for at, to, poll in [one for one in due if one[0] <= bench.now]:
+            due.remove((at, to, poll))
+            bench.feed(Received(to, bench.poll_answer(to, poll)))
+        bench.settle()
+    ages = [a.poll_age_ms for region in regions for a in opened(bench, region)]
+    assert len(ages) > 40
+    assert set(ages) == {0}
+
+
 def test_without_a_majority_the_older_poll_s_age_is_told_after_half_a_second() -> None:
     bench = mesh_up()
     sent_at = bench.state.majority_at
@@ -303,3 +349,19 @@ def test_a_non_voter_has_no_voice() -> None:
     for region in ("eu-west", "us-east"):
         bench.feed(Received(node(region), bench.poll_answer(node(region), poll)))
     assert not bench.answers("us-east")
+
+
+def test_a_node_of_a_later_epoch_ends_this_registry_and_one_of_an_earlier_is_told_of_the_mesh() -> None:
+    bench = mesh_up()
+    bench.beat("us-east")
+    before = len(bench.answers("us-east"))
+    bench.beat("us-east", epoch=0)
+    assert len(bench.answers("us-east")) == before, "no lease of another epoch"
+    assert not bench.state.halted
+    bench.beat("us-east", by="us-west", epoch=2)
+    assert not bench.state.halted, "nobody's word"
+    bench.beat("us-east", epoch=2)
+    assert bench.state.halted.startswith("superseded")
+    assert len(bench.answers("us-east")) == before
+    bench.beat("us-west")
+    assert len(bench.answers("us-west")) == 0

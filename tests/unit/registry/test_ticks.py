@@ -31,6 +31,7 @@ def test_what_is_overdue_is_asked_for_once_however_many_messages_come() -> None:
     bench = with_tenant()
     stranger = Received(Address("node:us-east/n1"), Hello(region="x", node="y", boot_id=""))
     bench.state.sessions[US].due_at = bench.now
+    bench.state.due_sessions.add(US)
     asked = [e.at for _ in range(20) for e in machine.step(bench.state, bench.now, stranger) if type(e) is Wake]
     assert asked == [bench.now + 1]
 

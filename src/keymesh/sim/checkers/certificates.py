@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from keymesh.control.evidence import Statement
 from keymesh.model.scope import ScopeKind
+from keymesh.model.time import Instant
 from keymesh.registry.events import CertificateReady
 from keymesh.sim.checkers import lens
-from keymesh.sim.checkers.uses import SLACK_MS, Uses, true_instant
+from keymesh.sim.checkers.uses import SLACK_MS, Uses
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.options import NODE, REGIONS
+from keymesh.sim.process import Machine
 
 
 class Certificates:
@@ -21,7 +23,7 @@ class Certificates:
         self.uses = uses
         mesh.on_certificate.append(self._issued)
 
-    def _issued(self, e: CertificateReady) -> None:
+    def _issued(self, m: Machine, e: CertificateReady) -> None:
         statement: Statement = self.mesh.statement_of(e)
         world = self.world
         scope = lens.scope_of(statement.scope)
@@ -40,7 +42,7 @@ class Certificates:
         for region in sorted(regions):
             if f"node:{region}/{NODE}" not in named:
                 world.fail("I13", f"the certificate for {statement.scope} leaves out {region}")
-        true_t = true_instant(self.mesh, statement.t)
+        true_t = m.proc.clock.true_time(Instant(statement.t))
         for holder in statement.holders:
             if holder.evidence == "bound":
                 world.sometimes["certificate-by-bound"] += 1

@@ -63,7 +63,7 @@ class Convergence:
         held = lens.durable_seq(m, namespace)
         if held < self._settled_seq(namespace):
             self.world.fail("I10", f"{m.address} has {namespace}:{held}, the log {head.seq}")
-        if namespace == MESH_NAMESPACE or self._all_restricted(m, namespace):
+        if namespace == MESH_NAMESPACE or self._all_restricted(m, namespace) or self._never_minted(m, namespace):
             return
         mode, why = lens.node_mode(m, t, namespace)
         if mode is not Mode.SYNCED:
@@ -87,6 +87,12 @@ class Convergence:
             lens.scope_of(t).covers(region=m.proc.region, tenant=namespace, service=None, version=None)  # type: ignore[arg-type]
             for t in self._open_scopes(m, namespace)
         )
+
+    def _never_minted(self, m: Machine, namespace: str) -> bool:
+        """Its home region is restricted, and makes no keys; there is nothing to load, and no root key to ask."""
+        view = m.state.tenants[namespace].view
+        home = next((n for n in self._nodes() if view.policy is not None and n.proc.region == view.policy.home), None)
+        return not view.keys and home is not None and self._all_restricted(home, namespace)
 
     def _judge_keys(self, m: Machine, namespace: str) -> None:
         """Every active version is in memory, with the bytes that its kid stands for."""

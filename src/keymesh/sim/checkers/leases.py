@@ -6,23 +6,34 @@ truly sent, and when the newest poll that a voter majority had answered was trul
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from keymesh.control.messages import AnswerMessage, HeartbeatMessage, Poll, PollAnswer
+from keymesh.control.messages import (
+    AnswerMessage,
+    HeartbeatMessage,
+    Poll,
+    PollAnswer,
+    StandbyGrantMessage,
+    StandbyRequest,
+)
 from keymesh.core import context
+from keymesh.core.may import Grantor
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.machine import Address, Booted, ClockWentBack, Received
 from keymesh.model.states import KeyState
 from keymesh.orbital.edge_messages import LeaseGrant
-from keymesh.orbital.messages import Task
+from keymesh.orbital.messages import ManifestTell, Task
 from keymesh.sim.checkers import lens
+from keymesh.sim.ledger import LIFTING
 from keymesh.sim.mesh import Mesh, genuine
 from keymesh.sim.options import VOTERS
 from keymesh.sim.process import Machine
 
 _NEVER = -(2**40)
 _GRACE_MS = 5
+_MISSED = 3
 _ACTIVE = KeyState.ACTIVE.value
 
 
@@ -31,6 +42,7 @@ class Shadow:
     """What is truly so of one node's leases in this life."""
 
     best_start: int = _NEVER  # its Instant: latest start that any answer it was given allows
+    walking: int | None = None  # start of what the answer offers whose heads are being walked
     until: dict[str, int] = field(default_factory=dict)  # lease ends last seen in the machine
     sure_until: dict[str, int] = field(default_factory=dict)  # Instants until which it must serve
     l1_until: dict[str, int] = field(default_factory=dict)  # Instants
@@ -46,18 +58,26 @@ class Leases:
         self.ledger = world.ledger
         self.sent: dict[str, tuple[int, Address, int]] = {}  # nonce -> true time, node, its Instant
         self.newest: dict[Address, str] = {}
-        self.polls: dict[int, tuple[int, set[Address]]] = {}
-        self.poll_at = _NEVER
-        self.answer_polls: dict[str, int] = {}
+        self.polls: dict[int, tuple[int, set[Address], Address]] = {}  # true time, who answered, which replica's
+        self.poll_at: dict[Address, int] = {}  # by replica
+        self.answer_polls: dict[tuple[str, str], int] = {}  # by nonce and the replica's key
         self.shadows: dict[Address, Shadow] = {}
         self.majority = len(VOTERS) // 2 + 1
+        self.stood: dict[str, tuple[int, Address, int]] = {}  # nonce of a standby request -> as ``sent``
+        self.granted: dict[str, set[Address]] = {}  # nonce -> voters whose grant came back whole
         world.on_send.setdefault(HeartbeatMessage, []).append(self._heartbeat)
         world.on_send.setdefault(Poll, []).append(self._poll)
         world.on_send.setdefault(AnswerMessage, []).append(self._answering)
+        world.on_send.setdefault(ManifestTell, []).append(self._telling)
         world.on_send.setdefault(LeaseGrant, []).append(self._granting)
+        world.on_send.setdefault(StandbyRequest, []).append(self._asking_voters)
+        world.on_send.setdefault(StandbyGrantMessage, []).append(self._voter_grants)
+        world.before.setdefault(StandbyGrantMessage, []).append(self._voter_granted)
         world.before.setdefault(PollAnswer, []).append(self._polled)
         for kind, hook in (
             (AnswerMessage, self._answered),
+            (StandbyGrantMessage, self._stands_by),
+            (ManifestTell, self._told),
             (Task, self._task),
             (ClockWentBack, self._went_back),
             (Booted, self._booted),
@@ -84,18 +104,25 @@ class Leases:
         if message.poll_id not in self.polls:
             if len(self.polls) > 64:
                 self.polls = dict(list(self.polls.items())[-16:])
-            self.polls[message.poll_id] = (self.world.t, set())
+            self.polls[message.poll_id] = (self.world.t, set(), m.address)
 
     def _polled(self, m: Machine, event: Received) -> None:
         poll = self.polls.get(event.message.poll_id)
-        if poll is not None:
+        if poll is not None and poll[2] == m.address:
             poll[1].add(event.sender)
             if len(poll[1]) >= self.majority:
-                self.poll_at = max(self.poll_at, poll[0])
+                self.poll_at[m.address] = max(self.poll_at.get(m.address, _NEVER), poll[0])
 
     def _answering(self, m: Machine, to: Address, message: AnswerMessage) -> None:
-        self.answer_polls[message.answer.message.nonce] = self.poll_at
-        for namespace in message.leaves or ():
+        sealed = message.answer
+        self.answer_polls[sealed.message.nonce, sealed.key_id] = self.poll_at.get(m.address, _NEVER)
+        self._only_its_own(to, message.leaves or ())
+
+    def _telling(self, m: Machine, to: Address, message: ManifestTell) -> None:
+        self._only_its_own(to, (namespace for namespace, _ in message.rows.values()))
+
+    def _only_its_own(self, to: Address, namespaces: Iterable[str]) -> None:
+        for namespace in namespaces:
             if not self.ledger.may_hold(self.world.machines[to].proc.region, namespace):
                 self.world.fail("I5", f"{to} is told of {namespace}")
 
@@ -104,7 +131,7 @@ class Leases:
             self.shadows[m.address] = Shadow()
             self.newest.pop(m.address, None)
         elif m.kind == "registry":
-            self.poll_at = _NEVER
+            self.poll_at.pop(m.address, None)
 
     def _went_back(self, m: Machine, event: Any) -> None:
         if m.kind == "node":
@@ -112,6 +139,53 @@ class Leases:
             self.shadows[m.address] = Shadow(denied=self.shadow(m.address).denied)
             # the heartbeat that it sends in the same step is the first whose answer counts
             self._judge(m)
+
+    # --- standby ---------------------------------------------------------------------------------------------------
+
+    def _asking_voters(self, m: Machine, to: Address, message: StandbyRequest) -> None:
+        if len(self.stood) > 512:
+            self.stood = dict(list(self.stood.items())[-128:])
+            self.granted = {nonce: who for nonce, who in self.granted.items() if nonce in self.stood}
+        self.stood.setdefault(message.nonce, (self.world.t, m.address, m.proc.clock.now(self.world.t)))
+
+    def _voter_grants(self, m: Machine, to: Address, message: StandbyGrantMessage) -> None:
+        """No voter grants while the Registry answers its own node."""
+        node = self.world.machines[m.address]
+        sent_at, interval = node.state.answered_sent_at, self.mesh.options.heartbeat_ms
+        if sent_at is not None and m.proc.clock.now(self.world.t) - sent_at <= _MISSED * interval:
+            self.world.fail("I12", f"voter {m.address} grants a standby lease while the Registry answers it")
+        self.world.sometimes["standby-granted"] += 1
+
+    def _voter_granted(self, m: Machine, event: Received) -> None:
+        sealed = event.message.grant
+        if genuine(sealed) and sealed.message.nonce in self.stood:
+            self.granted.setdefault(sealed.message.nonce, set()).add(event.sender)
+
+    def _stands_by(self, m: Machine, event: Received) -> None:
+        nonce = event.message.grant.message.nonce
+        known = self.stood.get(nonce)
+        if known is not None and known[1] == m.address and len(self.granted.get(nonce, ())) >= self.majority:
+            shadow = self.shadow(m.address)
+            shadow.best_start = max(shadow.best_start, known[2])
+            self.world.sometimes["standby-lease"] += 1
+            asked = m.state.standby_ask
+            if asked is not None and asked.done and asked.request.nonce == nonce:
+                self._judge_standing(m, known[2])
+        self._judge(m)
+
+    def _judge_standing(self, m: Machine, start: int) -> None:
+        """A majority has granted: who has all there is has a lease (I14), who denies Standby none of the voters'."""
+        now = m.proc.clock.now(self.world.t)
+        for namespace, holding in m.state.tenants.items():
+            lease = holding.lease
+            if namespace in self.mesh.clients.denies_standby:
+                if lease is not None and lease.grantor is Grantor.VOTERS:
+                    self.world.fail("I12", f"{m.address} stands by for {namespace}, which denies it")
+                self.world.sometimes["standby-denied"] += 1
+            elif self._current(m, MESH_NAMESPACE) and self._current(m, namespace):
+                if start + self._ttl(namespace) > now and (lease is None or lease.until <= now):
+                    self.world.fail("I14", f"{m.address} has no lease of {namespace}, though a majority granted one")
+                self.world.sometimes["standby-current"] += 1
 
     # --- judging ----------------------------------------------------------------------------------------
 
@@ -124,14 +198,28 @@ class Leases:
         if self.newest.get(m.address) == nonce:
             del self.newest[m.address]
             shadow = self.shadow(m.address)
-            poll_at = self.answer_polls.get(nonce, _NEVER)
+            poll_at = self.answer_polls.get((nonce, sealed.key_id), _NEVER)
             start = known[2] - max(0, known[0] - poll_at)
             shadow.best_start = max(start, shadow.best_start)
             self._judge(m)
-            self._sure(m, shadow, min(start, known[2] - sealed.message.poll_age_ms))
+            start = min(start, known[2] - sealed.message.poll_age_ms)
+            shadow.walking = None if m.state.walk is None else start
+            if shadow.walking is None:
+                self._sure(m, shadow, start)
         else:
             self.world.sometimes["old-answer"] += 1
             self._judge(m)
+
+    def _told(self, m: Machine, event: Received) -> None:
+        """A node that had to walk has what its answer offers once the walk is at its end."""
+        shadow = self.shadow(m.address)
+        if shadow.walking is None or m.state.walk is not None:
+            return
+        start, shadow.walking = shadow.walking, None
+        if m.state.offer is not None and m.state.offer.leaves:
+            self.world.sometimes["heads-walked"] += 1
+            self._judge(m)
+            self._sure(m, shadow, start)
 
     def _task(self, m: Machine, event: Received) -> None:
         self._judge(m)
@@ -252,7 +340,7 @@ class Leases:
         """Everything that anyone, anywhere, may have restricted: the node may know of it before it is durable."""
         out = []
         for text, word in self.ledger.words.items():
-            lifted = word.kind == "resume" and word.committed_at is not None
+            lifted = word.kind in LIFTING and word.committed_at is not None
             if not lifted or word.seq > lens.durable_seq(m, word.namespace):
                 out.append(lens.scope_of(text))
         out += [lens.scope_of(x.event.scope) for x in self.mesh.clients.locals.values() if x.region == m.proc.region

@@ -10,11 +10,11 @@ from typing import Any
 from keymesh.control.messages import AckMessage, CountersignatureMessage
 from keymesh.control.voter import VOTE_PREFIX
 from keymesh.model.ids import MESH_NAMESPACE
-from keymesh.model.machine import Address, Persist, Received
+from keymesh.model.machine import REGISTRY, Address, Persist, Received
 from keymesh.orbital.messages import Task
 from keymesh.sim.checkers import lens
 from keymesh.sim.checkers.uses import Uses
-from keymesh.sim.ledger import Fact
+from keymesh.sim.ledger import LIFTING, Fact
 from keymesh.sim.mesh import Mesh
 from keymesh.sim.process import Machine
 
@@ -77,7 +77,7 @@ class Records:
 
     def _judge_lift(self, m: Machine, namespace: str, scope: str, since: int, upto: int) -> None:
         words = [f for f in self.ledger.facts[namespace][since:upto] if f.args.get("scope") == scope]
-        if not words or words[-1].kind != "resume":
+        if not words or words[-1].kind not in LIFTING:
             self.world.fail("I3", f"{m.address} lifts {scope} (set by {since}) at {namespace}:{upto} without a resume")
         elif words[-1].committed_at is None:
             self.world.fail("I3", f"{m.address} lifts {scope} by {namespace}:{words[-1].seq}, which is not committed")
@@ -129,7 +129,7 @@ class Records:
         key = (m.address, word.blind, word.seq)
         if self.said.setdefault(key, word.entry_hash) != word.entry_hash:
             self.world.fail("I4", f"voter {m.address} countersigns two entries at one seq")
-        fact = self.ledger.voted(word.entry_hash, word.voter, self.world.t)
+        fact = self.ledger.voted(word.entry_hash, word.voter, self.world.t, word.set_id)
         if fact is not None:
             self.world.say(f"COMMITTED {fact.namespace}:{fact.seq} {fact.kind} {fact.args['scope']}")
 
@@ -144,7 +144,7 @@ class Records:
         """A task that verifies restricts at once, whatever came or did not come before it."""
         task: Task = event.message
         namespace, seq = task.namespace, task.state.head.entry.seq
-        if m.kind != "node" or seq < lens.durable_seq(m, namespace):
+        if m.kind != "node" or event.sender != REGISTRY or seq < lens.durable_seq(m, namespace):
             return
         if namespace != MESH_NAMESPACE and lens.durable_seq(m, MESH_NAMESPACE) < task.state.head.entry.mesh_seq:
             return

@@ -10,7 +10,7 @@ from typing import Any
 
 from keymesh.control.messages import Ack
 from keymesh.model.ids import MESH_NAMESPACE, RegionId, ServiceName, TenantId
-from keymesh.model.machine import REGISTRY, Address
+from keymesh.model.machine import Address
 from keymesh.model.scope import Scope, ScopeKind
 from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.sim.checkers import lens
@@ -169,8 +169,3 @@ class Uses:
                     world.fail(
                         "I3", f"{m.address} leases {tenant}/{service}@{version.version} under {text}, which it holds"
                     )
-
-
-def true_instant(mesh: Mesh, instant: int) -> int:
-    """The true time at which the Registry's clock shows ``instant``."""
-    return mesh.world.machines[REGISTRY].proc.clock.true_time(instant)
