@@ -39,6 +39,13 @@ def until(check: Callable[[], object], what: str) -> None:
         time.sleep(0.1)
 
 
+def until_all_end(directory: Path) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while left := processes_in(directory):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def processes_in(directory: Path) -> list[str]:
     """Command lines of whatever works in ``directory``, or on a directory in it."""
     found = []
@@ -161,7 +168,7 @@ def test_no_process_outlives_the_supervisor_and_up_finds_everything_again(
     status = ask_supervisor(mesh, {"do": "status"})
     assert status is not None
     os.kill(status["pid"], 9)
-    until(lambda: processes_in(mesh.root) == [], "the end of every process")
+    until_all_end(mesh.root)
     shown = said("up", "--dir", mesh.root)  # what the mesh is, its plan says
     assert (shown["made"], shown["processes"]) == (False, len(_children(mesh)))
     assert opened(mesh, sealed, "us-west")

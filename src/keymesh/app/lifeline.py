@@ -8,20 +8,40 @@ import logging
 import os
 import signal
 import sys
+import threading
+import time
+from typing import Final
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG: Final = 1
+ORPHAN_GRACE_S: Final = 15.0
+"""How long an orderly end may take once the supervisor is gone: longer than the supervisor itself would wait."""
+ORPHAN_LOOK_S: Final = 1.0
 PARENT_ENV = "KEYMESH_PARENT_PID"
 READY_ENV = "KEYMESH_READY_FD"
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when the supervisor that started it is gone; nothing where none did."""
+def die_with_parent(grace_s: float = ORPHAN_GRACE_S) -> None:
+    """Have the kernel end this process when the supervisor that started it is gone; nothing where none did.
+
+    The kernel asks (SIGTERM).  Nobody is left to insist, and what an orderly end waits for (a database, a broker) may
+    have died at the same moment: so a thread ends the process ``grace_s`` later, whatever it waits for.
+    """
     parent = os.environ.get(PARENT_ENV)
     if parent is None:
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != int(parent):
         sys.exit("the supervisor is gone")
+    threading.Thread(target=_end_an_orphan, args=(int(parent), grace_s), name="lifeline", daemon=True).start()
+
+
+def _end_an_orphan(parent: int, grace_s: float) -> None:
+    while os.getppid() == parent:
+        time.sleep(ORPHAN_LOOK_S)
+    time.sleep(grace_s)
+    sys.stderr.write(f"the supervisor is gone, and an orderly end took more than {grace_s:g} s\n")
+    sys.stderr.flush()
+    os._exit(70)
 
 
 def say_ready() -> None:

@@ -29,6 +29,8 @@ log = logging.getLogger("keymesh.supervisor")
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.2, 5.0
 STOP_GRACE_S = 8.0
+ORPHAN_GRACE_S = 60.0
+"""For a supervisor whose own parent is gone: every stage of children has its grace first."""
 PLACE_CHECK_S = 1.0
 SERVERS, SETUP = -2, -1  # stages before those of the roles
 
@@ -192,7 +194,7 @@ class Supervisor:
 
 
 def main(directory: str) -> int:
-    die_with_parent()
+    die_with_parent(ORPHAN_GRACE_S)
     layout = Layout(Path(directory))
     setup_logging("supervisor")
     with take_lock(layout) as lock:
