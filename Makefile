@@ -46,7 +46,7 @@ check: static unit  ## format, lint, types, import contracts, unit and vector te
 
 test: servers static  ## everything: check, contract, integration and simulation tests (about half an hour)
 	$(PYTEST) -n $(JOBS) --durations=10 -m "not serial" tests
-	@.ci/serial $(TEST_SEEDS) --durations=$(DURATIONS)
+	@$(BIN)/python .ci/serial.py $(TEST_SEEDS) --durations=$(DURATIONS)
 
 soak: servers dev  ## the same tests with their full counts; prints one JSON object at the end
 	@KEYMESH_SOAK=1 $(BIN)/python .ci/soak.py

@@ -37,6 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if ROOT / "tests" / "integration" in item.path.parents:
             item.add_marker(pytest.mark.integration)
             item.add_marker(pytest.mark.serial)
+        elif item.get_closest_marker("serial") and ROOT / "tests" / "contract" not in item.path.parents:
+            raise pytest.UsageError(
+                f"{item.nodeid}: .ci/serial.py looks for serial tests in contract and integration only"
+            )
 
 
 @pytest.fixture(scope="session")
