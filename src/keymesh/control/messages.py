@@ -59,7 +59,8 @@ class Answer(Message):
 
     ``poll_age_ms``: by how long the poll that a majority of voters answered was sent before the heartbeat arrived
     (0 where after); the lease starts that much earlier.  ``index``: of a linearizable read begun after the heartbeat
-    arrived.  ``heads_root``: over one leaf for each namespace that this region may hold.
+    arrived.  ``heads_root``: over one leaf for each namespace that this region may hold.  ``clock_ms``: what the
+    Registry's clock showed when it answered; ``clock`` names that clock, anew after each of its jumps.
     """
 
     mesh: str
@@ -71,6 +72,8 @@ class Answer(Message):
     ttl_ms: int
     poll_age_ms: int
     heads_root: Digest
+    clock: str
+    clock_ms: int
 
 
 class AnswerMessage(Message):

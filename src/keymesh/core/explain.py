@@ -10,7 +10,7 @@ from typing import Final
 from msgspec import Struct
 
 from keymesh.control.standby import may_stand_by
-from keymesh.core import context, leases
+from keymesh.core import clock_watch, context, leases
 from keymesh.core.may import FRESH_INTERVALS
 from keymesh.core.state import Holding, NodeState
 from keymesh.model.scope import destruction_of
@@ -77,6 +77,10 @@ def _closed(state: NodeState, now: Instant, holding: Holding, reason: str) -> tu
         return "the customer's root key has not been reached for longer than its ttl", "the root key answering"
     if reason not in ("lease", "mesh-lease"):
         return f"kept closed: {reason}", "what closed it being settled"
+    if state.clock.drifts:
+        return _off(state.clock.ppm), (
+            f"{clock_watch.WATCHED_MS // 60_000} minutes within {clock_watch.ASSUMED_PPM / 10_000:g} %"
+        )
     if not leases.is_silent(state, now):
         if state.standby_ask is None or not state.standby_ask.refusals:
             return "the Registry's answer awaits something that is not applied here yet", "its being applied"
@@ -85,6 +89,10 @@ def _closed(state: NodeState, now: Instant, holding: Holding, reason: str) -> tu
     if barred:
         return f"{silence(state, now)}, its lease is over, and {barred}", ANSWER
     return f"{silence(state, now)}, its lease is over, and {lacking(state, holding)}", f"{ANSWER}, or {VOTERS}"
+
+
+def _off(ppm: int) -> str:
+    return f"this node's clock runs {abs(ppm) / 10_000:.2f} % {'faster' if ppm > 0 else 'slower'} than the Registry's"
 
 
 def silence(state: NodeState, now: Instant) -> str:

@@ -17,6 +17,7 @@ from keymesh.control.heads import heads_root
 from keymesh.control.messages import Answer, AnswerMessage, Heartbeat, HeartbeatMessage
 from keymesh.control.rows import PolicyRow, SettingsRow
 from keymesh.core import edges, heads_walk, l1_lease, loading, local, minter, regional, tails, upkeep
+from keymesh.core.clock_watch import Reading
 from keymesh.core.context import tenant_mode
 from keymesh.core.may import Grantor
 from keymesh.core.state import Holding, Lease, NodeState, Offer, Out, Outstanding, StandbyOffer, note, spread
@@ -160,7 +161,8 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
     2. It names this mesh, epoch and node.
     3. It answers the newest heartbeat, which it consumes.
     4. Its leaves are those that its signed root vouches for; where they differ and none came along, they are walked.
-    5. Every lease that it renews is renewed; the rest stays an open offer until the apply comes.
+    5. Our clock keeps the rate of the Registry's, or it grants nothing, and what was granted before is void.
+    6. Every lease that it renews is renewed; the rest stays an open offer until the apply comes.
     """
     config = state.config
     if sender != REGISTRY:
@@ -185,6 +187,9 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
     state.answered_sent_at = outstanding.sent_at
     state.answered_root = answer.heads_root
     state.index_seen = max(state.index_seen, answer.index)
+    if not keeps_time(state, answer, Reading(outstanding.sent_at, now, answer.clock_ms), out):
+        state.offer = state.walk = None
+        return
     leaves = offered_leaves(outstanding, answer, message.leaves)
     ttl_ms = granted_ttl(answer.ttl_ms, state.mesh_view.settings)
     start = lease_start(outstanding.sent_at, answer.poll_age_ms)
@@ -195,6 +200,20 @@ def on_answer(state: NodeState, now: Instant, sender: Address, message: AnswerMe
         return
     state.walk = None
     credit_all(state, now, out)
+
+
+def keeps_time(state: NodeState, answer: Answer, reading: Reading, out: Out) -> bool:
+    """Whether our clock keeps the rate of the Registry's.  Once it differs from all that we know, what was granted to
+    it before counts no more either."""
+    if not state.config.watch_clock:
+        return True
+    drifted = state.clock.drifts
+    kept = state.clock.keeps(answer.clock, reading)
+    if not kept:
+        note(out, "clock-drifts", clock=answer.clock, ppm=state.clock.ppm)
+    if state.clock.drifts and not drifted:
+        void_leases(state, out)
+    return kept
 
 
 def on_told(state: NodeState, now: Instant, sender: Address, message: ManifestTell, out: Out) -> None:
@@ -288,7 +307,7 @@ def stored_head(state: NodeState, holding: Holding, offer: StandbyOffer) -> Leaf
 
 def may_stand_by(state: NodeState, holding: Holding, offer: StandbyOffer) -> bool:
     """Whether this node has applied every restriction that the answers show, of the namespace and of ``mesh``."""
-    if holding.applied is None or state.mesh_view.settings is None or offer.epoch != state.epoch:
+    if holding.applied is None or state.mesh_view.settings is None or offer.epoch != state.epoch or state.clock.drifts:
         return False
     heads = [(of, stored_head(state, of, offer)) for of in (state.mesh, holding)]
     return all(head is None or has_applied(of.leaf, head) for of, head in heads)
@@ -296,13 +315,19 @@ def may_stand_by(state: NodeState, holding: Holding, offer: StandbyOffer) -> boo
 
 def void_all(state: NodeState, now: Instant, out: Out) -> None:
     """The clock went back: no lease, no L1 lease, no offer, no answer on its way counts, and no key stays."""
-    state.offer = state.walk = state.outstanding = state.answered_sent_at = None
-    state.standby_offer = state.standby_ask = None
+    state.outstanding = state.answered_sent_at = None
     state.answered_root = ZERO_DIGEST
+    state.clock.forget()
+    void_leases(state, out)
+    note(out, "clock-went-back")
+    beat(state, now, out)
+
+
+def void_leases(state: NodeState, out: Out) -> None:
+    """What was to end at an instant of a clock that is not to be relied on has ended."""
+    state.offer = state.walk = state.standby_offer = state.standby_ask = None
     state.mesh.lease = None
     for holding in state.tenants.values():
         holding.lease = None
         holding.l1.until = None
     loading.drop_all(state, out)
-    note(out, "clock-went-back")
-    beat(state, now, out)

@@ -139,6 +139,7 @@ def _on_clock_went_back(state: NodeState, now: Instant, _: ClockWentBack, out: O
 
 def _on_clock_went_ahead(state: NodeState, now: Instant, event: ClockWentAhead, out: Out) -> None:
     state.woken_at = NEVER  # the tick that was asked for would come so much later by our clock: ask anew
+    state.clock.forget()
     edges.extend_all(state, event.by_ms)
 
 

@@ -18,6 +18,7 @@ from keymesh.control.messages import Sealed, StandbyGrant, StandbyRequest
 from keymesh.control.rows import KeyRow
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
+from keymesh.core.clock_watch import ClockWatch
 from keymesh.core.events import KeyMinted, KeyRef, KeyRewrapped
 from keymesh.core.lease_book import LeaseBook
 from keymesh.core.may import Grantor
@@ -47,7 +48,7 @@ PERSISTING_MAX: Final = 256
 class NodeConfig:
     """``root_keys`` and ``root_threshold`` are the pinned trust anchor.  ``minter``: this node is its region's one
     fenced minter.  ``heartbeat_ms`` counts until the mesh's own settings are known.  ``leaves_in_full``: a manifest of
-    more leaves is walked, not sent."""
+    more leaves is walked, not sent.  ``watch_clock``: off only where time is made of ticks, for a search."""
 
     mesh: str
     region: str
@@ -58,6 +59,7 @@ class NodeConfig:
     minter: bool = True
     heartbeat_ms: int = 1_000
     leaves_in_full: int = LEAVES_IN_FULL_MAX
+    watch_clock: bool = True
 
     @property
     def address(self) -> Address:
@@ -275,6 +277,7 @@ class NodeState:
     tails: dict[str, NamespaceState] = field(default_factory=dict)  # of earlier epochs, to be handed in
     fetching: set[str] = field(default_factory=set)  # namespaces that other regions are asked for
     walk: HeadsWalk | None = None
+    clock: ClockWatch = field(default_factory=ClockWatch)
     answered_sent_at: Instant | None = None
     answered_root: Digest = ZERO_DIGEST
     index_seen: int = 0

@@ -193,7 +193,7 @@ def answer_ready(state: RegistryState, now: Instant, out: list[Any]) -> None:
         for address, beat in list(batch.beats.items()):
             age = age_for(state, beat, now, batch.deadline)
             if age is not None:
-                out.append(Send(address, answer_for(state, state.sessions[address], beat, age)))
+                out.append(Send(address, answer_for(state, now, state.sessions[address], beat, age)))
                 del batch.beats[address]
         if batch.beats and now >= batch.deadline:
             out.append(Note("no-voter-majority", "voters", (("unanswered", len(batch.beats)),)))
@@ -212,7 +212,7 @@ def age_for(state: RegistryState, beat: Beat, now: Instant, deadline: Instant) -
     return age if age == 0 or now >= deadline else None
 
 
-def answer_for(state: RegistryState, session: Session, beat: Beat, age_ms: int) -> AnswerMessage:
+def answer_for(state: RegistryState, now: Instant, session: Session, beat: Beat, age_ms: int) -> AnswerMessage:
     """The signed answer; with leaves only where the node's manifest differs from what is offered, and they are few:
     otherwise the node walks them."""
     assert state.settings is not None
@@ -227,6 +227,8 @@ def answer_for(state: RegistryState, session: Session, beat: Beat, age_ms: int) 
         ttl_ms=state.settings.ttl_ms,
         poll_age_ms=age_ms,
         heads_root=shown.root,
+        clock=f"{state.life}/{state.clock_jumps}",
+        clock_ms=now,
     )
     leaves = session.told = None
     if beat.manifest_root != shown.root:

@@ -216,6 +216,7 @@ def _clock_ahead(state: RegistryState, now: Instant, event: ClockWentAhead, out:
     The tick that was asked for would come so much later by our clock: it is asked for anew.
     """
     state.wake_at = NEVER
+    state.clock_jumps += 1
     for key in state.open_kills.values():
         state.kills[key].hold_ms += event.by_ms
     waits.clock_ahead(state, event.by_ms)

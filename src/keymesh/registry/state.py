@@ -243,6 +243,7 @@ class RegistryState:
     halted: str = ""  # the log is not what it must be: why
     booted_at: Instant = field(default=Instant(0))
     life: str = ""  # prefix of this life's tokens
+    clock_jumps: int = 0
     serial: int = 0
     index: int = 0
     spaces: dict[str, Space] = field(default_factory=dict)

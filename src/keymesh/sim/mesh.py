@@ -126,6 +126,7 @@ class Mesh:
         config = NodeConfig(
             mesh=MESH, region=region, node=NODE, suite=suite, root_keys=self.root_keys, root_threshold=2,
             heartbeat_ms=self.options.heartbeat_ms, leaves_in_full=self.options.leaves_in_full,
+            watch_clock=self.options.watch_clock,
         )  # fmt: skip
         world.add_machine(proc, "node", address, partial(core_machine.new_node, config), core_machine.step)
         if region in VOTERS:

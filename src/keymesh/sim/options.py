@@ -85,6 +85,7 @@ class Options:
     heal_at_ms: int
     end_ms: int
     leaves_in_full: int = LEAVES_IN_FULL_MAX
+    watch_clock: bool = True
     registries: int = 1  # replicas of the Registry over the one log; a second costs half as much again
 
     def on(self, fault: str) -> bool:

@@ -83,7 +83,7 @@ def answering(of: DsseSuite, root: str = "root", nonce: str = "") -> Any:
         beat = strict_json.loads(_payload(posted[-1].heartbeat), max_bytes=2**20)
         said = Answer(
             mesh="dev", epoch=1, region="us-east", node=NODE, nonce=nonce or beat["nonce"], index=1, ttl_ms=1,
-            poll_age_ms=0, heads_root=root,  # type: ignore[arg-type]
+            poll_age_ms=0, heads_root=root, clock="r/0", clock_ms=0,  # type: ignore[arg-type]
         )  # fmt: skip
         return AnswerMessage(answer=of.seal(said))
 

@@ -280,6 +280,8 @@ class Bench:
             "ttl_ms": TTL_MS,
             "poll_age_ms": 0,
             "heads_root": heads_root(offered),
+            "clock": "registry/0",
+            "clock_ms": self.now,
         }
         answer = Answer(**{**fields, **changed})
         sealed = (by or self.mesh.registry).seal(answer)

@@ -11,7 +11,7 @@ from keymesh.control.heads import heads_root
 from keymesh.control.messages import Answer, Poll, ReprobeL1
 from keymesh.model import strict_json
 from keymesh.model.ids import KeyId
-from keymesh.model.machine import Received
+from keymesh.model.machine import ClockWentAhead, Received
 from keymesh.model.time import Instant
 from keymesh.registry import heartbeats, reads
 from keymesh.registry.events import LogUnavailable
@@ -41,6 +41,17 @@ def test_an_answer_echoes_and_attests() -> None:
     assert (answer.mesh, answer.epoch, answer.region, answer.node) == ("example", 1, "us-east", "n1")
     assert (answer.nonce, answer.index, answer.poll_age_ms, answer.ttl_ms) == ("fresh", bench.state.index, 0, 60_000)
     assert answer.heads_root == heads_root(bench.offered("us-east"))
+
+
+def test_an_answer_shows_the_clock_and_a_jump_makes_it_another() -> None:
+    bench = with_tenant()
+    bench.beat("us-east")
+    (before,) = opened(bench, "us-east")
+    assert before.clock_ms == bench.now
+    bench.feed(ClockWentAhead(3_600_000))
+    bench.beat("us-west")
+    (after,) = opened(bench, "us-west")
+    assert before.clock != after.clock
 
 
 def test_leaves_come_along_only_where_the_manifest_differs() -> None:

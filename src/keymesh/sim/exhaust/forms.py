@@ -1,7 +1,8 @@
 """Machine states as values: a cheap copy to step, and a form that is equal where states are equal.
 
 A form leaves out nothing that a machine could act on.  What it does leave out are caches, whose content follows from
-the rest of the state (``_CACHES``), and the proofs of the simulated seals, which follow from the message.
+the rest of the state, and what a clock showed, which nobody watches there (``_CACHES``); and the proofs of the
+simulated seals, which follow from the message.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from keymesh.control.entry import SignedEntry
 from keymesh.control.heads import HeadsTree
+from keymesh.control.messages import Answer
 from keymesh.core.lease_book import LeaseBook
 from keymesh.core.state import NodeState, StandbyAsk
 from keymesh.ledger.maptree import MapTree
@@ -26,6 +28,7 @@ from keymesh.sim.suite import FakeSealed, FakeSuite
 _PLAIN: Final = frozenset((int, str, bytes, bool, float, type(None)))
 _CACHES: Final[dict[type, frozenset[str]]] = {
     NodeState: frozenset(("covered", "wanted")),
+    Answer: frozenset(("clock", "clock_ms")),
     Version: frozenset(("shown", "proofs")),
     RegionHeads: frozenset(("shown",)),
     Kill: frozenset(("due",)),

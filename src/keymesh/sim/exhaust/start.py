@@ -51,6 +51,7 @@ def calm_mesh(registries: int = 1) -> Mesh:
             directed=0,
             heal_at_ms=_LONG_MS,
             end_ms=_LONG_MS,
+            watch_clock=False,
         ),
         (),
     )
