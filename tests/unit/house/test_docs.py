@@ -21,7 +21,8 @@ from keymesh.sim.options import FAULT_CLASSES
 ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 PARSER = cli.build_parser()
-PATH = re.compile(r"`((?:tests|src|docs)/[\w./-]+)`")
+PATH = re.compile(r"`((?:tests|src|docs)/[\w./-]+)(?:::\w+)?`")
+TEST = re.compile(r"`(tests/[\w./-]+\.py)::(\w+)`")
 
 
 def commands(parser: argparse.ArgumentParser, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -141,3 +142,10 @@ def test_the_simulations_faults_are_named() -> None:
 @pytest.mark.parametrize("path", sorted([*ROOT.glob("*.md"), *DOCS.glob("**/*.md")]), ids=lambda path: path.name)
 def test_paths_in_documents_exist(path: Path) -> None:
     assert [name for name in PATH.findall(path.read_text()) if not (ROOT / name).exists()] == []
+
+
+def test_tests_in_documents_exist() -> None:
+    named = [(path.name, *found) for path in DOCS.glob("**/*.md") for found in TEST.findall(path.read_text())]
+    assert named
+    missing = [row for row in named if not re.search(rf"\bdef {row[2]}\(", (ROOT / row[1]).read_text())]
+    assert missing == []
