@@ -340,6 +340,7 @@ ADOPT = {
     "restrictions": Opt(Map({"state": STR, "command_id": STR}), {}),
     "keys": Opt(Map(KEY), {}),
 }
+ROTATION = {"root": ROOT_ROW, "officers": DELEGATION, "replaces": STR, "genesis": STR}
 JOIN = {"region": STR, "row": REGION, "nodes": Map(NODE)}
 CREATE = {
     "policy": POLICY,
@@ -361,6 +362,7 @@ KINDS = {
     "epoch.open": (OPEN, "mesh", "officers-always"),
     "epoch.adopt": (ADOPT, "any", None),
     "voters.change": (SEATS, "mesh", "officers-always"),
+    "trust.rotate": (ROTATION, "mesh", "rotation"),
     "region.join": (JOIN, "mesh", "root"),
     "region.rotate-ivk": ({"region": STR, "generation": INT}, "mesh", None),
     "region.migrate-keystore": ({"region": STR, "schema": INT}, "mesh", None),
@@ -545,10 +547,12 @@ def verify_entry(entry, rows, pins=None):
         if own["keys"] != pins["keys"] or own["threshold"] != pins["threshold"]:
             raise Malformed("of another root")
         check_quorum(entry, pins["keys"], pins["threshold"])
-    elif authority == "root":
+    elif authority in ("root", "rotation"):
         if "root" not in rows:
             raise Malformed("no root")
         check_quorum(entry, rows["root"]["keys"], rows["root"]["threshold"])
+        for new in (args["root"], args["officers"]) if authority == "rotation" else ():
+            check_quorum(entry, new["keys"], new["threshold"])
     elif authority == "signers":
         check_quorum(entry, args["signers"]["keys"], args["signers"]["threshold"])
     elif authority == "officers-always" or (
@@ -627,7 +631,7 @@ def parse_mesh_row(name, raw):
 
 
 def rows_given(entry):
-    """The rows that a genesis, a region's joining, an epoch's opening or a change of voters gives."""
+    """The rows that a genesis, a region's joining, an epoch's opening, a change of voters or a rotation gives."""
     if entry.kind == "mesh.genesis":
         args = shaped(entry.args, GENESIS)
         return {
@@ -645,6 +649,9 @@ def rows_given(entry):
         past = {"regions": args["replaces"], "until": entry.said["seq"]}
         now = {"set_id": args["set_id"], "regions": args["regions"]}
         return {"voters": now, f"voters/{args['set_id'] - 1}": past}
+    if entry.kind == "trust.rotate":
+        args = shaped(entry.args, ROTATION)
+        return {"root": args["root"], "delegation/officers": args["officers"]}
     args = shaped(entry.args, JOIN)
     region = args["region"]
     return {f"region/{region}": args["row"], **{f"node/{region}/{n}": r for n, r in args["nodes"].items()}}
@@ -659,8 +666,40 @@ def is_given(name, row, given):
     } == {k: v for k, v in given.items() if k not in moving}
 
 
+def order_of(entry):
+    return entry.said["epoch"], entry.said["seq"]
+
+
+def set_digest(rows):
+    """The digest of the trust set in ``rows``, which a rotation names."""
+    who = rows.get("delegation/officers")
+    who = None if who is None else {"keys": who["keys"], "threshold": who["threshold"]}
+    return sha(dumps({"officers": who, "root": rows["root"]})).hex()
+
+
+def trust_sets(genesis, found, trusted, pins):
+    """[(since, rows)]: after which entry which root and officers are in force, from the genesis on."""
+    sets = [((0, 0), trusted)]
+    for entry in sorted(found, key=lambda e: (order_of(e), e.hash)):
+        now = sets[-1][1]
+        try:
+            verify_entry(entry, now, pins)
+        except Malformed:
+            continue
+        args = shaped(entry.args, ROTATION)
+        said = (args["root"]["version"], args["replaces"], args["genesis"])
+        if said == (now["root"]["version"] + 1, set_digest(now), genesis.hash):
+            sets.append((order_of(entry), {**now, **rows_given(entry)}))
+    return sets
+
+
+def in_force(sets, entry):
+    """The rows by which ``entry`` of the mesh is judged."""
+    return next((rows for since, rows in reversed(sets) if since < order_of(entry)), sets[0][1])
+
+
 def check_mesh(trust, mesh, pins):
-    """(head entry, parsed rows) of the mesh state, if it follows from the pinned root."""
+    """(head entry, parsed rows, trust sets) of the mesh state, if it follows from the pinned root."""
     head = Entry(trust["head"])
     support = [Entry(item["entry"]) for item in trust["support"]]
     raw = {name: unbase64(value) for name, value in trust["rows"].items()}
@@ -675,13 +714,20 @@ def check_mesh(trust, mesh, pins):
         raise Malformed("no entry that founds this mesh")
     verify_entry(genesis, {}, pins)
     trusted = {n: r for n, r in rows_given(genesis).items() if n == "root" or n.startswith("delegation/")}
-    verify_entry(head, trusted, pins)
+    end = order_of(head)
+    rotations = [e for e in support if e.kind == "trust.rotate" and e.said["mesh"] == mesh and order_of(e) <= end]
+    if head.kind == "trust.rotate":
+        rotations.append(head)
+    sets = trust_sets(genesis, rotations, trusted, pins)
+    verify_entry(head, in_force(sets, head), pins)
     if root_of(raw) != said["state"]:
         raise Malformed("the rows are not those that its newest entry attests")
     rows = {name: parse_mesh_row(name, value) for name, value in raw.items()}
+    if len(sets) > 1 and any(rows.get(n) != sets[-1][1].get(n) for n in ("root", "delegation/officers")):
+        raise Malformed("not the root and officers of the last rotation")
     given = []
     for entry in (*support, head):
-        if entry.kind not in ("mesh.genesis", "region.join", "epoch.open", "voters.change"):
+        if entry.kind not in ("mesh.genesis", "region.join", "epoch.open", "voters.change", "trust.rotate"):
             continue
         e = entry.said
         if (e["mesh"], e["namespace"]) != (mesh, "mesh") or e["epoch"] > said["epoch"] or e["seq"] > said["seq"]:
@@ -689,14 +735,14 @@ def check_mesh(trust, mesh, pins):
         if entry.kind == "mesh.genesis" and (e["seq"] != 1 or e["prev"] != "0" * 64):
             continue
         try:
-            verify_entry(entry, trusted, pins)
+            verify_entry(entry, in_force(sets, entry), pins)
         except Malformed:
             continue
         given.append(rows_given(entry))
     for name, row in rows.items():
         if not name.startswith("restriction/") and not any(is_given(name, row, g.get(name)) for g in given):
             raise Malformed(f"no entry with the needed signatures gives {name}")
-    return head, rows
+    return head, rows, sets
 
 
 # --- steps 5 to 9 ----------------------------------------------------------------------------------------------------
@@ -911,7 +957,7 @@ def verify(raw, root_file):
     pins = shaped(loads(root_file, ROOT_MAX), {"mesh": STR, "root": ROOT_ROW, "genesis": STR})
     bundle = shaped(loads(raw, BUNDLE_MAX), BUNDLE)
     try:  # 1
-        head, rows = check_mesh(bundle["trust"], pins["mesh"], pins["root"])
+        head, rows, sets = check_mesh(bundle["trust"], pins["mesh"], pins["root"])
     except (Malformed, ValueError) as bad:
         raise DoesNotHold("certificate-root", f"the mesh state does not hold: {bad}") from None
     try:  # 2
@@ -930,8 +976,9 @@ def verify(raw, root_file):
     kind, tenant, region = parse_scope(statement["scope"])
     need(entry.namespace == (tenant or "mesh"), "certificate-entry", "the scope is not of the entry's namespace")
     need(said["mesh_seq"] <= head.said["seq"], "certificate-root", "the mesh state is older than the entry")
+    by = in_force(sets, entry) if len(sets) > 1 and entry.namespace == "mesh" else {}
     try:
-        verify_entry(entry, rows)
+        verify_entry(entry, {**rows, **by})
     except Malformed as bad:
         raise DoesNotHold("certificate-entry", f"the entry: {bad}") from None
     policy = None if tenant is None else check_policy(statement, tenant, entry, rows)  # 4

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from tests.unit.registry.harness import OFFICERS, ROOT, Bench, keys_of, purged, signer, with_tenant
+from tests.unit.registry.harness import OFFICERS, ROOT, Bench, keys_of, purged, rotated, signer, with_tenant
 
 from keymesh.control import evidence
 from keymesh.control.purge_messages import BackupLine
@@ -87,6 +87,71 @@ def changed_certificate(*, before: bool) -> bytes:
 
 
 CHANGES: Final = {"voters-before": True, "voters-after": False}
+
+
+def rotated_certificate(*, before: bool, scope: str = "mesh", n_sets: int = 1) -> bytes:
+    """Of a suspension that the old officers signed before root and officers were rotated, or the new ones after."""
+    bench = with_tenant()
+    wide = scope == "mesh" or scope.startswith("region:")
+    namespace = "mesh" if wide else "acme"
+    bench.auto_read = not before
+
+    def suspend(by: tuple[str, ...]) -> None:
+        bench.ok(bench.scope_command("suspend", scope, "s1", **({"by": by} if wide else {})))
+
+    if before:
+        suspend(OFFICERS[:2])
+    seq = bench.state.spaces[namespace].seq
+    for n in range(1, n_sets + 1):
+        bench.ok(bench.rotation(n))
+    if not before:
+        suspend(rotated(OFFICERS, n_sets)[1:])
+        seq = bench.state.spaces[namespace].seq
+    bench.auto_read = True
+    bench.settle()
+    bench.ack("us-east", namespace, seq, e_ms=5_000, open_leases=1)
+    bench.advance(70_000)
+    return evidence.encode_certificate(_only(bench))
+
+
+ROTATIONS: Final = {"rotated-after": True, "rotated-before": False}
+
+
+def rotation_lies() -> dict[str, tuple[str, bytes]]:
+    """As ``golden_lies``, about keys that were rotated away: their word counts for nothing later."""
+    after = rotated_certificate(before=False)
+    entry = opened(opened(json.loads(after)["statement"])["entry"])
+    word = opened(entry["body"]["authority"][0])
+
+    def by_old(statement: Plain) -> None:
+        sealed = entry["body"]["authority"][0]
+        payload = strict_json.dumps(word)
+        signatures = [signer(name).signature(payload, sealed["payloadType"]) for name in OFFICERS[:2]]
+        signed = [{"keyid": s.keyid, "sig": base64.b64encode(s.sig).decode()} for s in signatures]
+        body = {**entry["body"], "authority": [{**sealed, "signatures": signed}]}
+        statement["entry"] = _resigned(statement["entry"], {**entry, "body": body})
+
+    def without_the_rotation() -> bytes:
+        bundle = json.loads(after)
+        kept = [s for s in bundle["trust"]["support"] if opened(s["entry"])["kind"] != "trust.rotate"]
+        bundle["trust"]["support"] = kept
+        return strict_json.dumps(bundle)
+
+    return {
+        "officers-that-were-rotated-away": ("certificate-entry", with_statement(after, by_old)),
+        "rotation-left-out": ("certificate-root", without_the_rotation()),
+    }
+
+
+def _resigned(envelope: Plain, entry: Plain) -> Plain:
+    """The entry in an envelope as a certificate carries it, signed by the Registry."""
+    payload = strict_json.dumps(entry)
+    signature = signer("registry").signature(payload, envelope["payload_type"])
+    return {
+        "payload": base64.b64encode(payload).decode(),
+        "payload_type": envelope["payload_type"],
+        "signatures": [{"keyid": signature.keyid, "sig": base64.b64encode(signature.sig).decode()}],
+    }
 
 
 def change_lies() -> dict[str, tuple[str, bytes]]:
@@ -334,7 +399,9 @@ def main() -> None:
     (GOLDEN / "destroyed.cert.json").write_bytes(destruction_certificate())
     for name, before in CHANGES.items():
         (GOLDEN / f"{name}.cert.json").write_bytes(changed_certificate(before=before))
-    for name, (code, raw) in {**golden_lies(), **destruction_lies(), **change_lies()}.items():
+    for name, before in ROTATIONS.items():
+        (GOLDEN / f"{name}.cert.json").write_bytes(rotated_certificate(before=before))
+    for name, (code, raw) in {**golden_lies(), **destruction_lies(), **change_lies(), **rotation_lies()}.items():
         (GOLDEN / f"refuse.{code}.{name}.json").write_bytes(raw)
 
 

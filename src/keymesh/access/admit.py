@@ -32,6 +32,7 @@ class Action(Enum):
     REGION_MIGRATE_KEYSTORE = "region.migrate-keystore"
     REGION_SEALS = "region.seals"  # seal, unseal, change what opens a region's MasterKey
     VOTERS_CHANGE = "voters.change"
+    TRUST_ROTATE = "trust.rotate"
     TENANT_CREATE = "tenant.create"
     TENANT_SET = "tenant.set"
     TENANT_LABELS = "tenant.labels"
@@ -89,6 +90,7 @@ RULES: Final[dict[Action, Rule]] = {
     Action.REGION_MIGRATE_KEYSTORE: Rule(Reach.MESH, _OPERATOR),
     Action.REGION_SEALS: Rule(Reach.MESH, _OPERATOR),
     Action.VOTERS_CHANGE: Rule(Reach.MESH, _OPERATOR),
+    Action.TRUST_ROTATE: Rule(Reach.MESH, _OPERATOR),
     Action.TENANT_CREATE: Rule(Reach.MESH, _OPERATOR),
     Action.TENANT_SET: Rule(Reach.TENANT, _TENANT),
     Action.TENANT_LABELS: Rule(Reach.TENANT, _TENANT),

@@ -43,8 +43,8 @@ from keymesh.app.trust_file import TrustFile, save_trust
 from keymesh.app.wan_relay import Link, WanPlan
 from keymesh.control.build import make_genesis
 from keymesh.control.entry import SignedEntry
-from keymesh.control.kinds import Genesis
-from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, SettingsRow, VotersRow
+from keymesh.control.kinds import OFFICER_KINDS, Genesis
+from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, SettingsRow, VotersRow
 from keymesh.control.signing import DsseSuite
 from keymesh.crypto.pages import KeyPages
 from keymesh.edge.client import EdgeTrust
@@ -138,10 +138,10 @@ def _seal_by_shares(layout: Layout, region: str, shares: tuple[int, int], *, all
 def _root_and_officers(layout: Layout, directory: Path | None) -> tuple[Ceremony, list[SigningKey]]:
     """What is public of them, and root keys enough to found; of a ceremony elsewhere no private key is copied."""
     if directory is None:
-        roots = [new_signer(layout.keys / f"root-{n}.pem") for n in (1, 2, 3)]
-        officers = [new_signer(layout.keys / f"officer-{n}.pem") for n in (1, 2, 3)]
-        rows = [RootRow(version=1, keys={k.key_id: k.public_hex for k in ks}, threshold=2) for ks in (roots, officers)]
-        return Ceremony(root=rows[0], officers=rows[1]), roots[:2]
+        keys = {role: ceremony.new_keys(layout.keys, role, 3) for role in ("root", "officer")}
+        founded = ceremony.ceremony_of(keys, thresholds={"root": 2, "officer": 2})
+        ceremony.save(layout.keys, founded)
+        return founded, list(keys["root"].values())[:2]
     made = ceremony.load(directory)
     signers = list(ceremony.of_role(made.root, ceremony.keys_in(directory)).values())
     if len(signers) < made.root.threshold:
@@ -236,7 +236,7 @@ def bootstrap(
             "officers": DelegationRow(
                 keys=public.officers.keys,
                 threshold=public.officers.threshold,
-                kinds=("suspend", "resume", "revoke", "epoch.open", "voters.change"),
+                kinds=OFFICER_KINDS,
                 scope="mesh",
             ),
         },

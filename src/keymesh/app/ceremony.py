@@ -32,10 +32,12 @@ _NEVER: Final = 2**53 - 1
 
 
 class Ceremony(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What is public of it; ``officers`` has no version of its own."""
+    """What is public of it; ``officers`` has no version of its own.  ``names``: key id -> the file that it was made in,
+    so that one that is lost can be named."""
 
     root: RootRow
     officers: RootRow
+    names: dict[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +66,32 @@ def make(directory: Path, *, roots: tuple[int, int], officers: tuple[int, int]) 
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if any(directory.iterdir()):
         raise Refused("exists", f"{directory} is not empty; a ceremony never overwrites a key", field="directory")
-    made = Ceremony(root=_make(directory, "root", *roots), officers=_make(directory, "officer", *officers))
-    write_file(directory / FILE, strict_json.dumps(made), mode=PUBLIC_MODE)
+    made = ceremony_of(
+        {role: new_keys(directory, role, count) for role, (_, count) in (("root", roots), ("officer", officers))},
+        thresholds={"root": roots[0], "officer": officers[0]},
+    )
+    save(directory, made)
     return made
 
 
-def _make(directory: Path, name: str, threshold: int, count: int) -> RootRow:
-    keys = [new_signer(directory / f"{name}-{n}.pem") for n in range(1, count + 1)]
-    return RootRow(version=1, keys={k.key_id: k.public_hex for k in keys}, threshold=threshold)
+def new_keys(directory: Path, name: str, count: int) -> dict[str, SigningKey]:
+    """File name -> key, made in ``directory``."""
+    return {path.name: new_signer(path) for path in (directory / f"{name}-{n}.pem" for n in range(1, count + 1))}
+
+
+def ceremony_of(keys: Mapping[str, Mapping[str, SigningKey]], *, thresholds: Mapping[str, int]) -> Ceremony:
+    """Of ``keys`` (``root`` or ``officer`` -> file name -> key)."""
+    rows = {
+        role: RootRow(version=1, keys={k.key_id: k.public_hex for k in of.values()}, threshold=thresholds[role])
+        for role, of in keys.items()
+    }
+    names = {key.key_id: name for of in keys.values() for name, key in of.items()}
+    return Ceremony(root=rows["root"], officers=rows["officer"], names=names)
+
+
+def save(directory: Path, made: Ceremony) -> None:
+    """The public file; it comes last."""
+    write_file(directory / FILE, strict_json.dumps(made), mode=PUBLIC_MODE)
 
 
 def load(directory: Path) -> Ceremony:

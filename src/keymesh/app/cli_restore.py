@@ -58,10 +58,11 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> dict[str, An
     log = backed_up(layout, args)
     epoch = max(log.epoch, await highest_epoch(client)) + 1
     offer = offer_for(client, epoch, [Path(f) for f in args.approve_key])
-    check_offer(log, offer)
+    by_backup = refusal_of(log, offer)
     is_supervised = await _hold(layout)
     try:
         found = await gather(client, offer)
+        check_heard(found, by_backup)
         now = Instant(_wall_ms())
         base = plan_base(log, offer=offer, words=found.words, handed=found.handed, now=now)
         await write(layout, base, mesh=client.plan.mesh)
@@ -170,21 +171,39 @@ def offer_for(client: AdminClient, epoch: int, approve: list[Path]) -> EpochOffe
     return EpochOffer(mesh=client.plan.mesh, epoch=epoch, command_id=command_id, authority=(to_plain(envelope),))
 
 
-def check_offer(log: Regrown, offer: EpochOffer) -> None:
-    """A threshold of the officers that the backup knows.  Raises Refused before anybody is asked."""
+def refusal_of(log: Regrown, offer: EpochOffer) -> Refused | None:
+    """Why the officers that the backup knows have not signed ``offer``; regions may know others since."""
     args, kind = {"epoch": offer.epoch}, KINDS[OPEN_EPOCH]
-    officers = quorum_for(kind, args, mesh_rows=log.mesh.rows, tenant_signers=None)
-    assert officers is not None
-    verify_authority(
-        mesh=offer.mesh,
-        namespace=MESH_NAMESPACE,
-        command_id=offer.command_id,
-        kind=OPEN_EPOCH,
-        args=args,
-        authority=offer.authority,
-        quorum=officers,
-        suite=log.suite,
-    )
+    try:
+        officers = quorum_for(kind, args, mesh_rows=log.mesh.rows, tenant_signers=None)
+        assert officers is not None
+        verify_authority(
+            mesh=offer.mesh,
+            namespace=MESH_NAMESPACE,
+            command_id=offer.command_id,
+            kind=OPEN_EPOCH,
+            args=args,
+            authority=offer.authority,
+            quorum=officers,
+            suite=log.suite,
+        )
+    except Refused as refused:
+        return refused
+    return None
+
+
+def check_heard(found: Gathered, by_backup: Refused | None) -> None:
+    """Somebody took the officers' word: a region by those that it knows, or the backup by its own.  Raises Refused."""
+    if found.handed:
+        return
+    if by_backup is not None:
+        raise by_backup
+    if any(one.reason == "not-signed" for one in found.refused):
+        raise Refused(
+            "not-signed",
+            "regions judge by other officers than the backup's: their keys were rotated",
+            field="approve-key",
+        )
 
 
 async def _hold(layout: Layout) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from keymesh.adapters.files import PUBLIC_MODE, write_file
+from keymesh.app import ceremony
 from keymesh.app.bootstrap import DEV_MESH, bootstrap, finish
 from keymesh.app.config import CoreConfig, EdgeConfig, RegistryConfig
 from keymesh.app.config_database import DatabaseConfig
@@ -261,7 +262,7 @@ def _admin_files(staging: Layout, plan: MeshPlan) -> Files:
 def _ceremony_files(staging: Layout) -> Files:
     yield staging.keys / "DEVELOPMENT-KEYS.txt", "DEVELOPMENT-KEYS.txt"
     yield staging.pki / "root-ca.pem", "root-ca.pem"
-    for path in sorted(staging.keys.glob("root-*.pem")):
+    for path in (staging.keys / ceremony.FILE, *sorted(staging.keys.glob("root-*.pem"))):
         yield path, path.name
 
 

@@ -16,7 +16,7 @@ from keymesh.app.layout import ASSIGNED
 from keymesh.control import voter, voter_state
 from keymesh.control.kinds import CHANGE_VOTERS
 from keymesh.control.messages import SetOffer
-from keymesh.control.rows import PastVotersRow, get
+from keymesh.control.rows import PastVotersRow, RootRow, get
 from keymesh.control.voter_seal import args_of
 
 if TYPE_CHECKING:
@@ -85,8 +85,15 @@ class VoterWord:
                 for head in sorted(voter_state.stored_heads(state), key=lambda head: head.blind)
             },
             "liars": sorted(core.shell.state.liars),
+            "trust_version": self._trust_version(),
         }
         return json_response(shown)
+
+    def _trust_version(self) -> int | None:
+        """Of the root and officers that this region judges by."""
+        applied = self._core.shell.state.mesh.applied
+        root = None if applied is None else get(applied.rows, "root", RootRow)
+        return None if root is None else root.version
 
     def _earlier(self) -> list[dict[str, Any]]:
         """Sets that were replaced, as this region's applied mesh keeps them, the newest first."""

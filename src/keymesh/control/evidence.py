@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 
 from msgspec import UNSET, Struct, UnsetType
 
-from keymesh.control import commit, destruction, trust, view
+from keymesh.control import commit, destruction, succession, trust, view
 from keymesh.control.destruction import DESTROY as DESTROY
 from keymesh.control.destruction import PURGE_KIND
 from keymesh.control.destruction import PURGED as PURGED
@@ -37,11 +37,12 @@ from keymesh.control.reckoning import stretched as stretched
 from keymesh.control.rows import DelegationRow, NodeRow, PolicyRow, RootRow, Rows, SettingsRow, encode, get
 from keymesh.control.signing import DsseSuite, Suite, VerifyOnly
 from keymesh.control.state import NamespaceState, Supported
+from keymesh.control.succession import TrustSet
 from keymesh.crypto.dsse import Envelope, key_id
 from keymesh.ledger.maptree import Proof, verify_proof
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused
-from keymesh.model.ids import Digest, KeyId
+from keymesh.model.ids import MESH_NAMESPACE, Digest, KeyId
 from keymesh.model.scope import Scope, parse_scope
 
 CERTIFICATE_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -188,7 +189,8 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
 
     1. The mesh state follows from the pinned root, and is of the mesh that the statement names.
     2. The Registry that this state delegates to signed the statement about this very state.
-    3. The entry is a suspension or revocation of that scope by that command, and its signatures verify.
+    3. The entry is a suspension or revocation of that scope by that command, and its signatures verify: of a region or
+       the mesh by the officers that were in force at its place in the log.
     4. The tenant's policy and signers are those of the entry that created it, and stand in the state that the entry
        of step 3 attests: a create entry vouches for itself only, while the voters countersigned that state.
     5. A majority of the voter set countersigned exactly that entry, as a restriction.
@@ -198,9 +200,9 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
     of the tenant; the tenant's rows come along whole, and are those that the entry of step 3 attests.
     9. T is the latest of the commit and these ends, and the certificate was issued no earlier than T.
     """
-    head, mesh_rows = _mesh_state(certificate.trust, suite, pins)
+    head, mesh_rows, sets = _mesh_state(certificate.trust, suite, pins)
     statement = _statement(certificate, head, mesh_rows, suite)
-    signed, scope = _entry(statement, head, mesh_rows, suite)
+    signed, scope = _entry(statement, head, mesh_rows, sets, suite)
     policy = _policy(statement, scope, signed.entry.state, mesh_rows, suite)
     if not commit.is_committed(signed, statement.countersignatures, mesh_rows, suite):
         raise Integrity("certificate-commit", "no majority of the voters countersigned it", field="countersignatures")
@@ -233,8 +235,8 @@ def check_certificate(certificate: Certificate, *, suite: Suite, pins: trust.Pin
     )
 
 
-def _mesh_state(trusted: MeshState, suite: Suite, pins: trust.Pins) -> tuple[SignedEntry, Rows]:
-    """Step 1, by the procedure of a holder that sees the mesh for the first time."""
+def _mesh_state(trusted: MeshState, suite: Suite, pins: trust.Pins) -> tuple[SignedEntry, Rows, tuple[TrustSet, ...]]:
+    """Step 1, by the procedure of a holder that sees the mesh for the first time; with every trust set up to then."""
     state = NamespaceState(
         head=_parsed(trusted.head),
         rows=dict(trusted.rows),
@@ -244,7 +246,7 @@ def _mesh_state(trusted: MeshState, suite: Suite, pins: trust.Pins) -> tuple[Sig
         view.check_first_mesh(state, suite=suite, pins=pins)
     except KeymeshError as bad:
         raise Integrity("certificate-root", f"the mesh state does not hold: {bad.message}", field="trust") from bad
-    return state.head, state.rows
+    return state.head, state.rows, succession.sets_of(state, suite, pins)
 
 
 def _parsed(envelope: Envelope) -> SignedEntry:
@@ -266,7 +268,9 @@ def _statement(certificate: Certificate, head: SignedEntry, mesh_rows: Rows, sui
     return statement
 
 
-def _entry(statement: Statement, head: SignedEntry, mesh_rows: Rows, suite: Suite) -> tuple[SignedEntry, Scope]:
+def _entry(
+    statement: Statement, head: SignedEntry, mesh_rows: Rows, sets: tuple[TrustSet, ...], suite: Suite
+) -> tuple[SignedEntry, Scope]:
     signed = _parsed(statement.entry)
     entry = signed.entry
     said = (entry.mesh, entry.kind, entry.command_id, entry.correlation_id, entry.body.args.get("scope"))
@@ -284,6 +288,8 @@ def _entry(statement: Statement, head: SignedEntry, mesh_rows: Rows, suite: Suit
         raise Integrity("certificate-entry", "the scope is not of the entry's namespace", field="scope")
     if entry.mesh_seq > head.entry.seq:
         raise Integrity("certificate-root", "the mesh state is older than the entry", field="trust")
+    if entry.namespace == MESH_NAMESPACE:  # whose officers may have been others when it was signed
+        mesh_rows = succession.rows_at(sets, mesh_rows, entry)
     _verify(signed, mesh_rows, suite)
     return signed, scope
 

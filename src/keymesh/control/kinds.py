@@ -163,6 +163,19 @@ class ChangeVoters(Args):
     replaces: tuple[str, ...]
 
 
+class RotateTrust(Args):
+    """The trust set after the one in force: ``root.version`` is the old one plus one, keys may stay.
+
+    ``replaces``: digest of the set in force (``reduce_trust.set_digest``); ``genesis``: hash of the mesh's first entry.
+    So whoever signs says which history this set ends.
+    """
+
+    root: RootRow
+    officers: DelegationRow
+    replaces: str
+    genesis: str
+
+
 class AdoptedRestriction(Args):
     """``command_id``: of the entry that set it first."""
 
@@ -206,7 +219,7 @@ class AuthorityBy(Enum):
     """Whose authority a kind needs beyond the Registry's signature."""
 
     NONE = "none"
-    ROOT = "root"  # root threshold
+    ROOT = "root"  # root threshold; of a rotation also those of the new root and of the new officers
     OFFICERS = "officers"  # delegation "officers", threshold
     SIGNERS = "signers"  # the tenant's signers, threshold
     FOUR_EYES_IF_WIDE = "four-eyes-if-wide"  # officers when the scope is region or mesh, else none
@@ -238,6 +251,9 @@ def _kind(
 OPEN_EPOCH: Final = "epoch.open"
 ADOPT_TAIL: Final = "epoch.adopt"
 CHANGE_VOTERS: Final = "voters.change"
+ROTATE_TRUST: Final = "trust.rotate"
+OFFICER_KINDS: Final = ("suspend", "resume", "revoke", OPEN_EPOCH, CHANGE_VOTERS)
+"""What a mesh of this release delegates to its officers."""
 _R, _O, _N = Lane.RESTRICTION, Lane.ONBOARDING, Lane.ROUTINE
 
 KINDS: Final[dict[str, Kind]] = dict(
@@ -246,6 +262,7 @@ KINDS: Final[dict[str, Kind]] = dict(
         _kind(OPEN_EPOCH, OpenEpoch, _O, "mesh", AuthorityBy.OFFICERS),
         _kind(ADOPT_TAIL, AdoptTail, _R, "any", AuthorityBy.NONE, Effect.RESTRICTION, True),
         _kind(CHANGE_VOTERS, ChangeVoters, _O, "mesh", AuthorityBy.OFFICERS),
+        _kind(ROTATE_TRUST, RotateTrust, _O, "mesh", AuthorityBy.ROOT, Effect.GRANT, True),
         _kind("region.join", RegionJoin, _O, "mesh", AuthorityBy.ROOT),
         _kind("region.rotate-ivk", RotateIvk, _N, "mesh"),
         _kind("region.migrate-keystore", MigrateKeystore, _N, "mesh"),

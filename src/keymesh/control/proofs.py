@@ -11,15 +11,17 @@ from typing import TypeVar
 
 from msgspec import Struct
 
-from keymesh.control import checks, reduce_voters
+from keymesh.control import checks, reduce_trust, reduce_voters
 from keymesh.control.kinds import (
     CHANGE_VOTERS,
     OPEN_EPOCH,
+    ROTATE_TRUST,
     Args,
     ChangeVoters,
     Genesis,
     OpenEpoch,
     RegionJoin,
+    RotateTrust,
     SetTenant,
     SwitchL1,
     TenantCreate,
@@ -35,16 +37,24 @@ A = TypeVar("A", bound=Args)
 
 class Proofs(Struct, frozen=True):
     """The entries that came with the state.  ``verify`` raises where one is not what its signers made; ``committed``
-    tells whether the voters' majority signed it.  Both are asked only for entries that are needed."""
+    tells whether the voters' majority signed it.  Both are asked only for entries that are needed.
+
+    ``after``: seq of what is held in the same epoch, 0 for nothing: a row of the mesh that changed since was given
+    since, so that nobody gives one by an entry that is dated back to when lost keys still counted."""
 
     support: tuple[Supported, ...]
     verify: Callable[[Supported], None]
     committed: Callable[[Supported], bool]
+    after: int = 0
     _judged: dict[Digest, bool] = {}
 
     def of(self, kind: str) -> Iterator[Supported]:
         """Verified entries of ``kind``; others count for nothing."""
         return (item for item in self.support if item.signed.entry.kind == kind and self._holds(item))
+
+    def newer(self, kind: str) -> Iterator[Supported]:
+        """As ``of``, later than what is held."""
+        return (item for item in self.of(kind) if item.signed.entry.seq > self.after)
 
     def _holds(self, item: Supported) -> bool:
         judged = self._judged.get(item.signed.hash)
@@ -95,7 +105,7 @@ def _same_row(given: Row | None, row: Row) -> bool:
 
 
 def _given_mesh_rows(proofs: Proofs) -> Iterator[dict[str, Row]]:
-    for item in proofs.of("mesh.genesis"):
+    for item in proofs.newer("mesh.genesis"):
         args = args_of(item, Genesis)
         yield {
             "root": args.root,
@@ -105,11 +115,13 @@ def _given_mesh_rows(proofs: Proofs) -> Iterator[dict[str, Row]]:
             **{f"region/{n}": r for n, r in args.regions.items()},
             **{f"node/{n}": r for n, r in args.nodes.items()},
         }
-    for item in proofs.of(OPEN_EPOCH):
+    for item in proofs.newer(OPEN_EPOCH):
         yield {"epoch": EpochRow(number=args_of(item, OpenEpoch).epoch)}
-    for item in proofs.of(CHANGE_VOTERS):
+    for item in proofs.newer(CHANGE_VOTERS):
         yield dict(reduce_voters.given_by(args_of(item, ChangeVoters), item.signed.entry.seq))
-    for item in proofs.of("region.join"):
+    for item in proofs.newer(ROTATE_TRUST):
+        yield reduce_trust.given_by(args_of(item, RotateTrust))
+    for item in proofs.newer("region.join"):
         join = args_of(item, RegionJoin)
         yield {f"region/{join.region}": join.row, **{f"node/{join.region}/{n}": r for n, r in join.nodes.items()}}
 

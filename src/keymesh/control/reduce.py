@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from keymesh.control import checks, reduce_epochs, reduce_keys, reduce_restrictions, reduce_voters
+from keymesh.control import checks, reduce_epochs, reduce_keys, reduce_restrictions, reduce_trust, reduce_voters
 from keymesh.control.draft import Draft, is_live, refuse_revoked
 from keymesh.control.draft import key_rows as key_rows
 from keymesh.control.entry import Entry
@@ -21,6 +21,7 @@ from keymesh.control.kinds import (
     CHANGE_VOTERS,
     KINDS,
     OPEN_EPOCH,
+    ROTATE_TRUST,
     Genesis,
     MigrateKeystore,
     RegionJoin,
@@ -247,6 +248,7 @@ _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
     OPEN_EPOCH: reduce_epochs.open_epoch,
     ADOPT_TAIL: reduce_epochs.adopt,
     CHANGE_VOTERS: reduce_voters.change,
+    ROTATE_TRUST: reduce_trust.rotate,
     "region.join": _region_join,
     "region.rotate-ivk": _rotate_ivk,
     "region.migrate-keystore": _migrate_keystore,

@@ -10,14 +10,17 @@ from keymesh.control.messages import Sealed
 from keymesh.model.ids import Digest
 
 ROOTED_KINDS: Final = frozenset(
-    {"mesh.genesis", "region.join", "tenant.create", "l1.switch", "epoch.open", "voters.change"}
+    {"mesh.genesis", "region.join", "tenant.create", "l1.switch", "epoch.open", "voters.change", "trust.rotate"}
 )
 """Kinds whose arguments a holder compares with the rows: their entries travel with the state for good."""
 
 RESUME: Final = "resume"
 CANCEL_DESTROY: Final = "tenant.cancel-destroy"
 LIFTS: Final = frozenset({RESUME, CANCEL_DESTROY})
-"""Kinds that end a restriction: no node applies one before a majority of voters has it."""
+"""Kinds that end a restriction."""
+
+AWAITED: Final = LIFTS | {"trust.rotate"}
+"""Kinds that no node applies before a majority of voters has them."""
 
 SET_SERVICE: Final = "service.set"
 SET_TENANT: Final = "tenant.set"

@@ -20,6 +20,7 @@ from keymesh.control.kinds import (
 )
 from keymesh.control.proofs import Proofs as Proofs
 from keymesh.control.proofs import args_of, check_mesh, check_tenant
+from keymesh.control.reduce_trust import OFFICERS_ROW
 from keymesh.control.rows import (
     BindingRow,
     KeyRow,
@@ -27,6 +28,7 @@ from keymesh.control.rows import (
     PolicyRow,
     RegionRow,
     RestrictionRow,
+    RootRow,
     Row,
     Rows,
     ServiceRow,
@@ -95,6 +97,8 @@ def check_transition(
     ``seq`` is of the entry that the new rows are after.  The holder may know restrictions beyond it: of them these
     rows can't speak, so they lift nothing.
 
+    The trust set goes back for nobody, in a new epoch neither.
+
     ``new_epoch``: recovery officers have opened another history, and the holder may have gone further in a tail that
     is lost.  Steps 2, 3, 5 and 6 then refuse nothing; what they would not let be lifted is named.  Raises as they do.
     """
@@ -108,6 +112,7 @@ def check_transition(
         if name in old and not new_epoch:
             _check_moved(name, decode(name, old[name]), decode(name, new[name]), seq)
     if namespace == MESH_NAMESPACE:
+        _check_trust_set(old, new)
         check_mesh(old, new, changed, proofs)
     else:
         check_tenant(old, new, changed, proofs)
@@ -208,6 +213,17 @@ def _check_key(name: str, old: KeyRow, new: KeyRow) -> None:
     _not_fallen(name, old.revision, new.revision)
     if old.revision == new.revision and (old.digest, old.parent) != (new.digest, new.parent):
         raise Integrity("version-reused", f"{name} changed under one revision", field=name)
+
+
+def _check_trust_set(old: Rows, new: Rows) -> None:
+    before, after = get(old, "root", RootRow), get(new, "root", RootRow)
+    if before is None:
+        return
+    if after is None:
+        raise Integrity("row-vanished", "root is gone", field="root")
+    _not_fallen("root", before.version, after.version)
+    if before.version == after.version and any(old.get(n) != new.get(n) for n in ("root", OFFICERS_ROW)):
+        raise Integrity("unproven-change", "root and officers changed under one version", field="root")
 
 
 def _not_fallen(name: str, old: int, new: int) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from keymesh.control.checks import EVERY_KIND, namespace_fits
 from keymesh.control.entry import AUTHORITY_PAYLOAD_TYPE, Authority, SignedEntry
-from keymesh.control.kinds import KINDS, AuthorityBy, Genesis, Kind, TenantCreate
+from keymesh.control.kinds import KINDS, AuthorityBy, Genesis, Kind, RotateTrust, TenantCreate
 from keymesh.control.rows import DelegationRow, RootRow, Rows, SignersRow, get
 from keymesh.control.signing import PayloadSigner, Suite, from_plain
 from keymesh.crypto.dsse import Envelope
@@ -150,7 +150,8 @@ def quorum_for(
     """Who must authorise a command beyond the Registry; None where nobody need.
 
     Genesis is the pinned root's (its own root's where nothing is pinned: who writes a log's first entry pins by
-    writing it).  ``tenant.create`` is the new tenant's own signers'.  Raises Refused where those needed do not exist.
+    writing it).  A rotation is the old root's here; ``incoming`` says who else's.  ``tenant.create`` is the new
+    tenant's own signers'.  Raises Refused where those needed do not exist.
     """
     match kind.authority:
         case AuthorityBy.NONE:
@@ -164,6 +165,14 @@ def quorum_for(
             return _officers(kind, mesh_rows) if wide else None
         case AuthorityBy.SIGNERS:
             return _signers(kind, args, tenant_signers)
+
+
+def incoming(kind: Kind, args: Mapping[str, Any]) -> tuple[Quorum, ...]:
+    """Whose word a rotation needs beside the old root's: those who come into force prove that they have their keys."""
+    if kind.args is not RotateTrust:
+        return ()
+    new = strict_json.convert(dict(args), RotateTrust)
+    return tuple(Quorum(_ids(row.keys), row.threshold) for row in (new.root, new.officers))
 
 
 def _root_quorum(kind: Kind, args: Mapping[str, Any], mesh_rows: Rows, pins: Pins | None) -> Quorum:
@@ -266,7 +275,7 @@ def check_command(
     entry = signed.entry
     args = entry.body.args
     quorum = quorum_for(kind, args, mesh_rows=mesh_rows, tenant_signers=tenant_signers, pins=pins)
-    if quorum is not None:
+    for needed in () if quorum is None else (quorum, *incoming(kind, args)):
         verify_authority(
             mesh=entry.mesh,
             namespace=entry.namespace,
@@ -274,6 +283,6 @@ def check_command(
             kind=entry.kind,
             args=args,
             authority=entry.body.authority,
-            quorum=quorum,
+            quorum=needed,
             suite=suite,
         )

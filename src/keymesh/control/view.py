@@ -12,12 +12,13 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from keymesh.control import commit, transition, trust
+from keymesh.control import commit, succession, transition, trust
 from keymesh.control.entry import Entry, SignedEntry, parse_entry
-from keymesh.control.kinds import KINDS, OPEN_EPOCH, Genesis, OpenEpoch
-from keymesh.control.rows import RestrictionRow, Rows, SignersRow, get, rows_bytes
+from keymesh.control.kinds import KINDS, OPEN_EPOCH, ROTATE_TRUST, OpenEpoch
+from keymesh.control.rows import RestrictionRow, RootRow, Rows, SignersRow, get, rows_bytes
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState, Supported
+from keymesh.control.succession import TrustSet, order_of
 from keymesh.control.transition import Change, Proofs
 from keymesh.control.trust import Pins
 from keymesh.crypto.dsse import Envelope
@@ -106,12 +107,22 @@ Outcome = Accepted | Stale | Fork | RefusedTask | NeedsMesh
 
 
 class _Trust(Struct, frozen=True):
-    """What signatures are judged by."""
+    """What signatures are judged by.  Of a mesh: ``sets`` where its keys were rotated, ``held``: newest entry held;
+    ``after``: see ``Proofs``."""
 
     mesh_rows: Rows
     signers: SignersRow | None
     suite: Suite
     pins: Pins
+    sets: tuple[TrustSet, ...] = ()
+    held: Entry | None = None
+    after: int = 0
+
+    def rows_at(self, entry: Entry) -> Rows:
+        root = get(self.mesh_rows, "root", RootRow)
+        is_later = root is not None and self.held is not None and order_of(entry) > order_of(self.held)
+        least = root.version if root is not None and is_later else 0
+        return succession.rows_at(self.sets, self.mesh_rows, entry, least=least)
 
 
 def accept(
@@ -159,6 +170,8 @@ def _accept_newer(held: NamespaceState | None, state: NamespaceState, trusted: _
         raise Integrity("state-mismatch", "the rows are not those that the entry attests", field="rows")
     _check_known(entry)
     _verify_head(state.head, trusted)
+    succession.check_rows(trusted.sets, state.rows)
+    is_new_epoch = held is not None and entry.epoch > held.head.entry.epoch
     old: Rows = {} if held is None else held.rows
     if held is not None and held.head.hash == state.head.hash:
         change = transition.change_of(old, state.rows)  # a forced repeat: the rows were judged when first taken
@@ -169,8 +182,10 @@ def _accept_newer(held: NamespaceState | None, state: NamespaceState, trusted: _
             _proofs(state, trusted),
             namespace=entry.namespace,
             seq=entry.seq,
-            new_epoch=held is not None and entry.epoch > held.head.entry.epoch,
+            new_epoch=is_new_epoch,
         )
+        if held is not None and not is_new_epoch:
+            _check_rotations(held, state, trusted)
     return _accepted(state, change)
 
 
@@ -269,28 +284,38 @@ def _trust_for(
 ) -> _Trust:
     """A tenant is judged by the mesh and its own signers; the mesh by what is held of it, at first by its genesis."""
     if state.head.entry.namespace == MESH_NAMESPACE:
-        rows = _genesis_trust(state, suite, pins) if held is None else held.rows
-        return _Trust(rows, None, suite, pins)
+        return _mesh_trust(held, state, suite, pins)
     assert mesh is not None
     signers = get(state.rows if held is None else held.rows, "signers", SignersRow)
     return _Trust(mesh.rows, signers, suite, pins)
 
 
-def _genesis_trust(state: NamespaceState, suite: Suite, pins: Pins) -> dict[str, bytes]:
-    """Delegations and root of the genesis that came along, once the pinned root has signed it."""
-    genesis = next((s.signed for s in state.support if s.signed.entry.kind == "mesh.genesis"), None)
-    if genesis is None:
-        raise Integrity("no-genesis", "a mesh state without the entry that founds it", field="support")
-    check_signed(genesis)
-    if genesis.entry.mesh != pins.mesh:
-        raise Integrity("foreign-mesh", "the genesis of another mesh", field="support")
-    trust.verify_entry(genesis, {}, None, suite, pins=pins)
-    args = strict_json.convert(genesis.entry.body.args, Genesis)
-    return {**trust.genesis_rows(args), "root": strict_json.dumps(args.root)}
+def _mesh_trust(held: NamespaceState | None, state: NamespaceState, suite: Suite, pins: Pins) -> _Trust:
+    for item in state.support:
+        if item.signed.entry.kind in ("mesh.genesis", ROTATE_TRUST):
+            check_signed(item.signed)
+    sets = succession.sets_of(state, suite, pins)
+    if held is None:
+        return _Trust(succession.founding_rows(succession.genesis_of(state, suite, pins)), None, suite, pins, sets)
+    succession.check_follows(sets, held.rows)
+    mine = held.head.entry
+    after = mine.seq if mine.epoch == state.head.entry.epoch else 0
+    return _Trust(held.rows, None, suite, pins, sets, mine, after)
+
+
+def _check_rotations(held: NamespaceState, state: NamespaceState, trusted: _Trust) -> None:
+    """A majority of the voters, as the new rows have them, saw every rotation since ``held``.  Last, as a lift is."""
+    root = get(held.rows, "root", RootRow)
+    for one in trusted.sets:
+        if one.entry is None or root is None or one.root.version <= root.version:
+            continue
+        proof = next((s.countersignatures for s in state.support if s.signed.hash == one.entry.hash), ())
+        if not commit.is_committed(one.entry, proof, state.rows, trusted.suite):
+            raise Refused(UNPROVEN_LIFT, f"no committed rotation to trust set {one.root.version}", field="root")
 
 
 def _verify_head(head: SignedEntry, trusted: _Trust) -> None:
-    trust.verify_entry(head, trusted.mesh_rows, trusted.signers, trusted.suite, pins=trusted.pins)
+    trust.verify_entry(head, trusted.rows_at(head.entry), trusted.signers, trusted.suite, pins=trusted.pins)
 
 
 def _proofs(state: NamespaceState, trusted: _Trust) -> Proofs:
@@ -304,6 +329,7 @@ def _proofs(state: NamespaceState, trusted: _Trust) -> Proofs:
         committed=lambda item: commit.is_committed(
             item.signed, item.countersignatures, trusted.mesh_rows, trusted.suite
         ),
+        after=trusted.after,
     )
 
 

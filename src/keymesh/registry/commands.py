@@ -29,7 +29,7 @@ from keymesh.model.limits import COMMIT_MAX_BYTES, COMMIT_MAX_ENTRIES, ENTRY_MAX
 from keymesh.model.machine import Note, Send
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
-from keymesh.registry import schemas, spaces, voter_change, waits
+from keymesh.registry import rotation, schemas, spaces, voter_change, waits
 from keymesh.registry.events import AppendLog, Command, CommandDone
 from keymesh.registry.state import Append, Pending, RegistryState
 
@@ -178,7 +178,12 @@ def submit(
 
 def _refusal(state: RegistryState, now: Instant, command: Command) -> KeymeshError | None:
     """By rules of single kinds that need more than the rows."""
-    rules = (schemas.refusal(state, command), waits.refusal(state, now, command), voter_change.refusal(state, command))
+    rules = (
+        schemas.refusal(state, command),
+        waits.refusal(state, now, command),
+        voter_change.refusal(state, command),
+        rotation.refusal(state, command),
+    )
     return next((refused for refused in rules if refused is not None), None)
 
 

@@ -24,9 +24,9 @@ from keymesh.control.destruction import DESTROY_KIND, PURGE_KIND
 from keymesh.control.entry import SignedEntry
 from keymesh.control.kinds import ADOPT_TAIL, KINDS, OPEN_EPOCH, AdoptedRestriction, Effect
 from keymesh.control.messages import EpochOffer, EpochStored, Sealed, StoredHead
-from keymesh.control.rows import KeyRow, RestrictionRow, Rows, SettingsRow, SignersRow, get, parts_of, shape_of
+from keymesh.control.rows import KeyRow, RestrictionRow, RootRow, Rows, SettingsRow, SignersRow, get, parts_of, shape_of
 from keymesh.control.signing import Suite
-from keymesh.control.state import LIFTS, NamespaceState
+from keymesh.control.state import AWAITED, NamespaceState
 from keymesh.control.transition import restrictions_in
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, Digest
@@ -113,7 +113,8 @@ def plan_base(
     """The log of epoch ``offer.epoch``.  ``log`` holds the backup, and grows.
 
     ``words``: what voters answered to ``offer``.  ``handed`` must have been read after that.  Raises Unavailable where
-    they are no majority; Refused where the epoch is not above every other, or the officers' word does not suffice.
+    they are no majority; Refused where the epoch is not above every other, the officers' word does not suffice, or a
+    region's root and officers are later than those that can be shown.
     """
     before = {"index": len(log.commits), "entries": sum(map(len, log.commits)), "namespaces": len(log.chains)}
     pool = [(h.region, signed) for h in handed for signed in _entries_of(h)]
@@ -125,6 +126,7 @@ def plan_base(
     gains = {h.region: {"entries": log.taken.get(h.region, 0), "restrictions": 0, "keys": 0} for h in handed}
     adopted = {name: Adoption() for name in log.chains}
     states = _tails(log, handed, offer.epoch)
+    _check_trust_set(log, states)
     for region, state in states:
         _adopt_state(log, region, state, adopted, gains)
     _adopt_entries(log, adopted, gains)
@@ -160,6 +162,21 @@ def _tails(log: Regrown, handed: Sequence[Handed], epoch: int) -> list[tuple[str
                 continue
             found[state.head.hash] = (one.region, state)
     return list(found.values())
+
+
+def _check_trust_set(log: Regrown, states: Iterable[tuple[str, NamespaceState]]) -> None:
+    """No region judges by a later trust set than the log will: it would take no entry of it, and keys that were rotated
+    away would be back in force.  Raises Refused ``trust-behind``."""
+    mine = get(log.mesh.rows, "root", RootRow)
+    for region, state in states:
+        row = get(state.rows, "root", RootRow) if state.head.entry.namespace == MESH_NAMESPACE else None
+        if row is not None and mine is not None and row.version > mine.version:
+            raise Refused(
+                "trust-behind",
+                f"{region} has trust set {row.version}, and nobody has all entries up to it: the log ends at set "
+                f"{mine.version}; take a newer backup",
+                field="from",
+            )
 
 
 def _adopt_state(
@@ -219,14 +236,14 @@ def _adopt_entries(log: Regrown, adopted: dict[str, Adoption], gains: dict[str, 
 
 
 def _proofs(log: Regrown, handed: Sequence[Handed]) -> dict[Digest, tuple[Sealed, ...]]:
-    """Resumes of the log, with the countersignatures by which a region holds them for committed."""
+    """Resumes and rotations of the log, with the countersignatures by which a region holds them for committed."""
     found: dict[Digest, tuple[Sealed, ...]] = {}
     for one in handed:
         for state in one.states:
             for item in state.support:
                 signed = item.signed
                 in_log = signed.hash in log.chain(signed.entry.namespace).hashes
-                if in_log and signed.entry.kind in LIFTS and signed.hash not in found and item.countersignatures:
+                if in_log and signed.entry.kind in AWAITED and signed.hash not in found and item.countersignatures:
                     if commit.is_committed(signed, item.countersignatures, log.mesh.rows, log.suite):
                         found[signed.hash] = item.countersignatures
     return found

@@ -42,8 +42,8 @@ from keymesh.control.rows import (
     get,
     policy_in,
 )
+from keymesh.control.state import AWAITED, NamespaceState, Supported, support_after
 from keymesh.control.state import LIFTS as LIFTS
-from keymesh.control.state import NamespaceState, Supported, support_after
 from keymesh.control.view import rows_root
 from keymesh.crypto.dsse import key_id
 from keymesh.model.errors import Integrity
@@ -147,7 +147,7 @@ def apply_entry(state: RegistryState, signed: SignedEntry, rows: dict[str, bytes
         _forget_uncommitted(state, space, entry.epoch)
     if needs_commit(signed):
         space.uncommitted.append(entry.seq)
-        if entry.kind in LIFTS:
+        if entry.kind in AWAITED:
             space.resumes.append(entry.seq)
     if entry.namespace == MESH_NAMESPACE:
         _take_mesh_rows(state, rows)

@@ -13,7 +13,7 @@ from keymesh.control import build, trust, voter
 from keymesh.control.checks import EVERY_KIND
 from keymesh.control.entry import SignedEntry
 from keymesh.control.evidence import Statement
-from keymesh.control.kinds import Genesis
+from keymesh.control.kinds import OFFICER_KINDS, Genesis
 from keymesh.control.messages import (
     AnswerMessage,
     CountersignRequest,
@@ -181,7 +181,7 @@ class Mesh:
         officers = DelegationRow(
             keys={s.key_id: s.public_hex for s in self.officers},
             threshold=2,
-            kinds=("suspend", "revoke", "resume", "epoch.open", "voters.change"),
+            kinds=OFFICER_KINDS,
             scope="any",
         )
         args = Genesis(

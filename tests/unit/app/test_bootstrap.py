@@ -34,7 +34,7 @@ from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.time import Instant
 
 pytestmark = pytest.mark.usefixtures("template")
-PUBLIC = {"genesis.json", "pki/ca.pem", "trust.json", "customer-kms/root.pem"}
+PUBLIC = {"keys/ceremony.json", "genesis.json", "pki/ca.pem", "trust.json", "customer-kms/root.pem"}
 
 
 def log_of(layout: Layout, plan: MeshPlan) -> list[SignedEntry]:

@@ -37,6 +37,7 @@ def test_the_table_of_kinds_written_out_again() -> None:
         "epoch.open": ("grant", 1, "mesh", OFFICERS, False),
         "epoch.adopt": ("restriction", 0, "any", NONE, True),
         "voters.change": ("grant", 1, "mesh", OFFICERS, False),
+        "trust.rotate": ("grant", 1, "mesh", ROOT, True),
         "region.join": ("grant", 1, "mesh", ROOT, False),
         "region.rotate-ivk": ("grant", 2, "mesh", NONE, False),
         "region.migrate-keystore": ("grant", 2, "mesh", NONE, False),

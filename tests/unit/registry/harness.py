@@ -12,7 +12,7 @@ from keymesh.adapters.memory_log import MemoryControlLog
 from keymesh.control import commit, destruction, trust
 from keymesh.control.entry import Leaf
 from keymesh.control.heads import heads_root
-from keymesh.control.kinds import Genesis, RegionJoin, TenantCreate
+from keymesh.control.kinds import OFFICER_KINDS, Genesis, RegionJoin, TenantCreate
 from keymesh.control.log import Conflict
 from keymesh.control.messages import (
     Ack,
@@ -28,6 +28,7 @@ from keymesh.control.messages import (
     SetSealed,
 )
 from keymesh.control.purge_messages import PurgeReceipt, PurgeReceiptMessage
+from keymesh.control.reduce_trust import OFFICERS_ROW, set_digest
 from keymesh.control.rows import (
     DelegationRow,
     NodeRow,
@@ -88,6 +89,11 @@ def keys_of(*names: str) -> dict[str, str]:
 ROOT = ("root-1", "root-2", "root-3")
 OFFICERS = ("officer-1", "officer-2", "officer-3")
 EVERY = ("*",)
+
+
+def rotated(names: tuple[str, ...], n: int) -> tuple[str, ...]:
+    """Names of the keys of the ``n``-th set after the founding one."""
+    return tuple(f"{name}-of-{n}" for name in names) if n else names
 
 
 def genesis(voters: tuple[str, ...] = VOTERS, regions: Iterable[str] = REGIONS, ttl_ms: int = TTL_MS) -> Genesis:
@@ -353,6 +359,21 @@ class Bench:
             for r in VOTERS
         ]
         return replace(made, words=tuple(words))
+
+    def rotation(self, n: int = 1, **fields: Any) -> Command:
+        """To the ``n``-th set of new keys, by all who must sign, or ``by``."""
+        rows = self.state.spaces["mesh"].rows
+        root, officers = get(rows, "root", RootRow), get(rows, OFFICERS_ROW, DelegationRow)
+        assert root is not None
+        new_root, new_officers = rotated(ROOT, n), rotated(OFFICERS, n)
+        by = fields.pop("by", (*rotated(ROOT, n - 1)[:2], *new_root[:2], *new_officers[:2]))
+        args = {
+            "root": RootRow(version=root.version + 1, keys=keys_of(*new_root), threshold=2),
+            "officers": DelegationRow(keys=keys_of(*new_officers), threshold=2, kinds=OFFICER_KINDS, scope="mesh"),
+            "replaces": set_digest(root, officers),
+            "genesis": self.state.spaces["mesh"].entries[0].hash,
+        }
+        return self.command("trust.rotate", args | fields, namespace="mesh", command_id=f"rotate-{n}", by=by)
 
     def label(self, tenant: str, n: int) -> Command:
         return self.command("tenant.labels", {"labels": {"n": str(n)}}, namespace=tenant, command_id=f"label-{n}")
