@@ -46,12 +46,19 @@ def json_part(name: str, *args: str) -> dict[str, Any]:
     return {"name": name, "wall_s": wall_s, "exit": done.returncode, "result": result, "ok": ok}
 
 
+def fuzz_part(target: str) -> dict[str, Any]:
+    """Inputs of another seed than the tests'."""
+    inputs = os.environ.get("SOAK_INPUTS", "1000000")
+    return json_part(f"fuzz-{target}", "fuzz", "run", target, "--n", inputs, "--seed", "2", "--json")
+
+
 def main() -> int:
     os.environ["KEYMESH_SOAK"] = "1"
     parts = [
         pytest_part("parallel", "-n", os.environ.get("JOBS", "2"), "-m", "not serial"),
         pytest_part("serial", "-m", "serial"),
         json_part("sim", "sim", "run", "--seeds", os.environ.get("SOAK_SEEDS", "10000"), "--json"),
+        *(fuzz_part(target) for target in ("ttlv", "blob", "http")),
         json_part("bench-edge", "bench", "edge", "--json"),
         json_part("bench-killswitch", "bench", "killswitch", "--json"),
         json_part("bench-control", "bench", "control", "--json"),

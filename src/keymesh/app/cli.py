@@ -14,6 +14,7 @@ from keymesh.app import (
     args_doctor,
     args_drill,
     args_files,
+    args_fuzz,
     args_keys,
     args_killswitch,
     args_kms,
@@ -65,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         args_killswitch,
         args_voters,
         args_files,
+        args_fuzz,
         args_kms,
         args_show,
     ):

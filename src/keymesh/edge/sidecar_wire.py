@@ -104,7 +104,7 @@ def decode(kind: bytes, body: bytes, shape: type[T]) -> T:
         return msgspec.msgpack.decode(body, type=shape)
     except msgspec.ValidationError as bad:
         raise strict_json.refused(bad) from bad
-    except msgspec.MsgspecError as bad:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as bad:  # msgspec lets the second out for MessagePack
         raise Refused.bad_field("body", "not well-formed MessagePack") from bad
 
 
