@@ -5,6 +5,7 @@ server.  An answer may differ where the profiles permit it (KMIP 2.1 profiles, s
 variations): instants, texts of messages, what the server chose (bytes by their length), vendors' own words, further
 attributes, the order of attributes.  All else is pinned.
 
+Bytes that the server drew, and that a later request of the case gives back, are given back as this server drew them.
 Placeholders, whole values: ``$NOW``, ``$NOW-3600``; any other name is bound where an answer shows it first.  One that
 no answer shows and that is the name of its element (``$MAC_DATA`` in ``MACData``) is what the last answer had there.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from keymesh.kmip.ttlv import Item, ItemType
@@ -80,9 +81,14 @@ class Bindings:
     """Identifiers of objects whose bytes the server drew."""
     last: dict[int, Value] = field(default_factory=dict)
     """By tag: what the answers had there last."""
+    drawn: dict[str, bytes] = field(default_factory=dict)
+    """What the server drew where a case shows bytes that its author's server had drawn."""
 
     def copy(self) -> Bindings:
-        return Bindings(dict(self.named), self.said, self.generated, self.last)
+        return Bindings(dict(self.named), self.said, self.generated, self.last, dict(self.drawn))
+
+    def become(self, other: Bindings) -> None:
+        self.named, self.drawn = other.named, other.drawn
 
     def value_of(self, element: Element) -> Value:
         """What the placeholder in a request's element stands for.  Raises Refused."""
@@ -104,8 +110,10 @@ def request_item(exchange: Exchange, bindings: Bindings, *, now: int) -> Item:
     def look(element: Element) -> Value | None:
         text = element.value
         if not text.startswith("$"):
-            bindings.said.add((element.kind, text))
-            return None
+            drawn = bindings.drawn.get(text) if element.kind == "ByteString" else None
+            if drawn is None:
+                bindings.said.add((element.kind, text))
+            return drawn
         if (offset := now_offset(text)) is not None:
             return now + offset
         return bindings.value_of(element)
@@ -124,7 +132,18 @@ def now_offset(text: str) -> int | None:
 def differences(exchange: Exchange, answer: Item, bindings: Bindings, *, now: int) -> list[str]:
     """Where ``answer`` is not the one expected, each a place and what is wrong there; binds placeholders."""
     _note(answer, bindings)
-    return _Comparison(bindings, now).run(exchange.response, answer)
+    asked, wanted = (
+        [one for one in message.inner if one.name == "BatchItem"] for message in (exchange.request, exchange.response)
+    )
+    for_all = frozenset(id(b) for a, b in zip(asked, wanted, strict=False) if _asks_for_all(a))
+    return _Comparison(bindings, now, for_all).run(exchange.response, answer)
+
+
+def _asks_for_all(batch: Element) -> bool:
+    """Whether a request wants every attribute there is, of which a case may show some."""
+    payload = batch.find("RequestPayload")
+    names = () if payload is None else [one.name for one in payload.inner]
+    return batch.text("Operation") == "GetAttributes" and not {"AttributeName", "AttributeReference"} & set(names)
 
 
 def _note(answer: Item, bindings: Bindings) -> None:
@@ -147,7 +166,10 @@ class _Comparison:
 
     bindings: Bindings
     now: int
+    for_all: frozenset[int] = frozenset()
+    """The expected batch items (by ``id``) that show attributes of which the request named none."""
     operation: str = ""
+    more_attributes: bool = False
     chosen: bool = False
     """Whether the bytes in the payload at hand are of an object that the server generated."""
 
@@ -163,7 +185,7 @@ class _Comparison:
             return [f"{place}: expected a value of type {wanted.kind}, got {got.type.name}"]
         if not isinstance(got.value, tuple):
             return self._same_value(wanted, got, place)
-        if wanted.name in _SERVERS_WORD:
+        if wanted.name in _SERVERS_WORD or wanted.attribute.replace(" ", "") in _SERVERS_WORD:
             return []
         if wanted.name == "BatchItem":
             self._enter(wanted, got)
@@ -171,7 +193,7 @@ class _Comparison:
 
     def _enter(self, wanted: Element, got: Item) -> None:
         """Into a batch item: which operation, and whose bytes."""
-        self.operation = wanted.text("Operation")
+        self.operation, self.more_attributes = wanted.text("Operation"), id(wanted) in self.for_all
         payload = element_of(got).find("ResponsePayload")
         identifier = "" if payload is None else payload.text("UniqueIdentifier")
         self.chosen = identifier in self.bindings.generated
@@ -207,10 +229,10 @@ class _Comparison:
             places = later[:1]
         nearest: list[tuple[bool, int, list[str]]] = []
         for n in places:
-            trial = _Comparison(self.bindings.copy(), self.now, self.operation, self.chosen)
+            trial = replace(self, bindings=self.bindings.copy())
             wrong = trial._same(wanted, left[n], place)
             if not wrong:
-                self.bindings.named = trial.bindings.named
+                self.bindings.become(trial.bindings)
                 return n
             nearest.append((not _names_it(wanted, left[n]), len(wrong), wrong))
         return min(nearest)[2]
@@ -218,6 +240,8 @@ class _Comparison:
     def _may_be_more(self, holder: Element, more: Item) -> bool:
         name = element_of(more).name
         if name in _MAY_BE_MORE or (name == "AttributeIndex" and more.value == 0):
+            return True
+        if self.more_attributes and (holder.name == "Attributes" or name == "Attribute"):
             return True
         if holder.name == "ResponsePayload":
             return name in _MORE_ITEMS.get(self.operation, ())
@@ -240,10 +264,10 @@ class _Comparison:
             pinned = meant(wanted)
         except Refused as unknown:
             return [f"{place}: the case cannot be read: {unknown.message}"]
+        if isinstance(value, bytes) and isinstance(pinned, bytes) and self._server_chose(wanted):
+            return self._same_drawn(wanted.value, pinned, value, place)
         if pinned == value:
             return []
-        if isinstance(value, bytes) and isinstance(pinned, bytes) and self._server_chose(wanted):
-            return [] if len(value) == len(pinned) else [f"{place}: expected {len(pinned)} bytes, got {len(value)}"]
         return [f"{place}: expected {text}, got {element_of(got, wanted.attribute).value}"]
 
     def _same_placeholder(self, text: str, value: Value, place: str) -> list[str]:
@@ -256,6 +280,13 @@ class _Comparison:
                 return [f"{place}: {text} is to be another object than {taken[0]}"]
         self.bindings.named[text] = value
         return []
+
+    def _same_drawn(self, shown: str, pinned: bytes, value: bytes, place: str) -> list[str]:
+        """Bytes of the length shown; where the case shows the same ones again, the same ones."""
+        if len(value) != len(pinned):
+            return [f"{place}: expected {len(pinned)} bytes, got {len(value)}"]
+        before = self.bindings.drawn.setdefault(shown, value)
+        return [] if before == value else [f"{place}: it was {_brief(before)}, now it is {_brief(value)}"]
 
     def _is_said(self, wanted: Element) -> bool:
         return (wanted.kind, wanted.value) in self.bindings.said

@@ -1,0 +1,199 @@
+"""KMIP over TLS: whole requests in, answers out in their order, and nobody who takes too long or too much.
+
+Decides which connections are kept, how much of one is read, and when it is ended; not what a request means (a handler
+answers bytes with bytes) nor who may connect (the TLS context and ``peer_of`` say).  A connection is counted from its
+first packet, before its handshake.  The size of a request is judged by its first 8 bytes, before any more is read.
+Nothing of a request is ever logged.  Source: KMIP 1.4, section 9.1.1; profiles 2.1, section 3 (TLS).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Generic, TypeVar
+
+from keymesh.kmip.ttlv import DEFAULT_LIMITS, HEADER_BYTES, message_bytes
+from keymesh.kmip.ttlv import Limits as MessageLimits
+from keymesh.model.errors import Refused
+
+log = logging.getLogger("keymesh.kmip")
+
+P = TypeVar("P")
+
+KMIP_PORT: Final = 5696
+READ_AHEAD_BYTES: Final = 32 * 1024
+"""Of one connection, beyond the request that is read; twice as much, and the peer is told to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What connections may cost (I17); seconds, and how many."""
+
+    connections: int = 4_096
+    handshake_s: float = 10.0
+    idle_s: float = 300.0
+    """Between an answer and the first byte of the next request."""
+    request_s: float = 10.0
+    """From a request's first byte to its last."""
+    answer_s: float = 30.0
+    """For the peer to take an answer."""
+    message: MessageLimits = DEFAULT_LIMITS
+
+
+class Listener(Generic[P]):
+    """Serves one socket.  Make it on the loop that serves."""
+
+    def __init__(
+        self,
+        handle: Callable[[bytes, P], Awaitable[bytes]],
+        *,
+        tls: ssl.SSLContext,
+        peer_of: Callable[[ssl.SSLObject], P | None],
+        limits: Limits | None = None,
+    ) -> None:
+        """``handle`` answers every request, bad ones too, and raises nothing; ``peer_of`` says who came, from what
+        the handshake accepted: None ends the connection, also one made earlier (it is asked for each request).
+        """
+        self._handle = handle
+        self._tls = tls
+        self._peer_of = peer_of
+        self._limits = limits or Limits()
+        self._serving: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._draining = False
+
+    @property
+    def connections(self) -> int:
+        """How many there are, those in their handshake among them."""
+        return len(self._serving)
+
+    async def open(self, bound: socket.socket) -> None:
+        """Serve on a bound TCP socket."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Accepted(self._accept), sock=bound, backlog=1_024)
+
+    async def close(self, within_s: float = 3.0) -> None:
+        """Take no more connections, answer the requests that have come, then hang up."""
+        self._draining = True
+        if self._server is not None:
+            self._server.close()
+        for task in list(self._waiting):
+            task.cancel()
+        if self._serving:
+            _, late = await asyncio.wait(self._serving, timeout=within_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+
+    def _accept(self, transport: asyncio.Transport) -> None:
+        if self._draining or len(self._serving) >= self._limits.connections:
+            transport.abort()
+            return
+        task = asyncio.get_running_loop().create_task(self._connection(transport))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    async def _connection(self, raw: asyncio.Transport) -> None:
+        """One connection from its handshake to its end."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(READ_AHEAD_BYTES, loop=loop)
+        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
+        transport: asyncio.Transport | None = None
+        try:
+            transport = await loop.start_tls(
+                raw, protocol, self._tls, server_side=True, ssl_handshake_timeout=self._limits.handshake_s
+            )
+            if transport is None:  # the peer went away
+                return
+            protocol.connection_made(transport)
+            await self._requests(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+        except (OSError, EOFError, TimeoutError):  # TLS errors are OSErrors; the peer is gone, late or a stranger
+            pass
+        except Exception:
+            log.exception("a KMIP connection ends by a fault of ours")
+        finally:
+            (transport or raw).abort()
+
+    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer until the peer ends it, breaks a limit, or is admitted no longer."""
+        tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
+        is_last = False
+        while not is_last and not self._draining:
+            head = await self._first_bytes(reader)
+            if (peer := self._peer_of(tls)) is None:
+                break
+            async with asyncio.timeout(self._limits.request_s):
+                head += await reader.readexactly(HEADER_BYTES - len(head))
+                try:
+                    rest = message_bytes(head, limits=self._limits.message) - HEADER_BYTES
+                except Refused:  # where the next request would begin, nobody knows
+                    rest, is_last = 0, True
+                request = head + await reader.readexactly(rest)
+            writer.write(await self._handle(request, peer))
+            async with asyncio.timeout(self._limits.answer_s):
+                await writer.drain()
+        await self._hang_up(writer)
+
+    async def _first_bytes(self, reader: asyncio.StreamReader) -> bytes:
+        """At least one byte of a request.  Only here a connection may be ended without harm."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting.add(task)
+        try:
+            async with asyncio.timeout(self._limits.idle_s):
+                found = await reader.read(HEADER_BYTES)
+        except asyncio.CancelledError:
+            raise EOFError("draining") from None
+        finally:
+            self._waiting.discard(task)
+        if not found:
+            raise EOFError
+        return found
+
+    async def _hang_up(self, writer: asyncio.StreamWriter) -> None:
+        """Close in an orderly way, so that the peer has the last answer."""
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(self._limits.answer_s):
+                await writer.wait_closed()
+
+
+class _Accepted(asyncio.Protocol):
+    """A connection whose handshake has not begun: nothing is read from it."""
+
+    def __init__(self, accept: Callable[[asyncio.Transport], None]) -> None:
+        self._accept = accept
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.pause_reading()
+        self._accept(transport)
+
+
+def server_context(identity_file: Path, trust_pem: bytes) -> ssl.SSLContext:
+    """For ``Listener``: shows what is in ``identity_file``, takes clients whose chain ends in one of ``trust_pem``.
+
+    TLS 1.2 as well as 1.3, because the profiles ask for 1.2 and common clients know no more; of 1.2 only what has
+    forward secrecy and authenticated encryption.  Raises Refused where the files do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.num_tickets = 0
+    try:
+        context.load_verify_locations(cadata=trust_pem.decode("ascii"))
+        context.load_cert_chain(identity_file)
+    except (OSError, ssl.SSLError, ValueError) as bad:
+        raise Refused.bad_field("certificate", "key, certificate and CA must be PEM and belong together") from bad
+    return context
