@@ -119,16 +119,36 @@ def test_bytes_that_the_server_drew_are_compared_by_length_and_others_are_pinned
     bindings = Bindings()
     assert compared("Get", key("aaaa"), key("bbbb")) != [], "a key that was registered"
     compared("Create", uid("a"), uid("a"), bindings=bindings)
-    assert compared("Get", key("aaaa"), key("bbbb"), bindings=bindings) == []
     assert "expected 2 bytes, got 3" in compared("Get", key("aaaa"), key("bbbbbb"), bindings=bindings)[0]
+    assert compared("Get", key("aaaa"), key("bbbb"), bindings=bindings) == []
+    assert compared("Get", key("aaaa"), key("bbbb"), bindings=bindings) == []
+    assert "it was bbbb, now it is cccc" in compared("Get", key("aaaa"), key("cccc"), bindings=bindings)[0]
     assert compared("Get", key("aaaa", "c"), key("bbbb", "c"), bindings=bindings) != [], "another object"
     data = text("Data", "0102", "ByteString"), text("Data", "0304", "ByteString")
-    assert compared("Encrypt", uid("a") + data[0], uid("a") + data[1], bindings=bindings) == []
-    assert compared("Decrypt", uid("a") + data[0], uid("a") + data[1], bindings=bindings, request=data[0]) != [], (
-        "what a request gave comes back as it was"
-    )
     assert compared("RNGRetrieve", *data) == []
     assert compared("Hash", *data) != []
+
+
+def test_what_the_server_drew_is_given_back_and_opens_to_what_a_request_gave() -> None:
+    plain, shown, drawn = (text("Data", value, "ByteString") for value in ("0102", "fd91", "0304"))
+    bindings = Bindings()
+    compared("Create", uid("a"), uid("a"), bindings=bindings)
+    assert compared("Encrypt", uid("a") + shown, uid("a") + drawn, request=plain, bindings=bindings) == []
+    (exchange,) = case_of(asked("Decrypt", shown), answered("Decrypt", uid("a") + plain)).exchanges
+    assert request_item(exchange, bindings, now=NOW) == item(asked("Decrypt", drawn))
+    for got, is_right in ((plain, True), (shown, False)):
+        told = differences(exchange, item(answered("Decrypt", uid("a") + got)), bindings, now=NOW)
+        assert (told == []) is is_right
+
+
+def test_where_all_attributes_are_asked_for_there_may_be_more_and_not_fewer() -> None:
+    one, two = (f"<Attributes>{inner}</Attributes>" for inner in (text("Comment", "c"), text("Comment", "c") * 2))
+    assert compared("GetAttributes", one, two) == []
+    assert compared("GetAttributes", one, two, request=text("AttributeReference", "Comment", "Enumeration")) != []
+    assert compared("GetAttributes", two, one) != []
+    old = [f"<Attribute>{text('AttributeName', name)}</Attribute>" for name in ("Name", "State")]
+    assert compared("GetAttributes", old[0], old[1] + old[0]) == []
+    assert compared("GetAttributes", old[0], old[1] + old[0], request=text("AttributeName", "Name")) != []
 
 
 @pytest.mark.parametrize(
@@ -144,7 +164,6 @@ def test_bytes_that_the_server_drew_are_compared_by_length_and_others_are_pinned
         ("Locate", uid("a"), uid("a") + uid("b")),
         ("Query", operation("Get") + operation("Locate"), operation("Get")),
         ("GetAttributeList", text("AttributeName", "State"), text("AttributeName", "Name")),
-        ("GetAttributes", "<Attributes/>", f"<Attributes>{text('Comment', 'c')}</Attributes>"),
         ("Get", "<KeyValue><P/><Q/></KeyValue>", "<KeyValue><Q/><P/></KeyValue>"),
         (
             "Get",
@@ -163,6 +182,12 @@ def test_what_is_pinned(name: str, wanted: str, got: str) -> None:
         ("Locate", uid("a") + uid("b"), uid("b") + uid("a")),
         ("Query", operation("Get"), operation("Locate") + operation("Get")),
         ("Query", text("VendorIdentification", "v"), text("VendorIdentification", "w")),
+        (
+            "GetAttributes",
+            f"<Attribute>{text('AttributeName', 'Random Number Generator')}<AttributeValue/></Attribute>",
+            f"<Attribute>{text('AttributeName', 'Random Number Generator')}"
+            f"<AttributeValue>{text('RNGAlgorithm', '1', 'Enumeration')}</AttributeValue></Attribute>",
+        ),
         ("Query", "<ServerInformation/>", f"<ServerInformation>{text('Comment', 'c')}</ServerInformation>"),
         (
             "GetAttributeList",
