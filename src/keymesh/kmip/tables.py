@@ -72,9 +72,9 @@ _TAGS_BY_TYPE: Final = {
     ),
     ItemType.INTEGER: (
         "AttributeIndex BatchCount CertificateLength CounterLength CryptographicLength CryptographicUsageMask "
-        "DataLength FixedFieldLength IVLength InvocationFieldLength LocatedItems MaximumItems MaximumResponseSize "
-        "OffsetItems ProtectionStorageMask ProtocolVersionMajor ProtocolVersionMinor SaltLength StorageStatusMask "
-        "TagLength TrailerField"
+        "DataLength FixedFieldLength IVLength InitialCounterValue InvocationFieldLength LocatedItems MaximumItems "
+        "MaximumResponseSize OffsetItems ProtectionStorageMask ProtocolVersionMajor ProtocolVersionMinor SaltLength "
+        "StorageStatusMask TagLength TrailerField"
     ),
     ItemType.LONG_INTEGER: "UsageLimitsCount UsageLimitsTotal",
     ItemType.BOOLEAN: (
@@ -97,7 +97,7 @@ _TAGS_BY_TYPE: Final = {
         "ActivationDate ArchiveDate CompromiseDate CompromiseOccurrenceDate DeactivationDate DestroyDate InitialDate "
         "LastChangeDate OriginalCreationDate ProcessStartDate ProtectStopDate TimeStamp ValidityDate"
     ),
-    ItemType.INTERVAL: "LeaseTime ProtectionPeriod",
+    ItemType.INTERVAL: "LeaseTime Offset ProtectionPeriod",
 }
 
 TYPE_OF: Final[dict[Tag, ItemType]] = {

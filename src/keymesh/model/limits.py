@@ -34,5 +34,7 @@ DESTROY_WAIT_MIN_DEV_MS: Final = 1_000
 DESTROY_WAIT_MAX_MS: Final = 90 * 24 * 3_600_000
 
 KMIP_MESSAGE_MAX_BYTES: Final = 1024 * 1024
+KMIP_RESPONSE_MAX_BYTES: Final = 1024 * 1024  # of one answer, whatever a batch asks for
+KMIP_BATCH_MAX: Final = 256  # items of one request
 KMIP_DEPTH_MAX: Final = 32
 KMIP_ITEMS_MAX: Final = 16_384  # of one message, structures counted

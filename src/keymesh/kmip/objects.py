@@ -1,0 +1,149 @@
+"""The one object of KMIP here: a type, attributes, sealed bytes, a version.  And its states in time.
+
+Attributes are kept as 2.x writes them, each with the index that 1.x gives it.  An instance is never changed.
+Source: KMIP 1.4, sections 2 and 3.22; KMIP 2.1, sections 2 and 4.57.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from keymesh.kmip.enums import ObjectType, State
+from keymesh.kmip.enums_crypto import KeyFormatType
+from keymesh.kmip.items import make, struct
+from keymesh.kmip.tags import Tag
+from keymesh.kmip.ttlv import Item, ItemType
+
+
+@dataclass(frozen=True, slots=True)
+class Attribute:
+    """A value of an attribute.  ``item`` is as in 2.x; a vendor's is the structure ``Attribute``."""
+
+    item: Item
+    index: int = 0
+
+    @property
+    def key(self) -> tuple[int, str, str]:
+        """What the attribute is: its tag, and of a vendor's its names."""
+        return key_of(self.item)
+
+
+def key_of(item: Item) -> tuple[int, str, str]:
+    """(tag, vendor, name); the latter two are empty but for a vendor's attribute."""
+    if item.tag != Tag.Attribute or not isinstance(item.value, tuple):
+        return item.tag, "", ""
+    parts = {child.tag: child.value for child in item.value}
+    return item.tag, str(parts.get(Tag.VendorIdentification, "")), str(parts.get(Tag.AttributeName, ""))
+
+
+@dataclass(frozen=True, slots=True)
+class ManagedObject:
+    uid: str
+    type: ObjectType
+    attributes: tuple[Attribute, ...]
+    sealed: bytes | None = field(repr=False)  # none once destroyed
+    format: KeyFormatType | None = None  # of the key block; none for an opaque object
+    subtype: int | None = None  # SecretDataType or OpaqueDataType
+    version: int = 0
+
+    def values(self, tag: Tag) -> Iterator[Item]:
+        return (each.item for each in self.attributes if each.item.tag == tag)
+
+    def value(self, tag: Tag) -> Item | None:
+        return next(self.values(tag), None)
+
+    def number(self, tag: Tag) -> int | None:
+        """Of an attribute that is a number or an instant."""
+        item = self.value(tag)
+        return item.value if item is not None and isinstance(item.value, int) else None
+
+    def names(self) -> tuple[str, ...]:
+        """The values of Name: what must be one object's alone."""
+        found = []
+        for item in self.values(Tag.Name):
+            assert isinstance(item.value, tuple)
+            found += [str(child.value) for child in item.value if child.tag == Tag.NameValue]
+        return tuple(found)
+
+    def with_(self, *items: Item) -> ManagedObject:
+        """Each item in place of all values of its tag."""
+        tags = {item.tag for item in items}
+        kept = tuple(each for each in self.attributes if each.item.tag not in tags)
+        return replace(self, attributes=kept + tuple(Attribute(item) for item in items))
+
+    def without(self, *tags: Tag) -> ManagedObject:
+        return replace(self, attributes=tuple(each for each in self.attributes if each.item.tag not in tags))
+
+
+def state_at(held: ManagedObject, now_s: int) -> State:
+    """The state at an instant: dates move Pre-Active to Active and Active to Deactivated by themselves."""
+    state = State(held.number(Tag.State) or State.PreActive)
+    activation, deactivation = held.number(Tag.ActivationDate), held.number(Tag.DeactivationDate)
+    if state is State.PreActive and activation is not None and activation <= now_s:
+        state = State.Active
+    if state is State.Active and deactivation is not None and deactivation <= now_s:
+        state = State.Deactivated
+    return state
+
+
+def at(held: ManagedObject, now_s: int) -> ManagedObject:
+    """The object with the state that it has at an instant."""
+    state = state_at(held, now_s)
+    return held if held.number(Tag.State) == state else held.with_(make(Tag.State, state))
+
+
+def digest_item(digest: bytes, algorithm: int, form: KeyFormatType | None) -> Item:
+    """The attribute Digest; of an opaque object without a format."""
+    return struct(
+        Tag.Digest,
+        make(Tag.HashingAlgorithm, algorithm),
+        make(Tag.DigestValue, digest),
+        None if form is None else make(Tag.KeyFormatType, form),
+    )
+
+
+def next_index(attributes: Iterable[Attribute], key: tuple[int, str, str]) -> int:
+    """The index of one value more: never one that is in use."""
+    return max((each.index for each in attributes if each.key == key), default=-1) + 1
+
+
+def packed(held: ManagedObject) -> Item:
+    """The object as one item: what a store at rest encrypts.  The version is the store's own to keep."""
+    return struct(
+        Tag.Objects,
+        make(Tag.UniqueIdentifier, held.uid),
+        make(Tag.ObjectType, held.type),
+        *(
+            struct(Tag.Attributes, Item(Tag.AttributeIndex, ItemType.INTEGER, each.index), each.item)
+            for each in held.attributes
+        ),
+        None if held.sealed is None else make(Tag.Data, held.sealed),
+        None if held.format is None else make(Tag.KeyFormatType, held.format),
+        None if held.subtype is None else Item(Tag.SecretDataType, ItemType.ENUMERATION, held.subtype),
+    )
+
+
+def unpacked(item: Item, version: int) -> ManagedObject:
+    """The object that ``packed`` made an item of."""
+    assert isinstance(item.value, tuple)
+    one = {child.tag: child.value for child in item.value}
+    attributes = []
+    for child in item.value:
+        if child.tag == Tag.Attributes:
+            assert isinstance(child.value, tuple)
+            index, held = child.value
+            assert isinstance(index.value, int)
+            attributes.append(Attribute(held, index.value))
+    sealed, form, subtype = one.get(Tag.Data), one.get(Tag.KeyFormatType), one.get(Tag.SecretDataType)
+    kind = one[Tag.ObjectType]
+    assert isinstance(kind, int)
+    return ManagedObject(
+        uid=str(one[Tag.UniqueIdentifier]),
+        type=ObjectType(kind),
+        attributes=tuple(attributes),
+        sealed=sealed if isinstance(sealed, bytes) else None,
+        format=KeyFormatType(form) if isinstance(form, int) else None,
+        subtype=subtype if isinstance(subtype, int) else None,
+        version=version,
+    )

@@ -1,0 +1,59 @@
+"""Uses of a key in parts: what lies between InitIndicator and FinalIndicator, by the correlation value.
+
+In memory only, of one process, bounded in number and in time; a stream is its caller's, its operation's and its
+object's, whatever another one says.  The object's state and the gate are asked at every part by the engine.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from keymesh.kmip.ciphers import Part
+from keymesh.kmip.enums import Operation, ResultReason
+from keymesh.kmip.faults import Fault
+from keymesh.kmip.ports import Caller
+
+STREAMS_MAX: Final = 1_024
+STREAMS_OF_ONE_MAX: Final = 16
+IDLE_S: Final = 300
+
+
+@dataclass(slots=True)
+class _Stream:
+    caller: Caller
+    operation: Operation
+    uid: str | None
+    part: Part
+    used_s: int
+
+
+class Streams:
+    """All open streams of a server."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[bytes, _Stream] = OrderedDict()
+
+    def add(
+        self, value: bytes, part: Part, *, caller: Caller, operation: Operation, uid: str | None, now_s: int
+    ) -> None:
+        """Keeps a stream under a correlation value.  Raises Fault where there are too many."""
+        for old in [key for key, stream in self._open.items() if stream.used_s + IDLE_S <= now_s]:
+            del self._open[old]
+        own = sum(1 for stream in self._open.values() if stream.caller == caller)
+        if own >= STREAMS_OF_ONE_MAX or len(self._open) >= STREAMS_MAX:
+            raise Fault(ResultReason.ServerLimitExceeded, f"at most {STREAMS_OF_ONE_MAX} uses in parts at a time")
+        self._open[value] = _Stream(caller, operation, uid, part, now_s)
+
+    def take(self, value: bytes, *, caller: Caller, operation: Operation, uid: str | None, now_s: int) -> Part:
+        """The stream, which is no longer kept: a part that fails ends it, and none is fed twice at a time."""
+        stream = self._open.get(value)
+        if (
+            stream is None
+            or (stream.caller, stream.operation, stream.uid) != (caller, operation, uid)
+            or stream.used_s + IDLE_S <= now_s
+        ):
+            raise Fault(ResultReason.InvalidCorrelationValue, "CorrelationValue: none that is open here")
+        del self._open[value]
+        return stream.part
