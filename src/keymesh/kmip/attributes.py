@@ -44,7 +44,7 @@ _FREE: Final = Rule(given=True, edit=Edit.FREE)
 _MANY: Final = Rule(given=True, edit=Edit.FREE, many=True)
 _DATE: Final = Rule(given=True, edit=Edit.MODIFY)
 
-RULES: Final[dict[Tag, Rule]] = {
+RULES: Final[dict[int, Rule]] = {
     Tag.ActivationDate: _DATE,
     Tag.AlternativeName: Rule(since=(1, 2), many=True, given=True, edit=Edit.FREE),
     Tag.AlwaysSensitive: Rule(since=(1, 4)),
@@ -111,7 +111,7 @@ _FIELDS: Final[dict[Tag, tuple[str, str]]] = {  # of a structure: what it must h
 
 def known_in(tag: int, version: Version) -> bool:
     """Whether a version has an attribute."""
-    rule = RULES.get(Tag(tag)) if tag in Tag.__members__.values() else None
+    rule = RULES.get(tag)
     return rule is not None and rule.since <= version <= rule.until and (version >= (2, 0) or tag in _IN_1)
 
 
@@ -122,7 +122,7 @@ def rule_of(item: Item, version: Version) -> Rule:
     """Raises Fault where the version has no such attribute, or this server has none."""
     if not known_in(item.tag, version):
         raise Fault(ResultReason.UnsupportedAttribute, f"{tag_name(item.tag)}: not an attribute that is served")
-    return RULES[Tag(item.tag)]
+    return RULES[item.tag]
 
 
 def valid(item: Item, version: Version) -> Item:

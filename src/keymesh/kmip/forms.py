@@ -12,8 +12,8 @@ from typing import Final
 from keymesh.kmip.attributes import known_in
 from keymesh.kmip.enums import ResultReason
 from keymesh.kmip.faults import Fault, Version, bad_message
-from keymesh.kmip.items import Fields, children_of, make, struct, text_of
-from keymesh.kmip.objects import Attribute, key_of
+from keymesh.kmip.items import Fields, checked, children_of, make, struct, text_of
+from keymesh.kmip.objects import Attribute
 from keymesh.kmip.tables import ATTRIBUTE_NAME, ATTRIBUTE_TAG
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item, ItemType
@@ -25,12 +25,10 @@ _PREFIXES: Final = ("x", "y")
 
 def key_of_name(name: str) -> Key:
     """Of an attribute that 1.x names.  Raises Fault where there is none."""
-    if name[1:2] == "-" and name[0] in _PREFIXES and len(name) > 2:
-        return Tag.Attribute, name[0], name[2:]
-    tag = ATTRIBUTE_TAG.get(name)
-    if tag is None:
+    if not _is_name(name):
         raise Fault(ResultReason.UnsupportedAttribute, "AttributeName: an attribute of the specification, or x-...")
-    return tag, "", ""
+    tag = ATTRIBUTE_TAG.get(name)
+    return (tag, "", "") if tag is not None else (Tag.Attribute, name[0], name[2:])
 
 
 def read_1(item: Item) -> tuple[Item, int | None]:
@@ -114,14 +112,22 @@ def read_filters(fields: Fields, version: Version) -> list[Item]:
     return [read_1(each)[0] for each in fields.many(Tag.Attribute)]
 
 
-def read_keys(fields: Fields, version: Version) -> list[Key]:
-    """The attributes that a Get Attributes names, each once."""
-    if version < (2, 0):
-        names = [text_of(item) for item in fields.many(Tag.AttributeName)]
-        keys = [key_of_name(name) for name in names if name in ATTRIBUTE_TAG or name[:2] in ("x-", "y-")]
-    else:
-        keys = [reference(item) for item in fields.many(Tag.AttributeReference)]
-    return list(dict.fromkeys(keys))
+def read_keys(fields: Fields, version: Version) -> list[Key] | None:
+    """The attributes that a Get Attributes names, each once; none where it asks for all.
+
+    A name that no attribute has is one that the object does not have.
+    """
+    asked = fields.many(Tag.AttributeReference if version >= (2, 0) else Tag.AttributeName)
+    if not asked:
+        return None
+    if version >= (2, 0):
+        return list(dict.fromkeys(reference(item) for item in asked))
+    names = [text_of(checked(item)) for item in asked]
+    return list(dict.fromkeys(key_of_name(name) for name in names if _is_name(name)))
+
+
+def _is_name(name: str) -> bool:
+    return name in ATTRIBUTE_TAG or (name[1:2] == "-" and name[0] in _PREFIXES and len(name) > 2)
 
 
 def reference(item: Item) -> Key:
@@ -147,8 +153,3 @@ def _reference(key: Key) -> Item:
     if tag != Tag.Attribute:
         return Item(Tag.AttributeReference, ItemType.ENUMERATION, tag)
     return struct(Tag.AttributeReference, make(Tag.VendorIdentification, vendor), make(Tag.AttributeName, name))
-
-
-def same_value(entry: Attribute, item: Item) -> bool:
-    """Whether a filter's item is this value."""
-    return entry.key == key_of(item) and entry.item == item

@@ -194,5 +194,5 @@ def size_of(item: Item) -> int:
     elif isinstance(item.value, str):
         length = len(item.value.encode())
     else:
-        length = 8
+        length = 8 * (item.value.bit_length() // 64 + 1)
     return HEADER_BYTES + length + -length % 8

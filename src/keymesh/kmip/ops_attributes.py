@@ -20,6 +20,7 @@ from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item, ItemType
 
 _BEFORE_ACTIVE: Final = (Tag.ActivationDate,)
+_LAXER: Final = ((Tag.Sensitive, True, False), (Tag.Extractable, False, True))
 _BEFORE_END: Final = (Tag.ProcessStartDate, Tag.ProtectStopDate, Tag.DeactivationDate)
 
 
@@ -27,10 +28,9 @@ async def get_attributes(ctx: Context, fields: Fields) -> tuple[Item, ...]:
     """The named attributes that the object has; without names, all."""
     held = await ctx.target(fields)
     keys = forms.read_keys(fields, ctx.version)
-    named = bool(keys)
     fields.done()
     shown: tuple[Attribute, ...] = held.attributes
-    if named:
+    if keys is not None:
         shown = tuple(each for key in keys for each in held.attributes if each.key == key)
     ctx.named(held.uid)
     return make(Tag.UniqueIdentifier, held.uid), *forms.written(shown, ctx.version)
@@ -171,6 +171,8 @@ def _kept(item: Item) -> Item:
 async def _allowed(ctx: Context, held: ManagedObject, item: Item) -> None:
     """What the object's life forbids: dates that have passed, names that are taken, secrecy that only grows."""
     state = state_at(held, ctx.now_s)
+    if (item.tag, held.number(Tag(item.tag)), item.value) in _LAXER:
+        raise Fault(ResultReason.AttributeReadOnly, f"{tag_name(item.tag)}: secrecy only grows")
     if item.tag in _BEFORE_ACTIVE and state is not State.PreActive:
         raise wrong_state(f"{tag_name(item.tag)}: only in state PreActive")
     if item.tag in _BEFORE_END and state not in (State.PreActive, State.Active):

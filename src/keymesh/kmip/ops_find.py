@@ -101,6 +101,8 @@ async def _wrapped(ctx: Context, held: ManagedObject, form: KeyFormatType, asked
     plain = material if option is EncodingOption.NoEncoding else encode(key_value(material, form))
     if option is EncodingOption.NoEncoding and form is not KeyFormatType.Raw and held.type is ObjectType.SymmetricKey:
         raise Fault(ResultReason.EncodingOptionError, "EncodingOption: NoEncoding with KeyFormatType Raw only")
+    if mode is BlockCipherMode.NISTKeyWrap and (len(plain) < 16 or len(plain) % 8):
+        raise Fault(ResultReason.BadCryptographicParameters, "NISTKeyWrap: 16 bytes or more, a multiple of 8")
     spent(ctx, kek, len(plain))
     octets = kw_wrap(key, plain) if mode is BlockCipherMode.NISTKeyWrap else kwp_wrap(key, plain)
     wrapping = struct(

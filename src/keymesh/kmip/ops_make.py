@@ -209,7 +209,7 @@ def _full(limits: Item) -> Item:
 
 
 def _is_clients(each: Attribute) -> bool:
-    rule = RULES.get(Tag(each.item.tag))
+    rule = RULES.get(each.item.tag)
     return rule is not None and rule.given
 
 

@@ -15,7 +15,7 @@ from keymesh.kmip.enums import Operation, ResultReason
 from keymesh.kmip.faults import Fault
 from keymesh.kmip.ports import Caller
 
-STREAMS_MAX: Final = 1_024
+STREAMS_MAX: Final = 256
 STREAMS_OF_ONE_MAX: Final = 16
 IDLE_S: Final = 300
 
