@@ -111,6 +111,8 @@ async def _wrapped(ctx: Context, held: ManagedObject, form: KeyFormatType, asked
         struct(Tag.EncryptionKeyInformation, make(Tag.UniqueIdentifier, uid), said),
         make(Tag.EncodingOption, option) if option is EncodingOption.NoEncoding else None,
     )
+    if option is EncodingOption.NoEncoding:  # the key material alone is wrapped, and stands where it stood
+        return written(held, key_value(octets, KeyFormatType.Raw), form, wrapping)
     return written(held, Item(Tag.KeyValue, ItemType.BYTE_STRING, octets), form, wrapping)
 
 

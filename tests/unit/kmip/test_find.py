@@ -71,7 +71,7 @@ async def test_a_wrapped_key_opens_with_the_wrapping_key() -> None:
     lab = Lab()
     key, kek = await pair(lab)
     got = await lab.do(Operation.Get, key, wrapped_by(kek))
-    octets = got.value(Tag.KeyValue)
+    octets = got.value(Tag.KeyMaterial)
     assert isinstance(octets, bytes)
     assert aes_key_unwrap(KEK, octets) == KEY
     assert got.value(Tag.EncodingOption) == EncodingOption.NoEncoding
@@ -82,7 +82,7 @@ async def test_a_wrapped_key_opens_with_the_wrapping_key() -> None:
         value = decode(aes_key_unwrap(KEK, octets))
         assert value == struct(Tag.KeyValue, Item(Tag.KeyMaterial, ItemType.BYTE_STRING, KEY))
     got = await lab.do(Operation.Get, key, wrapped_by(kek, mode=BlockCipherMode.AESKeyWrapPadding))
-    octets = got.value(Tag.KeyValue)
+    octets = got.value(Tag.KeyMaterial)
     assert isinstance(octets, bytes)
     assert aes_key_unwrap_with_padding(KEK, octets) == KEY
 
