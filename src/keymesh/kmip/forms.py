@@ -59,8 +59,8 @@ def name_of_key(key: Key) -> str | None:
     return ATTRIBUTE_NAME.get(Tag(tag))
 
 
-def write_1(entry: Attribute, version: Version) -> Item | None:
-    """The 1.x ``Attribute`` of a value, if that version can say it."""
+def write_1(entry: Attribute, version: Version, *, indexed: bool = False) -> Item | None:
+    """The 1.x ``Attribute`` of a value, if that version can say it; the index 0 only where it is asked for."""
     item, name = entry.item, name_of_key(entry.key)
     if name is None:
         return None
@@ -71,7 +71,7 @@ def write_1(entry: Attribute, version: Version) -> Item | None:
     if item.tag == Tag.Digest and version < (1, 1):
         kept = tuple(child for child in children_of(item) if child.tag != Tag.KeyFormatType)
         value = Item(Tag.AttributeValue, ItemType.STRUCTURE, kept)
-    index = make(Tag.AttributeIndex, entry.index) if entry.index else None
+    index = make(Tag.AttributeIndex, entry.index) if entry.index or indexed else None
     return struct(Tag.Attribute, make(Tag.AttributeName, name), index, value)
 
 

@@ -9,9 +9,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from keymesh.kmip.enums import ObjectType, ResultReason
-from keymesh.kmip.enums_crypto import CryptographicAlgorithm, KeyFormatType, OpaqueDataType, SecretDataType
+from keymesh.kmip.enums_crypto import (
+    CryptographicAlgorithm,
+    EncodingOption,
+    KeyFormatType,
+    OpaqueDataType,
+    SecretDataType,
+    WrappingMethod,
+)
 from keymesh.kmip.faults import Fault, bad_field
-from keymesh.kmip.items import Fields, make, maybe, octets_of, struct, word_of
+from keymesh.kmip.items import Fields, make, maybe, octets_of, size_of, struct, word_of
 from keymesh.kmip.objects import ManagedObject
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item, ItemType
@@ -55,6 +62,7 @@ class Given:
     subtype: int | None = None
     algorithm: CryptographicAlgorithm | None = None
     bits: int | None = None
+    wrapping: Item | None = None
 
 
 def key_bytes(algorithm: CryptographicAlgorithm, bits: int) -> int:
@@ -96,13 +104,13 @@ def read(fields: Fields, kind: ObjectType) -> Given:
                 raise bad_field("KeyBlock: CryptographicAlgorithm and CryptographicLength are needed")
             if given.algorithm in _ASYMMETRIC:
                 raise bad_field("CryptographicAlgorithm: a symmetric one")
-            if key_bytes(given.algorithm, given.bits) != len(given.material):
+            if given.wrapping is None and key_bytes(given.algorithm, given.bits) != len(given.material):
                 raise bad_field("CryptographicLength: that of KeyMaterial")
         case ObjectType.SecretData:
             inside = fields.need_inside(Tag.SecretData)
             subtype = inside.need_word(Tag.SecretDataType, SecretDataType)
             block = _block(inside, (_F.Raw, _F.Opaque))
-            given = Given(block.material, block.format, subtype, block.algorithm, block.bits)
+            given = Given(block.material, block.format, subtype, block.algorithm, block.bits, block.wrapping)
         case ObjectType.OpaqueObject:
             inside = fields.need_inside(Tag.OpaqueObject)
             number = inside.number(Tag.OpaqueDataType)
@@ -122,37 +130,71 @@ def _block(fields: Fields, formats: tuple[KeyFormatType, ...]) -> Given:
         raise Fault(ResultReason.KeyFormatTypeNotSupported, "KeyFormatType: " + " or ".join(f.name for f in formats))
     if block.one(Tag.KeyCompressionType) is not None:
         raise Fault(ResultReason.KeyCompressionTypeNotSupported, "KeyCompressionType: none")
-    if block.one(Tag.KeyWrappingData) is not None:
-        raise Fault(ResultReason.FeatureNotSupported, "KeyWrappingData: keys are registered unwrapped")
+    wrapping = block.one(Tag.KeyWrappingData)
     value = block.raw(Tag.KeyValue)
-    if value is None or value.type is not ItemType.STRUCTURE:
-        raise Fault(ResultReason.InvalidMessage, "KeyValue: a structure is needed")
-    inside = Fields(value)
-    material = inside.raw(Tag.KeyMaterial)
-    if material is None:
-        raise Fault(ResultReason.InvalidMessage, "KeyMaterial is needed")
-    if form is _F.TransparentSymmetricKey:
-        key = Fields(material)
-        octets = key.need_octets(Tag.Key)
-        key.done()
-    else:
-        octets = _limited(octets_of(material))
-    inside.done()
     algorithm = block.word(Tag.CryptographicAlgorithm, CryptographicAlgorithm)
     bits = block.number(Tag.CryptographicLength)
     block.done()
-    if not octets:
-        raise bad_field("KeyMaterial: one byte or more")
-    return Given(octets, form, algorithm=algorithm, bits=bits)
+    if value is None:
+        raise Fault(ResultReason.InvalidMessage, "KeyValue is needed")
+    if wrapping is not None:
+        octets = _wrapped_value(value, wrapping)
+    else:
+        octets = _plain_value(value, form)
+    if not octets or len(octets) > KEY_MAX_BYTES:
+        raise bad_field(f"KeyMaterial: 1 to {KEY_MAX_BYTES} bytes")
+    return Given(octets, form, algorithm=algorithm, bits=bits, wrapping=wrapping)
+
+
+def _plain_value(value: Item, form: KeyFormatType) -> bytes:
+    if value.type is not ItemType.STRUCTURE:
+        raise Fault(ResultReason.InvalidMessage, "KeyValue: a structure is needed")
+    material = _material(value)
+    if form is not _F.TransparentSymmetricKey:
+        return octets_of(material)
+    key = Fields(material)
+    octets = key.need_octets(Tag.Key)
+    key.done()
+    return octets
+
+
+def _material(value: Item) -> Item:
+    inside = Fields(value)
+    material = inside.raw(Tag.KeyMaterial)
+    inside.done()
+    if material is None:
+        raise Fault(ResultReason.InvalidMessage, "KeyMaterial is needed")
+    return material
+
+
+def _wrapped_value(value: Item, wrapping: Item) -> bytes:
+    """The wrapped bytes, as they came: nothing here opens them, and what wraps them need not be known."""
+    if size_of(wrapping) > WRAPPING_MAX_BYTES:
+        raise bad_field(f"KeyWrappingData: at most {WRAPPING_MAX_BYTES} bytes")
+    if _encoding(wrapping) is EncodingOption.NoEncoding:
+        return octets_of(_material(value))
+    return octets_of(value)
+
+
+def _encoding(wrapping: Item) -> EncodingOption:
+    fields = Fields(wrapping)
+    fields.need_word(Tag.WrappingMethod, WrappingMethod)
+    return fields.word(Tag.EncodingOption, EncodingOption) or EncodingOption.TTLVEncoding
+
+
+def as_registered(held: ManagedObject, material: bytes) -> Item:
+    """A key that was registered wrapped, as it was."""
+    assert held.format is not None and held.wrapping is not None
+    if _encoding(held.wrapping) is EncodingOption.NoEncoding:
+        value = key_value(material, _F.Raw)
+    else:
+        value = Item(Tag.KeyValue, ItemType.BYTE_STRING, material)
+    return written(held, value, held.format, held.wrapping)
 
 
 KEY_MAX_BYTES: Final = 64 * 1024
 
-
-def _limited(octets: bytes) -> bytes:
-    if len(octets) > KEY_MAX_BYTES:
-        raise bad_field(f"KeyMaterial: at most {KEY_MAX_BYTES} bytes")
-    return octets
+WRAPPING_MAX_BYTES: Final = 4_096
 
 
 def key_value(material: bytes, form: KeyFormatType) -> Item:

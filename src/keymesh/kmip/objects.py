@@ -45,6 +45,7 @@ class ManagedObject:
     sealed: bytes | None = field(repr=False)  # none once destroyed
     format: KeyFormatType | None = None  # of the key block; none for an opaque object
     subtype: int | None = None  # SecretDataType or OpaqueDataType
+    wrapping: Item | None = None  # KeyWrappingData of a key that was registered wrapped; its bytes are wrapped ones
     version: int = 0
 
     def values(self, tag: Tag) -> Iterator[Item]:
@@ -121,6 +122,7 @@ def packed(held: ManagedObject) -> Item:
         None if held.sealed is None else make(Tag.Data, held.sealed),
         None if held.format is None else make(Tag.KeyFormatType, held.format),
         None if held.subtype is None else Item(Tag.SecretDataType, ItemType.ENUMERATION, held.subtype),
+        held.wrapping,
     )
 
 
@@ -145,5 +147,6 @@ def unpacked(item: Item, version: int) -> ManagedObject:
         sealed=sealed if isinstance(sealed, bytes) else None,
         format=KeyFormatType(form) if isinstance(form, int) else None,
         subtype=subtype if isinstance(subtype, int) else None,
+        wrapping=next((child for child in item.value if child.tag == Tag.KeyWrappingData), None),
         version=version,
     )

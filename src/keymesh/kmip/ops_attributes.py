@@ -78,7 +78,8 @@ async def modify(ctx: Context, fields: Fields) -> tuple[Item, ...]:
         raise Fault(ResultReason.InvalidAttributeValue, f"{tag_name(item.tag)}: the object has this value")
     await _allowed(ctx, held, item)
     each = replace(held.attributes[at], item=_kept(item))
-    return _done(ctx, replace(held, attributes=(*held.attributes[:at], each, *held.attributes[at + 1 :])), each)
+    after = replace(held, attributes=(*held.attributes[:at], each, *held.attributes[at + 1 :]))
+    return _done(ctx, after, each, indexed=index is not None)
 
 
 async def set_(ctx: Context, fields: Fields) -> tuple[Item, ...]:
@@ -125,7 +126,7 @@ async def delete(ctx: Context, fields: Fields) -> tuple[Item, ...]:
         rest = tuple(each for each in held.attributes if each.key != key)
     else:
         rest = (*held.attributes[:at], *held.attributes[at + 1 :])
-    return _done(ctx, replace(held, attributes=rest), gone)
+    return _done(ctx, replace(held, attributes=rest), gone, indexed=index is not None)
 
 
 def _edited(ctx: Context, fields: Fields) -> tuple[Item, int | None]:
@@ -185,7 +186,7 @@ async def _allowed(ctx: Context, held: ManagedObject, item: Item) -> None:
             raise Fault(ResultReason.NonUniqueNameAttribute, "Name: another object has it")
 
 
-def _done(ctx: Context, after: ManagedObject, shown: Attribute) -> tuple[Item, ...]:
+def _done(ctx: Context, after: ManagedObject, shown: Attribute, *, indexed: bool = False) -> tuple[Item, ...]:
     """Keeps the edit; 1.x is told the value that was added, changed or deleted."""
     sensitive, extractable = bool(after.number(Tag.Sensitive)), bool(after.number(Tag.Extractable))
     after = after.with_(
@@ -196,7 +197,8 @@ def _done(ctx: Context, after: ManagedObject, shown: Attribute) -> tuple[Item, .
     ctx.work.put(after)
     ctx.named(after.uid)
     uid = make(Tag.UniqueIdentifier, after.uid)
-    return (uid,) if ctx.version >= (2, 0) else (uid, *forms.written((shown,), ctx.version))
+    told = forms.write_1(shown, ctx.version, indexed=indexed) if ctx.version < (2, 0) else None
+    return (uid,) if told is None else (uid, told)
 
 
 OPS: Final = {

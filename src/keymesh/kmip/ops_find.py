@@ -33,7 +33,7 @@ from keymesh.kmip.enums_crypto import (
 )
 from keymesh.kmip.faults import Fault, bad_field
 from keymesh.kmip.items import Fields, children_of, make, maybe, number_of, struct
-from keymesh.kmip.keyblocks import asked_form, key_value, written, written_opaque
+from keymesh.kmip.keyblocks import as_registered, asked_form, key_value, written, written_opaque
 from keymesh.kmip.objects import Attribute, ManagedObject, at, key_of
 from keymesh.kmip.states import GONE
 from keymesh.kmip.tables import TYPE_OF
@@ -43,6 +43,8 @@ from keymesh.kmip.uses import parameters_of, spent, usable
 from keymesh.model.errors import Refused
 
 LOCATED_MAX: Final = 1_000  # identifiers in one answer
+_DEFAULT_POLICY: Final = "default"
+"""The operation policy (1.x) of an object that names none: the gate decides, whatever it is called."""
 
 
 async def get(ctx: Context, fields: Fields) -> tuple[Item, ...]:
@@ -59,12 +61,16 @@ async def get(ctx: Context, fields: Fields) -> tuple[Item, ...]:
         raise bad_field("KeyWrapType: not beside KeyWrappingSpecification")
     if held.number(Tag.Extractable) is False:
         raise Fault(ResultReason.NotExtractable, "the object is not extractable")
-    if held.number(Tag.Sensitive) and wrapping is None:
+    if held.number(Tag.Sensitive) and wrapping is None and held.wrapping is None:
         raise Fault(ResultReason.Sensitive, "the object is given out wrapped only")
     if held.type is ObjectType.OpaqueObject:
         if asked is not None or wrapping is not None:
             raise Fault(ResultReason.KeyFormatTypeNotSupported, "an opaque object has no key format")
         answer = written_opaque(held, await ctx.material(held))
+    elif held.wrapping is not None:
+        if wrapping is not None or wrap_type is KeyWrapType.NotWrapped or asked not in (None, held.format):
+            raise Fault(ResultReason.KeyWrapTypeNotSupported, "the key is given out as it was registered")
+        answer = as_registered(held, await ctx.material(held))
     elif wrapping is not None:
         answer = await _wrapped(ctx, held, asked_form(held, asked), wrapping)
     else:
@@ -146,7 +152,7 @@ async def locate(ctx: Context, fields: Fields) -> tuple[Item, ...]:
         if item.tag in TYPE_OF and item.tag != Tag.UniqueIdentifier:
             valid(item, ctx.version)
     found = []
-    for candidate in await ctx.work.find(name=_name(filters)):
+    for candidate in reversed(await ctx.work.find(name=_name(filters))):  # the newest first
         held = at(candidate, ctx.now_s)
         if _stored(held, storage) and _matches(held, filters, member):
             found.append(held)
@@ -198,6 +204,9 @@ def _matches(held: ManagedObject, filters: Sequence[Item], member: ObjectGroupMe
             dates.setdefault(item.tag, []).append(number_of(item))
         elif item.tag in (Tag.CryptographicUsageMask, Tag.ProtectionStorageMask):
             if number_of(item) & ~(held.number(Tag(item.tag)) or 0):
+                return False
+        elif item.tag == Tag.OperationPolicyName and held.value(Tag.OperationPolicyName) is None:
+            if item.value != _DEFAULT_POLICY:
                 return False
         elif not any(_same(each, item) for each in held.attributes):
             return False

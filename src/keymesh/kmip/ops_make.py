@@ -30,6 +30,7 @@ from keymesh.kmip.keyblocks import made, made_bytes, read
 from keymesh.kmip.objects import Attribute, ManagedObject, digest_item, next_index
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item
+from keymesh.kmip.uses import opened
 
 UID_BYTES: Final = 16
 _A = CryptographicAlgorithm
@@ -82,6 +83,8 @@ async def register(ctx: Context, fields: Fields) -> tuple[Item, ...]:
     if kind is ObjectType.SymmetricKey and _value(given, Tag.CryptographicUsageMask) is None:
         given.append(Attribute(make(Tag.CryptographicUsageMask, 0)))
     held = await _new(ctx, kind, given, brought.material, brought.format, brought.subtype, None)
+    if brought.wrapping is not None:  # a digest would be of the wrapped bytes
+        held = replace(held.without(Tag.Digest), wrapping=brought.wrapping)
     ctx.work.put(held)
     ctx.named(held.uid)
     return (make(Tag.UniqueIdentifier, held.uid),)
@@ -96,6 +99,7 @@ async def rekey(ctx: Context, fields: Fields) -> tuple[Item, ...]:
     fields.done()
     if old.type is not ObjectType.SymmetricKey:
         raise Fault(ResultReason.InvalidObjectType, "ObjectType: SymmetricKey")
+    opened(old)
     if any(_links(item, LinkType.ReplacementObjectLink) for item in old.values(Tag.Link)):
         raise Fault(ResultReason.IllegalOperation, "the key has its replacement already")
     for each in given:

@@ -43,8 +43,15 @@ def parameters_of(held: ManagedObject | None, said: Item | None, version: Versio
     )
 
 
+def opened(held: ManagedObject) -> None:
+    """Raises Fault where the key was registered wrapped: its bytes are known to whoever can unwrap them."""
+    if held.wrapping is not None:
+        raise Fault(ResultReason.IllegalOperation, "the key is kept wrapped, as it was registered")
+
+
 def usable(ctx: Context, held: ManagedObject, mask: CryptographicUsageMask, *, protects: bool) -> None:
     """Raises Fault where mask or dates do not allow the use; the state has been asked already."""
+    opened(held)
     if not (held.number(Tag.CryptographicUsageMask) or 0) & mask:
         raise Fault(ResultReason.IncompatibleCryptographicUsageMask, f"CryptographicUsageMask: not {mask.name}")
     start, stop = held.number(Tag.ProcessStartDate), held.number(Tag.ProtectStopDate)

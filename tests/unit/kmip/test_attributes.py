@@ -113,6 +113,10 @@ async def test_indices_of_1_x_stay_with_their_values() -> None:
     assert deleted.value(Tag.AttributeValue) == "one"
     changed = await lab.do(Operation.ModifyAttribute, uid, one("x-a", "second", 2))
     assert (changed.value(Tag.AttributeIndex), changed.value(Tag.AttributeValue)) == (2, "second")
+    first = await lab.do(Operation.ModifyAttribute, uid, one("x-a", "zero!", 0))
+    assert first.value(Tag.AttributeIndex) == 0  # told where it was asked
+    unasked = await lab.do(Operation.ModifyAttribute, uid, one("x-a", "zero"))
+    assert unasked.value(Tag.AttributeIndex) is None
     gone = await lab.do(Operation.ModifyAttribute, uid, one("x-a", "x", 1))
     assert gone.reason is ResultReason.ItemNotFound
     added = await lab.do(Operation.AddAttribute, uid, one("x-a", "three"))

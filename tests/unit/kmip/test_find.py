@@ -34,6 +34,7 @@ from tests.unit.kmip.support import (
     brought_key,
     named,
     reason,
+    template,
     vendors,
 )
 
@@ -167,19 +168,32 @@ async def test_locate_wants_all_that_is_asked() -> None:
     lab = Lab()
     one = await lab.key(named("one"), vendors("a", "1"), make(Tag.ObjectGroup, "g"))
     two = await lab.key(named("two"), vendors("a", "1"), active=False, mask=Mask.Encrypt)
-    assert await locate(lab) == [one, two]
-    assert await locate(lab, vendors("a", "1")) == [one, two]
+    assert await locate(lab) == [two, one]
+    assert await locate(lab, vendors("a", "1")) == [two, one]
     assert await locate(lab, vendors("a", "1"), named("two")) == [two]
     assert await locate(lab, vendors("a", "2")) == await locate(lab, named("three")) == []
     assert await locate(lab, make(Tag.State, 2)) == [one]
     assert await locate(lab, make(Tag.CryptographicUsageMask, Mask.Decrypt)) == [one]
-    assert await locate(lab, make(Tag.CryptographicUsageMask, Mask.Encrypt)) == [one, two]
+    assert await locate(lab, make(Tag.CryptographicUsageMask, Mask.Encrypt)) == [two, one]
     assert await locate(lab, make(Tag.UniqueIdentifier, two)) == [two]
     assert await locate(lab, make(Tag.ObjectType, ObjectType.SecretData)) == []
     fresh = (make(Tag.ObjectGroupMember, ObjectGroupMember.GroupMemberFresh),)
     assert await locate(lab, make(Tag.ObjectGroup, "g"), more=fresh) == [one]
     await lab.do(Operation.Get, one)
     assert await locate(lab, make(Tag.ObjectGroup, "g"), more=fresh) == []
+
+
+async def test_the_policy_of_an_object_that_names_none() -> None:
+    lab = Lab(version=(1, 2))
+    uid = await lab.key()
+
+    async def under(name: str) -> list[object]:
+        asked = template(make(Tag.OperationPolicyName, name)).value
+        assert isinstance(asked, tuple)
+        return found(await lab.ask(Operation.Locate, *asked))
+
+    assert await under("default") == [uid]
+    assert await under("other") == []
 
 
 async def test_locate_by_dates() -> None:
@@ -205,7 +219,7 @@ async def test_locate_in_pages() -> None:
         answer = await lab.ask(Operation.Locate, make(Tag.MaximumItems, 2), make(Tag.OffsetItems, skip))
         assert answer.value(Tag.LocatedItems) == 5
         seen += found(answer)
-    assert seen == uids
+    assert seen == uids[::-1]
     assert found(await lab.ask(Operation.Locate, make(Tag.MaximumItems, 0))) == []
     refused = await lab.ask(Operation.Locate, make(Tag.MaximumItems, -1))
     assert refused.reason is ResultReason.InvalidField

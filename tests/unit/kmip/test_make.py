@@ -15,12 +15,21 @@ from keymesh.kmip.enums import (
     ResultReason,
     State,
 )
-from keymesh.kmip.enums_crypto import CryptographicAlgorithm, KeyFormatType, OpaqueDataType, SecretDataType
+from keymesh.kmip.enums_crypto import (
+    BlockCipherMode,
+    CryptographicAlgorithm,
+    EncodingOption,
+    KeyFormatType,
+    KeyWrapType,
+    OpaqueDataType,
+    SecretDataType,
+    WrappingMethod,
+)
 from keymesh.kmip.items import make, struct
 from keymesh.kmip.keyblocks import MADE_BITS
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item, ItemType
-from tests.unit.kmip.support import ALICE, NOW_S, Lab, aes, brought_key, named, new_key, template, vendors
+from tests.unit.kmip.support import ALICE, ALL_USES, NOW_S, Lab, aes, brought_key, named, new_key, template, vendors
 
 
 def kind(algorithm: CryptographicAlgorithm, bits: int) -> tuple[Item, ...]:
@@ -137,7 +146,7 @@ AES128 = (
             (RAW, struct(Tag.KeyValue, Item(Tag.KeyMaterial, ItemType.TEXT_STRING, "k" * 16)), *AES128),
             ResultReason.InvalidDataType,
         ),
-        ((RAW, VALUE, *AES128, struct(Tag.KeyWrappingData)), ResultReason.FeatureNotSupported),
+        ((RAW, VALUE, *AES128, struct(Tag.KeyWrappingData)), ResultReason.InvalidMessage),
         ((RAW, make(Tag.KeyCompressionType, 1), VALUE, *AES128), ResultReason.KeyCompressionTypeNotSupported),
         (
             (
@@ -257,3 +266,38 @@ async def test_a_deactivation_before_the_activation() -> None:
     dates = make(Tag.ActivationDate, NOW_S), make(Tag.DeactivationDate, NOW_S - 1)
     refused = await lab.ask(Operation.Create, *new_key(*aes(), *dates))
     assert refused.reason is ResultReason.InvalidAttributeValue
+
+
+@pytest.mark.parametrize("option", [None, *EncodingOption])
+async def test_a_key_that_was_registered_wrapped_is_kept_wrapped(option: EncodingOption | None) -> None:
+    lab = Lab()
+    wrapping = struct(
+        Tag.KeyWrappingData,
+        make(Tag.WrappingMethod, WrappingMethod.Encrypt),
+        struct(Tag.EncryptionKeyInformation, make(Tag.UniqueIdentifier, "42")),
+        None if option is None else make(Tag.EncodingOption, option),
+    )
+    octets = bytes(range(24))
+    value = Item(Tag.KeyValue, ItemType.BYTE_STRING, octets)
+    if option is EncodingOption.NoEncoding:
+        value = struct(Tag.KeyValue, Item(Tag.KeyMaterial, ItemType.BYTE_STRING, octets))
+    brought = block(RAW, value, *AES128, wrapping)
+    attributes = make(Tag.CryptographicUsageMask, ALL_USES), make(Tag.ActivationDate, NOW_S), make(Tag.Sensitive, True)
+    asked = make(Tag.ObjectType, ObjectType.SymmetricKey), struct(Tag.Attributes, *attributes), brought
+    uid = (await lab.ask(Operation.Register, *asked)).uid
+    assert (await lab.do(Operation.Get, uid)).all(Tag.SymmetricKey) == [brought]
+    assert await lab.attribute(uid, Tag.Digest) is None
+    ecb = struct(Tag.CryptographicParameters, make(Tag.BlockCipherMode, BlockCipherMode.ECB))
+    for operation, more in (
+        (Operation.Encrypt, (ecb, make(Tag.Data, bytes(16)))),
+        (Operation.ReKey, ()),
+    ):
+        assert (await lab.do(operation, uid, *more)).reason is ResultReason.IllegalOperation
+    plain = await lab.do(Operation.Get, uid, make(Tag.KeyWrapType, KeyWrapType.NotWrapped))
+    assert plain.reason is ResultReason.KeyWrapTypeNotSupported
+    info = struct(Tag.EncryptionKeyInformation, make(Tag.UniqueIdentifier, await lab.key()))
+    twice = struct(Tag.KeyWrappingSpecification, make(Tag.WrappingMethod, 1), info)
+    assert (await lab.do(Operation.Get, uid, twice)).reason is ResultReason.KeyWrapTypeNotSupported
+    info = struct(Tag.EncryptionKeyInformation, make(Tag.UniqueIdentifier, uid))
+    by_it = struct(Tag.KeyWrappingSpecification, make(Tag.WrappingMethod, 1), info)
+    assert (await lab.do(Operation.Get, await lab.key(), by_it)).reason is ResultReason.IllegalOperation
