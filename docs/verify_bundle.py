@@ -542,7 +542,7 @@ def verify_entry(entry, rows, pins=None):
         raise Malformed("the Registry may not sign this")
     if authority == "root" and entry.kind == "mesh.genesis":
         own = args["root"]
-        if pins is None:
+        if pins is None or own["version"] < pins["version"]:  # a later set is pinned: check_mesh asks for it
             pins = own
         if own["keys"] != pins["keys"] or own["threshold"] != pins["threshold"]:
             raise Malformed("of another root")
@@ -719,6 +719,8 @@ def check_mesh(trust, mesh, pins):
     if head.kind == "trust.rotate":
         rotations.append(head)
     sets = trust_sets(genesis, rotations, trusted, pins)
+    if trusted["root"]["version"] < pins["version"] and pins not in [rows["root"] for _, rows in sets]:
+        raise Malformed("no rotation leads to the pinned root")
     verify_entry(head, in_force(sets, head), pins)
     if root_of(raw) != said["state"]:
         raise Malformed("the rows are not those that its newest entry attests")

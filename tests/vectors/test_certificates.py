@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.unit.registry.harness import signer
+from tests.unit.registry.harness import ROOT, keys_of, rotated, signer
 from tests.vectors import certificates as made
 
 from keymesh.app import cli
@@ -142,6 +142,39 @@ def test_both_verify_by_the_founding_root_what_was_signed_before_and_after_rotat
     before: bool, scope: str, n_sets: int
 ) -> None:
     assert agreed(made.rotated_certificate(before=before, scope=scope, n_sets=n_sets)) == "ok"
+
+
+def test_both_take_the_root_of_a_later_set_where_the_chain_leads_to_it() -> None:
+    def judged(raw: bytes, root: dict[str, Any]) -> str:
+        pinned = strict_json.dumps({"mesh": "example", "root": root, "genesis": "0" * 64})
+        try:
+            STRANGER.verify(raw, pinned)
+            said = "ok"
+        except STRANGER.DoesNotHold as bad:
+            said = str(bad.code)
+        try:
+            verify_certificate(raw, root=strict_json.convert(root, RootRow), mesh="example")
+        except Integrity as bad:
+            assert bad.code == said
+        else:
+            assert said == "ok"
+        return said
+
+    def root(version: int, names: tuple[str, ...]) -> dict[str, Any]:
+        return {"version": version, "keys": keys_of(*names), "threshold": 2}
+
+    raw = made.rotated_certificate(before=False, n_sets=2)
+    second, third = (root(n + 1, rotated(ROOT, n)) for n in (1, 2))
+    assert judged(raw, second) == judged(raw, third) == "ok"
+    for other in (
+        root(4, rotated(ROOT, 3)),
+        root(2, rotated(ROOT, 2)),
+        root(3, rotated(ROOT, 1)),
+        {**third, "threshold": 1},
+        root(2, ROOT),
+    ):
+        assert judged(raw, other) == "certificate-root"
+    assert judged(made.certificate_of("mesh"), second) == "certificate-root", "it does not show the rotation"
 
 
 def test_every_mutation_of_what_proves_a_rotation_is_judged_alike() -> None:

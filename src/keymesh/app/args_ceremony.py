@@ -48,9 +48,7 @@ def _register_rotate(which: Any) -> None:
     )
     rotate.add_argument("directory", metavar="DIR", help="with ceremony.json of the keys in force")
     rotate.add_argument("--trust", required=True, metavar="FILE", help="the mesh's trust.json, which is public")
-    rotate.add_argument(
-        "--out", required=True, metavar="DIR", help="empty, or made: new key files, ceremony.json, rotation.json"
-    )
+    rotate.add_argument("--out", required=True, metavar="DIR", help="empty, or made: new key files, and what is public")
     rotate.add_argument(
         "--key", action="append", default=[], metavar="FILE", help="a key that its holder brought, beside those in DIR"
     )

@@ -107,8 +107,10 @@ def load(directory: Path) -> Ceremony:
 
 
 def keys_in(directory: Path, others: Iterable[Path] = ()) -> dict[Path, SigningKey]:
-    """Private keys at hand: those in ``directory``, and ``others`` that their holders brought."""
-    return {path: load_signer(path) for path in (*sorted(directory.glob("*.pem")), *others)}
+    """Private keys at hand: those in ``directory`` that are named as this makes them, and ``others`` that their holders
+    brought."""
+    own = sorted(path for role in ("root", "officer") for path in directory.glob(f"{role}-*.pem"))
+    return {path: load_signer(path) for path in (*own, *others)}
 
 
 def of_role(row: RootRow, keys: Mapping[Path, SigningKey]) -> dict[Path, SigningKey]:

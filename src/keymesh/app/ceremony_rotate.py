@@ -19,7 +19,7 @@ from keymesh.adapters.files import PUBLIC_MODE, write_file
 from keymesh.app import ceremony
 from keymesh.app.ceremony import Ceremony
 from keymesh.app.signing_keys import SigningKey
-from keymesh.app.trust_file import TrustFile
+from keymesh.app.trust_file import TrustFile, save_trust
 from keymesh.control import trust
 from keymesh.control.kinds import KINDS, OFFICER_KINDS, ROTATE_TRUST, RotateTrust
 from keymesh.control.reduce_trust import check_set, set_digest
@@ -31,6 +31,7 @@ from keymesh.model.ids import MESH_NAMESPACE, KeyId
 from keymesh.model.limits import ENTRY_MAX_BYTES, SIGNATURES_MAX
 
 FILE: Final = "rotation.json"
+TRUST: Final = "trust.json"
 
 
 class Rotation(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,7 +69,8 @@ class Rotated:
 
 
 def rotate(old: Ceremony, keys: Mapping[Path, SigningKey], of: TrustFile, directory: Path, wanted: Wanted) -> Rotated:
-    """New keys in ``directory``, which must be empty or absent; ``ceremony.json`` and ``rotation.json`` come last.
+    """New keys in ``directory``, which must be empty or absent; the public files, ``trust.json`` of the new set among
+    them, come last.
 
     1. ``old`` is of the mesh of ``of``.  2. Who is lost is known by name.  3. A threshold of the old root is at hand,
     the lost ones left out.  4. New keys are made, signed with, and the whole verified as the mesh will.
@@ -101,6 +103,7 @@ def rotate(old: Ceremony, keys: Mapping[Path, SigningKey], of: TrustFile, direct
     rotation = _signed(old, new, of, [*signing, *fresh, *_at_hand(hand, keeping)], wanted.not_after)
     check(rotation, old)
     ceremony.save(directory, new)
+    save_trust(directory / TRUST, TrustFile(mesh=of.mesh, root=new.root, genesis=of.genesis))
     write_file(directory / FILE, strict_json.dumps(rotation), mode=PUBLIC_MODE)
     kept_ids = {key_id for ids in keeping.values() for key_id in ids}
     ids = [*old.root.keys, *old.officers.keys]

@@ -78,6 +78,7 @@ def run_rotate(args: argparse.Namespace) -> int:
         "version": done.ceremony.root.version,
         "rotation": str(out / ceremony_rotate.FILE),
         "public": str(out / FILE),
+        "trust": str(out / ceremony_rotate.TRUST),
         "files": list(done.made),
         "kept": list(done.kept),
         "gone": list(done.gone),

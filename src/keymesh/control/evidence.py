@@ -180,7 +180,8 @@ def verify_certificate(raw: bytes, *, root: RootRow, mesh: str, suite: Suite | N
     certificate = strict_json.convert(value, Certificate)
     if strict_json.dumps(certificate) != strict_json.dumps(value):  # base64 has several forms, fields can be left out
         raise Refused.bad_field("certificate", "every field, and base64 in its one padded form")
-    pins = trust.Pins(mesh=mesh, root_keys={KeyId(k): v for k, v in root.keys.items()}, threshold=root.threshold)
+    keys = {KeyId(k): v for k, v in root.keys.items()}
+    pins = trust.Pins(mesh=mesh, root_keys=keys, threshold=root.threshold, version=root.version)
     return check_certificate(certificate, suite=suite or DsseSuite(VerifyOnly()), pins=pins)
 
 

@@ -66,17 +66,23 @@ def sets_of(state: NamespaceState, suite: Suite, pins: Pins) -> tuple[TrustSet, 
     1. The genesis, signed by the pinned root.  2. Of the rotations that came along, in the order of the log, each that
     is the next version, ends exactly the set before it in exactly this mesh, and is signed by all who must sign it:
     the Registry, and thresholds of the old root, the new root and the new officers.  Others count for nothing.
-    Raises Integrity where the genesis does not hold.
+    3. Pins of a later set than the first are among them.  Raises Integrity where the genesis, or that, does not hold.
     """
     found = [s.signed for s in state.support if s.signed.entry.kind == ROTATE_TRUST]
     if state.head.entry.kind == ROTATE_TRUST:
         found.append(state.head)
-    if not found:
+    if not found and pins.version == 1:
         return ()
     genesis = genesis_of(state, suite, pins)
     end = order_of(state.head.entry)
     until = [s for s in found if order_of(s.entry) <= end and s.entry.mesh == pins.mesh]
-    return _follow(genesis, sorted(until, key=lambda s: (order_of(s.entry), s.hash)), suite, pins)
+    sets = _follow(genesis, sorted(until, key=lambda s: (order_of(s.entry), s.hash)), suite, pins)
+    pinned = (pins.version, dict(pins.root_keys), pins.threshold)
+    if sets[0].root.version < pins.version and pinned not in [
+        (one.root.version, one.root.keys, one.root.threshold) for one in sets
+    ]:
+        raise Integrity("foreign-root", "no rotation leads to the pinned root", field="root")
+    return sets
 
 
 def _follow(genesis: SignedEntry, found: Iterable[SignedEntry], suite: Suite, pins: Pins) -> tuple[TrustSet, ...]:

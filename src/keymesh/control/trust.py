@@ -30,11 +30,16 @@ _REGISTRY_ROW: Final = f"delegation/{REGISTRY_ROLE}"
 
 @dataclass(frozen=True, slots=True)
 class Pins:
-    """What a holder is born with: the mesh's name and its root keys."""
+    """What a holder is born with: the mesh's name and its root keys.
+
+    ``version``: of the trust set that they are of.  Of a later one than the genesis's, the chain of rotations must lead
+    to it (``succession``, which alone may be given such pins).
+    """
 
     mesh: str
     root_keys: Mapping[KeyId, str]
     threshold: int
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +183,7 @@ def incoming(kind: Kind, args: Mapping[str, Any]) -> tuple[Quorum, ...]:
 def _root_quorum(kind: Kind, args: Mapping[str, Any], mesh_rows: Rows, pins: Pins | None) -> Quorum:
     if kind.args is Genesis:
         own = strict_json.convert(dict(args), Genesis).root
-        if pins is None:
+        if pins is None or own.version < pins.version:
             return Quorum(_ids(own.keys), own.threshold)
         if own.keys != dict(pins.root_keys) or own.threshold != pins.threshold:
             raise Integrity("foreign-root", "the genesis is of another root than the pinned one", field="root")

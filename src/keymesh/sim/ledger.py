@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from keymesh.control.entry import SignedEntry
-from keymesh.control.kinds import ADOPT_TAIL
+from keymesh.control.kinds import ADOPT_TAIL, ROTATE_TRUST
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.scope import Scope, parse_scope
 
@@ -102,7 +102,7 @@ class Ledger:
             self.ttl_ms[e.namespace] = args["policy"].get("ttl_ms")
         elif e.kind == "key.create":
             self.kids.setdefault((e.namespace, args["key"], args["version"]), args["kid"])
-        waits = commits and self.majority
+        waits = (commits or e.kind == ROTATE_TRUST) and self.majority
         fact = Fact(
             e.namespace,
             e.seq,
@@ -141,6 +141,8 @@ class Ledger:
         return None
 
     def _committed(self, fact: Fact, t: int) -> None:
+        if fact.kind == ROTATE_TRUST:
+            return
         text = fact.args["scope"]
         current = self.open.get(text)
         if fact.kind in LIFTING:

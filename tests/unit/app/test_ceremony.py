@@ -49,8 +49,8 @@ def test_the_loss_of_each_key_is_signed_and_verified_through(
 def test_a_strangers_key_and_the_same_key_twice_count_for_nothing(tmp_path: Path) -> None:
     made = make(tmp_path, roots=(2, 3), officers=(2, 3))
     stranger = new_signer(tmp_path / "officer-9.pem")
-    (tmp_path / "copy.pem").write_bytes((tmp_path / "officer-1.pem").read_bytes())
-    (tmp_path / "copy.pem").chmod(0o600)
+    (tmp_path / "officer-8.pem").write_bytes((tmp_path / "officer-1.pem").read_bytes())
+    (tmp_path / "officer-8.pem").chmod(0o600)
     (tmp_path / "officer-2.pem").unlink()
     (tmp_path / "officer-3.pem").unlink()
     (one,) = [r for r in rehearse(made, keys_in(tmp_path)) if r.role == "officers"]

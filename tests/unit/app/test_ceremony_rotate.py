@@ -15,7 +15,7 @@ from keymesh.app import cli
 from keymesh.app.bootstrap import DEFAULT_REGIONS, bootstrap, make_plan, parse_regions
 from keymesh.app.ceremony import FILE, keys_in, load, make, rehearse
 from keymesh.app.ceremony_rotate import FILE as ROTATION
-from keymesh.app.ceremony_rotate import Rotation, Wanted, rotate
+from keymesh.app.ceremony_rotate import TRUST, Rotation, Wanted, rotate
 from keymesh.app.ceremony_rotate import load as load_rotation
 from keymesh.app.cli_mesh import DEFAULT_TIMING
 from keymesh.app.layout import Layout
@@ -54,10 +54,12 @@ def test_every_key_is_replaced_and_nothing_overwritten(kept: Path) -> None:
     before = {p.name: p.read_bytes() for p in (kept / "c").iterdir()}
     done = rotated(kept, "n", wanted())
     assert {p.name: p.read_bytes() for p in (kept / "c").iterdir()} == before
-    assert [p.name for p in sorted((kept / "n").iterdir())] == [FILE, *done.made, ROTATION]
+    assert [p.name for p in sorted((kept / "n").iterdir())] == sorted([FILE, *done.made, ROTATION, TRUST])
     assert all((kept / "n" / name).stat().st_mode & 0o077 == 0 for name in done.made)
     assert b"PRIVATE" not in (kept / "n" / ROTATION).read_bytes() + (kept / "n" / FILE).read_bytes()
     old, new = load(kept / "c"), load(kept / "n")
+    pinned = load_trust(kept / "n" / TRUST)
+    assert (pinned.mesh, pinned.root, pinned.genesis) == ("m", new.root, "ab" * 32)
     assert (new.root.version, new.root.threshold, len(new.root.keys), done.kept) == (2, 2, 3, ())
     assert not old.root.keys.keys() & new.root.keys.keys() and not old.officers.keys.keys() & new.officers.keys.keys()
     assert load_rotation(kept / "n" / ROTATION) == done.rotation

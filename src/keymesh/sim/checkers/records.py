@@ -131,7 +131,7 @@ class Records:
             self.world.fail("I4", f"voter {m.address} countersigns two entries at one seq")
         fact = self.ledger.voted(word.entry_hash, word.voter, self.world.t, word.set_id)
         if fact is not None:
-            self.world.say(f"COMMITTED {fact.namespace}:{fact.seq} {fact.kind} {fact.args['scope']}")
+            self.world.say(f"COMMITTED {fact.namespace}:{fact.seq} {fact.kind} {fact.args.get('scope', '')}")
 
     # --- delivery ----------------------------------------------------------------------------------------
 
