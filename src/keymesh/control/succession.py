@@ -13,9 +13,9 @@ from msgspec import Struct
 
 from keymesh.control import trust
 from keymesh.control.entry import Entry, SignedEntry
-from keymesh.control.kinds import ROTATE_TRUST, Genesis, RotateTrust
+from keymesh.control.kinds import ROTATE_TRUST, ChangeVoters, Genesis, RotateTrust
 from keymesh.control.reduce_trust import OFFICERS_ROW, set_digest
-from keymesh.control.rows import DelegationRow, RootRow, Rows, encode, get
+from keymesh.control.rows import DelegationRow, RootRow, Rows, VotersRow, encode, get
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
 from keymesh.control.trust import Pins
@@ -125,3 +125,18 @@ def check_follows(sets: tuple[TrustSet, ...], held: Rows) -> None:
         raise Integrity(
             "trust-fork", f"another history of trust sets than that of version {root.version}", field="root"
         )
+
+
+def commit_rows(held: Rows, new: Rows, changes: Iterable[ChangeVoters]) -> Rows:
+    """The rows by which the voters' word on a rotation is judged: whoever sat before it, as ``held`` knows them.
+
+    ``changes`` of the voters between ``held`` and the rotation, in order; what is later rests on its own officers.
+    Nodes of a region that was held are those held, so that the root to be judged gives no voter another key.
+    """
+    voters = get(held, "voters", VotersRow) or VotersRow(set_id=1, regions=())
+    for change in changes:
+        if (change.set_id, change.replaces) == (voters.set_id + 1, voters.regions):
+            voters = VotersRow(set_id=change.set_id, regions=change.regions)
+    nodes = {n: raw for n, raw in new.items() if n.startswith("node/") and f"region/{n.split('/')[1]}" not in held}
+    kept = {n: raw for n, raw in held.items() if n == "settings" or n.startswith("node/")}
+    return {**nodes, **kept, "voters": encode(voters)}

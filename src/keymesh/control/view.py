@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from keymesh.control import commit, succession, transition, trust
 from keymesh.control.entry import Entry, SignedEntry, parse_entry
-from keymesh.control.kinds import KINDS, OPEN_EPOCH, ROTATE_TRUST, OpenEpoch
+from keymesh.control.kinds import CHANGE_VOTERS, KINDS, OPEN_EPOCH, ROTATE_TRUST, ChangeVoters, OpenEpoch
+from keymesh.control.proofs import args_of
 from keymesh.control.rows import RestrictionRow, RootRow, Rows, SignersRow, get, rows_bytes
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState, Supported
@@ -171,21 +172,21 @@ def _accept_newer(held: NamespaceState | None, state: NamespaceState, trusted: _
     _check_known(entry)
     _verify_head(state.head, trusted)
     succession.check_rows(trusted.sets, state.rows)
-    is_new_epoch = held is not None and entry.epoch > held.head.entry.epoch
     old: Rows = {} if held is None else held.rows
     if held is not None and held.head.hash == state.head.hash:
         change = transition.change_of(old, state.rows)  # a forced repeat: the rows were judged when first taken
     else:
+        proofs = _proofs(state, trusted)
         change = transition.check_transition(
             old,
             state.rows,
-            _proofs(state, trusted),
+            proofs,
             namespace=entry.namespace,
             seq=entry.seq,
-            new_epoch=is_new_epoch,
+            new_epoch=held is not None and entry.epoch > held.head.entry.epoch,
         )
-        if held is not None and not is_new_epoch:
-            _check_rotations(held, state, trusted)
+        if held is not None and trusted.sets:
+            _check_rotations(held, state, proofs, trusted)
     return _accepted(state, change)
 
 
@@ -303,15 +304,33 @@ def _mesh_trust(held: NamespaceState | None, state: NamespaceState, suite: Suite
     return _Trust(held.rows, None, suite, pins, sets, mine, after)
 
 
-def _check_rotations(held: NamespaceState, state: NamespaceState, trusted: _Trust) -> None:
-    """A majority of the voters, as the new rows have them, saw every rotation since ``held``.  Last, as a lift is."""
+def _check_rotations(held: NamespaceState, state: NamespaceState, proofs: Proofs, trusted: _Trust) -> None:
+    """A majority of the voters, as they sat before it, saw every rotation since ``held``; or the officers whom the
+    holder knows have opened a later epoch on it.  Last, as a lift is.  Raises."""
     root = get(held.rows, "root", RootRow)
+    is_new_epoch = state.head.entry.epoch > held.head.entry.epoch
+    changes = sorted(proofs.newer(CHANGE_VOTERS), key=lambda item: order_of(item.signed.entry))
     for one in trusted.sets:
         if one.entry is None or root is None or one.root.version <= root.version:
             continue
+        seats = [args_of(item, ChangeVoters) for item in changes if order_of(item.signed.entry) < one.since]
+        rows = succession.commit_rows(held.rows, state.rows, seats)
         proof = next((s.countersignatures for s in state.support if s.signed.hash == one.entry.hash), ())
-        if not commit.is_committed(one.entry, proof, state.rows, trusted.suite):
+        if commit.is_committed(one.entry, proof, rows, trusted.suite):
+            continue
+        if not is_new_epoch:
             raise Refused(UNPROVEN_LIFT, f"no committed rotation to trust set {one.root.version}", field="root")
+        if not any(_is_opened_by(held.rows, item, trusted) for item in proofs.of(OPEN_EPOCH)):
+            raise _not_open(state.head.entry)
+
+
+def _is_opened_by(rows: Rows, item: Supported, trusted: _Trust) -> bool:
+    try:
+        trust.verify_entry(item.signed, rows, None, trusted.suite, pins=trusted.pins)
+    except KeymeshError:
+        return False
+    opened = strict_json.convert(item.signed.entry.body.args, OpenEpoch).epoch
+    return trusted.held is not None and opened == item.signed.entry.epoch > trusted.held.epoch
 
 
 def _verify_head(head: SignedEntry, trusted: _Trust) -> None:

@@ -19,9 +19,10 @@ lift a restriction that the mesh's real authority holds up.  The rules here, whi
 6. A Registry without a majority of its voters (superseded, or cut off) commits nothing: its resumes stay unproven and
    lift nothing anywhere; its restrictions still act, which is safe; its leases start at its last majority poll.
 
-A mesh-wide or regional resume that is uncommitted can also hold up *tenants'* tasks, since later tenant entries rest on
-the mesh head that contains it.  Their restrictions are sent at once all the same, with the newest mesh state; a holder
-verifies them by its delegations.  Leases can't renew without a voter majority, so nothing is given away by waiting.
+A resume of a region or the mesh, or a rotation of keys, that is uncommitted can also hold up *tenants'* tasks, since
+later tenant entries rest on the mesh head that contains it.  Their restrictions are sent at once all the same, with
+the newest mesh state; a holder verifies them by its delegations.  Leases can't renew without a voter majority, so
+nothing is given away by waiting.
 """
 
 from __future__ import annotations

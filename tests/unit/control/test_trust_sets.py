@@ -9,13 +9,16 @@ import msgspec
 import pytest
 from tests.unit.control.rotating import ROTATE, Rotating, keys_of
 from tests.unit.control.test_view import with_rows
-from tests.unit.control.world import DOMAIN, Key, row_keys
+from tests.unit.control.world import DOMAIN, VOTERS, Key, row_keys, row_of
 
+from keymesh.control import commit
 from keymesh.control.build import sign_entry
+from keymesh.control.entry import Body
 from keymesh.control.kinds import OFFICER_KINDS
-from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, encode
-from keymesh.control.state import NamespaceState, Supported
-from keymesh.control.view import Accepted, Outcome, RefusedTask
+from keymesh.control.rows import DelegationRow, NodeRow, RegionRow, RootRow, VotersRow, encode
+from keymesh.control.signing import to_plain
+from keymesh.control.state import NamespaceState, Supported, with_commit
+from keymesh.control.view import Accepted, Outcome, RefusedTask, rows_root
 from keymesh.model.errors import KeymeshError
 
 SUSPEND = {"scope": "mesh", "reason": "", "abandon_children": False}
@@ -180,6 +183,99 @@ def test_a_new_epoch_does_not_bring_old_keys_back(mesh: Rotating) -> None:
     good = mesh.plan("mesh", "epoch.open", {"epoch": 2}, signers=mesh.officers[:2], epoch=2)
     assert isinstance(mesh.offer(mine, good), Accepted)
     assert isinstance(mesh.offer(founded, good), Accepted)
+
+
+def rival_of(mesh: Rotating, held: NamespaceState, roots: list[Key], thieves: list[Key]) -> NamespaceState:
+    """By the thief of the root in force, and of the Registry's key: his own root and officers."""
+    args = mesh.rotation(thieves, thieves, rows=held.rows)
+    return mesh.plan("mesh", ROTATE, args, held=held, signers=[*roots[:2], *thieves])
+
+
+def signed_by(mesh: Rotating, state: NamespaceState, keys: dict[str, Key], set_id: int) -> NamespaceState:
+    """The rotation in ``state``, countersigned under set ``set_id`` by ``keys`` (region -> key)."""
+    head = next(s.signed for s in state.support if s.signed.entry.kind == ROTATE)
+    voters = VotersRow(set_id=set_id, regions=tuple(sorted(keys)))
+    asked = commit.countersign_request(head, mesh.mesh.rows, voters)
+    proof = tuple(key.seal(commit.vote_for(asked, region)) for region, key in keys.items())
+    return replace(state, support=with_commit(state.support, head.hash, proof))
+
+
+def test_a_stolen_root_opens_no_epoch_by_officers_of_its_own(mesh: Rotating) -> None:
+    """Without the voters: a rotation, and upon it a new epoch by whom it made officers."""
+    held, thieves = mesh.founded, keys_of(mesh, "thief")
+    rival = rival_of(mesh, held, mesh.roots, thieves)
+    opened = mesh.plan("mesh", "epoch.open", {"epoch": 2}, held=rival, signers=thieves, epoch=2)
+    assert code(mesh.offer(held, opened)) == "future-epoch"
+    committed = mesh.commit(rival)
+    upon = mesh.plan("mesh", "epoch.open", {"epoch": 2}, held=committed, signers=thieves, epoch=2)
+    assert isinstance(mesh.offer(held, upon), Accepted), "a majority of the voters has seen the rotation"
+    both = mesh.plan("mesh", "epoch.open", {"epoch": 2}, held=rival, signers=[*thieves, *mesh.officers], epoch=2)
+    assert isinstance(mesh.offer(held, both), Accepted), "the officers in force say so too: a restore without the proof"
+
+
+def test_a_stolen_root_seats_no_voters_who_then_commit_its_rotation(mesh: Rotating) -> None:
+    held, thieves = mesh.founded, keys_of(mesh, "thief")
+    state, seats = held, ("m1", "m2", "m3")
+    for name in seats:
+        state = join(mesh, mesh.roots[:2], name, held=state)
+    state = rival_of(mesh, state, mesh.roots, thieves)
+    args = {"set_id": 2, "regions": seats, "replaces": VOTERS_NOW}
+    state = mesh.plan("mesh", "voters.change", args, held=state, signers=thieves)
+    fake = {name: mesh.key("joined") for name in seats}
+    assert code(mesh.offer(held, signed_by(mesh, state, fake, 2))) == "unproven-lift"
+    assert code(mesh.offer(held, signed_by(mesh, state, fake, 1))) == "unproven-lift"
+
+
+def test_a_stolen_root_gives_no_voter_another_key(mesh: Rotating) -> None:
+    held, thieves = mesh.founded, keys_of(mesh, "thief")
+    state = held
+    for name in VOTERS_NOW[:2]:
+        nodes = {"n2": NodeRow(signing_key=mesh.key("joined").public_hex)}
+        region = row_of(held.rows, f"region/{name}", RegionRow)
+        plain = msgspec.to_builtins({"region": name, "row": region, "nodes": nodes})
+        state = forced(mesh, state, "region.join", plain, {f"node/{name}/n2": encode(nodes["n2"])})
+    state = rival_of(mesh, state, mesh.roots, thieves)
+    fake = {name: mesh.key("joined") for name in VOTERS_NOW[:2]}
+    assert code(mesh.offer(held, signed_by(mesh, state, fake, 1))) == "unproven-lift"
+    assert isinstance(mesh.offer(held, signed_by(mesh, state, {n: mesh.nodes[n] for n in VOTERS_NOW[:2]}, 1)), Accepted)
+
+
+VOTERS_NOW = tuple(VOTERS)
+
+
+def forced(
+    mesh: Rotating, held: NamespaceState, kind: str, args: dict[str, Any], rows: dict[str, bytes]
+) -> NamespaceState:
+    """What no Registry would plan: the root's word over ``args``, and ``rows`` upon those held."""
+    made = mesh.plan("mesh", "region.rotate-ivk", {"region": "eu-west", "generation": next_ivk(held)}, held=held)
+    command_id = mesh.command_id()
+    authority = tuple(to_plain(e) for e in mesh.authority("mesh", kind, args, command_id, mesh.roots[:2]))
+    new = {**held.rows, **rows}
+    entry = msgspec.structs.replace(
+        made.head.entry, kind=kind, body=Body(args=args, authority=authority), command_id=command_id,
+        state=rows_root(new),
+    )  # fmt: skip
+    head = sign_entry(entry, mesh.registry)
+    return NamespaceState(head, new, (*held.support, Supported(head)))
+
+
+def next_ivk(held: NamespaceState) -> int:
+    return row_of(held.rows, "region/eu-west", RegionRow).ivk_generation + 1
+
+
+def test_a_late_holder_takes_a_rotation_by_voters_who_were_seated_before_it(mesh: Rotating) -> None:
+    held = mesh.founded
+    new = ("eu-west", "us-east", "us-west")
+    mesh._keep("mesh", mesh.plan("mesh", "voters.change", {"set_id": 2, "regions": new, "replaces": VOTERS_NOW}))
+    changed = mesh.mesh
+    state = mesh.rotate(1, committed=False)
+    proof = {name: mesh.nodes[name] for name in ("eu-west", "us-west")}
+    good = signed_by(mesh, state, proof, 2)
+    for holder in (held, changed):
+        assert isinstance(mesh.offer(holder, good), Accepted)
+        assert (
+            code(mesh.offer(holder, signed_by(mesh, state, {"us-east": mesh.nodes["us-east"]}, 2))) == "unproven-lift"
+        )
 
 
 def test_an_entry_dated_back_gives_a_holder_nothing(mesh: Rotating) -> None:

@@ -6,7 +6,9 @@ import pytest
 
 from keymesh.control.messages import CountersignRequest
 from keymesh.control.rows import RootRow, get
-from keymesh.model.errors import KeymeshError
+from keymesh.control.view import state_bytes
+from keymesh.model.errors import KeymeshError, Refused
+from keymesh.model.limits import TASK_MAX_BYTES
 from keymesh.registry import spaces
 from keymesh.registry.events import Command
 from tests.unit.registry.harness import OFFICERS, ROOT, Bench, rotated, with_tenant
@@ -87,3 +89,29 @@ def test_a_registry_that_boots_reads_the_rotations_of_its_log(n: int) -> None:
     restart(bench)
     assert bench.state.booted and not bench.state.halted
     assert version(bench) == n + 1
+
+
+def test_voters_are_not_changed_while_a_rotation_waits_for_them() -> None:
+    """Whoever missed both could not tell who may have committed it."""
+    bench = with_tenant()
+    bench.auto_vote = False
+    bench.ok(bench.rotation())
+    change = bench.change_voters(by=rotated(OFFICERS, 1)[:2])
+    assert refused(bench, change) == "rotation-uncommitted"
+    bench.auto_vote = True
+    bench.advance(2_000)
+    bench.ok(change)
+
+
+def test_rotations_end_before_the_state_is_too_large_for_a_task() -> None:
+    bench = with_tenant()
+    n = 0
+    while (done := bench.submit(bench.rotation(n + 1))) is not None and done.error is None:
+        n += 1
+        assert n < 100
+    assert isinstance(done.error if done else None, Refused) and refused(bench, bench.rotation(n + 1)) == "too-large"
+    assert n >= 25
+    for k, region in enumerate(("us-east", "us-west", "eu-west", "eu-central")):
+        bench.ok(bench.scope_command("suspend", f"region:{region}", f"s{k}", by=rotated(OFFICERS, n)[:2]))
+    space = bench.state.spaces["mesh"]
+    assert state_bytes(spaces.state_at(space, space.seq)) < TASK_MAX_BYTES * 7 // 8
