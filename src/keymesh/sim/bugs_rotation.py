@@ -14,6 +14,10 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
+def _yes(*args: Any, **kwargs: Any) -> bool:
+    return True
+
+
 def _root_alone(args: Any) -> Any:
     """Officers stay those that they were."""
     return {"root": args.root}
@@ -35,5 +39,7 @@ ROTATION_BUGS: Final[tuple[Bug, ...]] = (
         ),
     ),
     Bug("rotation-before-its-commit", ((spaces, "AWAITED", _LIFTS), (view, "_check_rotations", _nothing))),
+    Bug("rotation-without-the-voters", ((view, "_check_rotations", _nothing),)),
+    Bug("epoch-by-officers-of-its-own", ((view, "_is_opened_by", _yes),)),
     Bug("officers-not-rotated", ((reduce_trust, "given_by", _root_alone),)),
 )

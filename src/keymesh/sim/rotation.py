@@ -4,7 +4,7 @@ A run of its own, over the same machines, network, faults and checkers as every 
 new officers sign; the Registry takes the entry, and the voters commit it while regions are cut off, processes die and
 the Registry may lose its majority in between.  People go on suspending and resuming regions and the mesh, by the
 officers that are in force.  The thief asks the Registry for the same, and for rotations of his own; and now and then he
-has the Registry's key as well, and offers a region what follows upon what it holds.
+has the Registry's key as well, even the root's that is in force, and offers a region what follows upon what it holds.
 
 Checked beside all else: every entry in the log that root or officers must sign is signed by a threshold of those in
 force at its place (I4); no region's trust set goes back, is another than the log's, or is applied before a majority of
@@ -22,7 +22,7 @@ import msgspec
 
 from keymesh.control import build
 from keymesh.control.entry import Authority
-from keymesh.control.kinds import OFFICER_KINDS, ROTATE_TRUST
+from keymesh.control.kinds import OFFICER_KINDS, OPEN_EPOCH, ROTATE_TRUST
 from keymesh.control.reduce_trust import OFFICERS_ROW, set_digest
 from keymesh.control.rows import DelegationRow, RegionRow, RootRow, encode, get
 from keymesh.control.signing import from_plain
@@ -48,6 +48,7 @@ from keymesh.sim.world import Violation
 
 THRESHOLD: Final = 2
 SETS: Final = 3
+FORGERIES: Final = 10
 Suites = tuple[FakeSuite, ...]
 
 
@@ -101,7 +102,7 @@ class RotationRun:
         for version, at in enumerate(self.at, start=2):
             self.world.at(at, self._rotate, version)
             for _ in range(6):
-                self.world.at(at + self.rng.randrange(200, 240_000), self._steal, self.rng.randrange(8))
+                self.world.at(at + self.rng.randrange(200, 240_000), self._steal, self.rng.randrange(FORGERIES))
         self.run.execute()
         self._judge_end()
 
@@ -184,8 +185,12 @@ class RotationRun:
             made = self._extended(held, name, "suspend", {"scope": "mesh"}, officers)
         elif how == 6:
             made = self._extended(held, name, ROTATE_TRUST, self._rival(), (*roots, *officers, *thieves))
-        else:
+        elif how == 7:
             made = self._taken_back(held, name)
+        else:  # by the root that is in force, stolen too: the voters stand in the way
+            made = self._extended(held, name, ROTATE_TRUST, self._rival(), (*self.sets[self.version][0], *thieves))
+            if how == FORGERIES - 1:
+                made = self._extended(made, f"{name}-epoch", OPEN_EPOCH, {"epoch": 2}, thieves, epoch=2)
         entry = made.head.entry
         task = Task(
             task_id=f"{MESH_NAMESPACE}:{entry.epoch}:{entry.seq}:{made.head.hash[:16]}",
@@ -197,7 +202,9 @@ class RotationRun:
         self.world.sometimes["forged"] += 1
         self.world.deliver(m, Received(REGISTRY, task))
 
-    def _extended(self, held: NamespaceState, name: str, kind: str, args: dict[str, Any], by: Suites) -> NamespaceState:
+    def _extended(
+        self, held: NamespaceState, name: str, kind: str, args: dict[str, Any], by: Suites, *, epoch: int = 1
+    ) -> NamespaceState:
         plain = msgspec.to_builtins(args)
         words = [self.mesh.clients.authority(by, MESH_NAMESPACE, name, kind, plain)] if by else []
         return build.extend(
@@ -210,6 +217,7 @@ class RotationRun:
             suite=self.mesh.registry_suite,
             command_id=name,
             authority=tuple(from_plain(word) for word in words),
+            epoch=epoch,
         )
 
     def _taken_back(self, held: NamespaceState, name: str) -> NamespaceState:
