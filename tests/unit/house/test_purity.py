@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 SRC = ROOT / "src" / "keymesh"
 
-RULE_ROOMS = ("model", "crypto", "ledger", "control", "access", "orbital", "registry", "core", "edge", "kmip")
+RULE_ROOMS = ("model", "crypto", "ledger", "control", "access", "orbital", "registry", "core", "edge", "kmip", "compat")
 
 # Files of rule rooms that have effects, and why.
 OWN_IO = {

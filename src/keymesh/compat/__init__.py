@@ -1,0 +1,1 @@
+"""Faces of other key services over Core and Edge: what their clients expect, and nothing of how they connect."""
