@@ -55,10 +55,11 @@ class Hostile:
                     break
                 writer.write(self.says)
                 await writer.drain()
-                while self.endless:
+                while self.endless and not writer.transport.is_closing():
                     writer.write(b"x" * 65_536)
                     self.sent_bytes += 65_536
                     await writer.drain()
+                    await asyncio.sleep(0)  # ``drain`` may return at once, for ever, before a lost connection is told
                 break
         writer.close()
 

@@ -20,6 +20,6 @@ def test_a_small_run_measures_what_it_names() -> None:
     assert (shown["regions"], shown["entries"], shown["regions_in_log"]) == (60, 5_000, 3)
     assert shown["heartbeats"] >= 25
     assert not shown["heartbeats_lost"], shown["lost_because"]
-    assert 0 < shown["heartbeat_p50_ms"] <= shown["heartbeat_p99_ms"] < 2_000
+    assert 0 < shown["heartbeat_p50_ms"] <= shown["heartbeat_p99_ms"]
     assert 0 < shown["cpu_cores"] < 1
     assert done.returncode == (0 if shown["ok"] else 1)

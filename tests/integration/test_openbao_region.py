@@ -224,10 +224,10 @@ async def test_a_store_that_is_away_takes_nothing_from_what_is_loaded(mesh: Live
             blocked_ms = max(blocked_ms, (time.monotonic() - asked) * 1000)
             assert status["tenants"][TENANT]["mode"] == "synced"
             await asyncio.sleep(0.1)
-        assert blocked_ms < 2_000
+        assert blocked_ms < 5_000
         for use in uses:
             assert not use.wrong
-            assert time.time() - use.last_served < 3, use.errors
+            assert time.time() - use.last_served < 10, use.errors
         if how == "sealed":  # as the others, from here on
             await given_back(mesh, how)
             return

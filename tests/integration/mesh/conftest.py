@@ -21,7 +21,7 @@ from keymesh.app.supervisor_client import stop_mesh
 SMALL_DISK_BYTES = 24 * 1024 * 1024
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def mesh_layout() -> Iterator[Layout]:
     """The running mesh.  us-west's Core has a file system of its own where this machine lets us mount one."""
     root = Path(tempfile.mkdtemp(prefix="km", dir="/tmp"))

@@ -18,7 +18,7 @@ from keymesh.app.admin_client import wait_for_key
 from keymesh.app.config_init import KMS
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
     root = Path(tempfile.mkdtemp(prefix="kmn", dir="/tmp"))
     made = make_lab(root / "hosts")
