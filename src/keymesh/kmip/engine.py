@@ -71,7 +71,8 @@ class Engine:
         for item in asked.batch:
             step = _Step(caller, asked.version, now_s, whole if undo else None, placeholders, left)
             results.append(await self._item(item, step))
-            left -= size_of(written_result(asked.version, results[-1]))
+            if len(asked.batch) > 1:
+                left -= size_of(written_result(asked.version, results[-1]))
             if results[-1].fault is not None and asked.on_error is not BatchErrorContinuationOption.Continue:
                 break
         return await self._ended(whole, results) if undo else results

@@ -11,7 +11,7 @@ from typing import Final
 
 from keymesh.kmip.attributes import known_in
 from keymesh.kmip.enums import ResultReason
-from keymesh.kmip.faults import Fault, Version, bad_message
+from keymesh.kmip.faults import Fault, Version, bad_field, bad_message
 from keymesh.kmip.items import Fields, checked, children_of, make, struct, text_of
 from keymesh.kmip.objects import Attribute
 from keymesh.kmip.tables import ATTRIBUTE_NAME, ATTRIBUTE_TAG
@@ -20,6 +20,7 @@ from keymesh.kmip.ttlv import Item, ItemType
 
 Key = tuple[int, str, str]
 
+FILTERS_MAX: Final = 64
 _PREFIXES: Final = ("x", "y")
 
 
@@ -105,11 +106,15 @@ def read_given(fields: Fields, version: Version) -> list[Item]:
 
 
 def read_filters(fields: Fields, version: Version) -> list[Item]:
-    """The attributes that a Locate asks for."""
+    """The attributes that a Locate asks for.  Each is compared with all values of all objects, so they are few."""
     if version >= (2, 0):
         item = fields.one(Tag.Attributes)
-        return [] if item is None else list(children_of(item))
-    return [read_1(each)[0] for each in fields.many(Tag.Attribute)]
+        asked = () if item is None else children_of(item)
+    else:
+        asked = fields.many(Tag.Attribute)
+    if len(asked) > FILTERS_MAX:
+        raise bad_field(f"Locate: at most {FILTERS_MAX} attributes")
+    return list(asked) if version >= (2, 0) else [read_1(each)[0] for each in asked]
 
 
 def read_keys(fields: Fields, version: Version) -> list[Key] | None:

@@ -16,6 +16,7 @@ from keymesh.kmip.enums import Operation, ResultReason, State
 from keymesh.kmip.faults import Fault, bad_field, bad_message, wrong_state
 from keymesh.kmip.items import Fields, children_of, make, number_of, struct, tag_name
 from keymesh.kmip.objects import Attribute, ManagedObject, key_of, state_at
+from keymesh.kmip.states import MOVES
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item, ItemType
 
@@ -31,7 +32,10 @@ async def get_attributes(ctx: Context, fields: Fields) -> tuple[Item, ...]:
     fields.done()
     shown: tuple[Attribute, ...] = held.attributes
     if keys is not None:
-        shown = tuple(each for key in keys for each in held.attributes if each.key == key)
+        by_key: dict[forms.Key, list[Attribute]] = {}
+        for each in held.attributes:
+            by_key.setdefault(each.key, []).append(each)
+        shown = tuple(each for key in keys for each in by_key.get(key, ()))
     ctx.named(held.uid)
     return make(Tag.UniqueIdentifier, held.uid), *forms.written(shown, ctx.version)
 
@@ -174,6 +178,8 @@ async def _allowed(ctx: Context, held: ManagedObject, item: Item) -> None:
     state = state_at(held, ctx.now_s)
     if (item.tag, held.number(Tag(item.tag)), item.value) in _LAXER:
         raise Fault(ResultReason.AttributeReadOnly, f"{tag_name(item.tag)}: secrecy only grows")
+    if item.tag in MOVES:
+        await ctx.world.gate.admit(ctx.caller, MOVES[Tag(item.tag)], held)
     if item.tag in _BEFORE_ACTIVE and state is not State.PreActive:
         raise wrong_state(f"{tag_name(item.tag)}: only in state PreActive")
     if item.tag in _BEFORE_END and state not in (State.PreActive, State.Active):

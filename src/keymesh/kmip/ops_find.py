@@ -77,7 +77,7 @@ async def get(ctx: Context, fields: Fields) -> tuple[Item, ...]:
         form = asked_form(held, asked)
         answer = written(held, key_value(await ctx.material(held), form), form, None)
     if held.number(Tag.Fresh):
-        ctx.work.put(held.with_(make(Tag.Fresh, False)))
+        ctx.work.put(held.with_(make(Tag.Fresh, False)), may_fail=True)
     ctx.named(held.uid)
     return make(Tag.ObjectType, held.type), make(Tag.UniqueIdentifier, held.uid), answer
 

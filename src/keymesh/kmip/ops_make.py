@@ -28,6 +28,7 @@ from keymesh.kmip.faults import Fault, bad_message
 from keymesh.kmip.items import Fields, children_of, make, number_of, struct
 from keymesh.kmip.keyblocks import made, made_bytes, read
 from keymesh.kmip.objects import Attribute, ManagedObject, digest_item, next_index
+from keymesh.kmip.states import MOVES
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item
 from keymesh.kmip.uses import opened
@@ -139,6 +140,9 @@ async def _new(
     uid = ctx.world.chance.token(UID_BYTES).hex()
     held = ManagedObject(uid, kind, tuple(given), None, form, subtype)
     _protected(held)
+    for tag, operation in MOVES.items():
+        if ctx.operation is not Operation.ReKey and held.value(tag) is not None:
+            await ctx.world.gate.admit(ctx.caller, operation, None)
     for name in held.names():
         if await ctx.name_taken(name, uid):
             raise Fault(ResultReason.NonUniqueNameAttribute, "Name: another object has it")

@@ -10,6 +10,7 @@ from typing import Final
 
 from keymesh.kmip.enums import Operation, ResultReason, State
 from keymesh.kmip.faults import Fault, wrong_state
+from keymesh.kmip.tags import Tag
 
 _SEE: Final = {Operation.GetAttributes, Operation.GetAttributeList, Operation.Locate}
 _HOLD: Final = _SEE | {
@@ -36,6 +37,9 @@ ALLOWED: Final[dict[State, frozenset[Operation]]] = {
     State.Destroyed: frozenset(_SEE | {Operation.Revoke}),
     State.DestroyedCompromised: frozenset(_SEE),
 }
+
+MOVES: Final = {Tag.ActivationDate: Operation.Activate, Tag.DeactivationDate: Operation.Revoke}
+"""Dates that move the state by themselves, and the operation that who sets one must also be allowed."""
 
 GONE: Final = frozenset({State.Destroyed, State.DestroyedCompromised})
 

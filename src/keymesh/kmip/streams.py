@@ -13,7 +13,7 @@ from typing import Final
 from keymesh.kmip.ciphers import Part
 from keymesh.kmip.enums import Operation, ResultReason
 from keymesh.kmip.faults import Fault
-from keymesh.kmip.ports import Caller
+from keymesh.kmip.ports import Caller, Scope
 
 STREAMS_MAX: Final = 256
 STREAMS_OF_ONE_MAX: Final = 16
@@ -39,12 +39,21 @@ class Streams:
         self, value: bytes, part: Part, *, caller: Caller, operation: Operation, uid: str | None, now_s: int
     ) -> None:
         """Keeps a stream under a correlation value.  Raises Fault where there are too many."""
-        for old in [key for key, stream in self._open.items() if stream.used_s + IDLE_S <= now_s]:
-            del self._open[old]
+        self.sweep(now_s)
         own = sum(1 for stream in self._open.values() if stream.caller == caller)
         if own >= STREAMS_OF_ONE_MAX or len(self._open) >= STREAMS_MAX:
             raise Fault(ResultReason.ServerLimitExceeded, f"at most {STREAMS_OF_ONE_MAX} uses in parts at a time")
         self._open[value] = _Stream(caller, operation, uid, part, now_s)
+
+    def sweep(self, now_s: int) -> None:
+        """Ends what was not gone on with in time."""
+        for old in [key for key, stream in self._open.items() if stream.used_s + IDLE_S <= now_s]:
+            del self._open[old]
+
+    def end(self, scope: Scope) -> None:
+        """Ends all of a tenant's service: what a restriction calls, since each of them holds a key in use."""
+        for own in [key for key, stream in self._open.items() if stream.caller.scope == scope]:
+            del self._open[own]
 
     def take(self, value: bytes, *, caller: Caller, operation: Operation, uid: str | None, now_s: int) -> Part:
         """The stream, which is no longer kept: a part that fails ends it, and none is fed twice at a time."""

@@ -6,9 +6,11 @@ Reads see the changes.  A commit compares each object's version with the one tha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from keymesh.kmip.objects import ManagedObject
-from keymesh.kmip.ports import Change, Scope, Store
+from keymesh.kmip.ports import Change, Conflict, Scope, Store
+from keymesh.model.errors import Refused, Unavailable
 
 
 class Work:
@@ -18,6 +20,7 @@ class Work:
         self._store = store
         self._scope = scope
         self._changes: dict[str, Change] = {}
+        self._notes: set[str] = set()
 
     async def get(self, uid: str) -> ManagedObject | None:
         change = self._changes.get(uid)
@@ -30,13 +33,27 @@ class Work:
         changed = (change.after for change in self._changes.values())
         return [*kept, *(held for held in changed if name is None or name in held.names())]
 
-    def put(self, after: ManagedObject) -> None:
-        """``after`` in place of the object of its version (0: a new one)."""
+    def put(self, after: ManagedObject, *, may_fail: bool = False) -> None:
+        """``after`` in place of the object of its version (0: a new one).
+
+        With ``may_fail`` it is a note that no answer waits for: where the store does not take it (a region that is not
+        the object's writer), the rest stands.
+        """
         before = self._changes.get(after.uid)
         self._changes[after.uid] = Change(before.expected if before is not None else after.version, after)
+        if not may_fail:
+            self._notes.discard(after.uid)
+        elif before is None:
+            self._notes.add(after.uid)
 
     async def commit(self) -> None:
         """Raises Conflict where somebody was first: then nothing was done."""
-        if self._changes:
-            await self._store.commit(self._scope, tuple(self._changes.values()))
-        self._changes = {}
+        must = tuple(change for uid, change in self._changes.items() if uid not in self._notes)
+        notes = tuple(change for uid, change in self._changes.items() if uid in self._notes)
+        if must:
+            await self._store.commit(self._scope, must)
+        lost = (Refused, Unavailable, Conflict) if must else (Refused, Unavailable)
+        if notes:
+            with suppress(*lost):
+                await self._store.commit(self._scope, notes)
+        self._changes, self._notes = {}, set()

@@ -152,9 +152,10 @@ class Lab:
     version: Version = (2, 1)
 
     def __post_init__(self) -> None:
-        self.engine = Engine(
-            World(self.store, self.sealer, self.gate, self.chance, self.journal, self.clock, interop=self.interop)
+        self.world = World(
+            self.store, self.sealer, self.gate, self.chance, self.journal, self.clock, interop=self.interop
         )
+        self.engine = Engine(self.world)
 
     async def ask(
         self, operation: Operation, *payload: Item, caller: Caller = ALICE, version: Version | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -133,7 +134,7 @@ class BusyStore(MemoryStore):
     taken: bool = False
     error: Exception | None = None
 
-    async def commit(self, scope: Scope, changes: list[Change]) -> None:  # type: ignore[override]
+    async def commit(self, scope: Scope, changes: Sequence[Change]) -> None:
         if self.error is not None:
             raise self.error
         if self.times:
@@ -250,3 +251,78 @@ async def test_a_gate_that_refuses_an_object_changes_nothing() -> None:
         assert "secret" not in str(answer.value(Tag.ResultMessage))
     assert (await lab.ask(Operation.Locate)).all(Tag.UniqueIdentifier) == []
     assert made.store.held == before
+
+
+async def test_a_date_that_moves_the_state_needs_the_right_to_move_it() -> None:
+    class NoMoves(OpenGate):
+        async def admit(self, caller: Caller, operation: Operation, target: ManagedObject | None) -> None:
+            if operation in (Operation.Activate, Operation.Revoke):
+                raise Refused("policy", "no")
+
+    made = Lab()
+    uid = await made.key(active=False)
+    lab = Lab(store=made.store, gate=NoMoves())
+    for tag in (Tag.ActivationDate, Tag.DeactivationDate):
+        for at in (lab.clock.now_s, lab.clock.now_s + 1_000):
+            date = make(tag, at)
+            for operation in (Operation.AddAttribute, Operation.SetAttribute):
+                refused = await lab.do(operation, uid, struct(Tag.NewAttribute, date))
+                assert refused.reason is ResultReason.PermissionDenied
+            assert (await lab.ask(Operation.Create, *new_key(*aes(), date))).reason is ResultReason.PermissionDenied
+    assert (await lab.ask(Operation.Create, *new_key(*aes()))).reason is None
+
+
+@pytest.mark.parametrize("error", [Refused("writer", "not here"), Unavailable("writer", "away")])
+async def test_a_get_does_not_wait_for_the_writer(error: Exception) -> None:
+    made = Lab()
+    uid = await made.key(active=False)
+    lab = Lab(store=BusyStore(held=made.store.held, error=error))
+    for _ in range(2):
+        assert (await lab.do(Operation.Get, uid)).value(Tag.KeyMaterial) is not None
+    assert (await lab.do(Operation.Activate, uid)).status is ResultStatus.OperationFailed
+    assert await made.attribute(uid, Tag.Fresh) is True
+    undone = await lab.batch((Operation.Get, (make(Tag.UniqueIdentifier, uid),)), on_error=Undo)
+    assert undone[0].status is ResultStatus.Success
+
+
+async def test_a_note_does_not_weaken_a_change_of_the_same_batch() -> None:
+    made = Lab()
+    uid = await made.key(active=False)
+    lab = Lab(store=BusyStore(held=made.store.held, error=Unavailable("writer", "away")))
+    name = (make(Tag.UniqueIdentifier, uid),)
+    for order in ((Operation.Get, Operation.Activate), (Operation.Activate, Operation.Get)):
+        answers = await lab.batch(*((operation, name) for operation in order), on_error=Undo)
+        assert answers[-1].reason is ResultReason.GeneralFailure
+        assert answers[0].status is ResultStatus.OperationUndone
+
+
+async def test_a_lost_note_does_not_undo_what_was_stored() -> None:
+    class Racing(MemoryStore):
+        commits = 0
+
+        async def commit(self, scope: Scope, changes: Sequence[Change]) -> None:
+            self.commits += 1
+            if self.commits == 2:  # the note, after the change
+                raise Conflict("busy")
+            await super().commit(scope, changes)
+
+    made = Lab()
+    uid, other = await made.key(active=False), await made.key(active=False)
+    store = Racing(held=made.store.held)
+    answers = await Lab(store=store).batch(
+        (Operation.Get, (make(Tag.UniqueIdentifier, uid),)),
+        (Operation.Activate, (make(Tag.UniqueIdentifier, other),)),
+        on_error=Undo,
+    )
+    assert [each.status for each in answers] == [ResultStatus.Success] * 2
+    assert store.commits == 2
+    assert await made.attribute(other, Tag.State) == State.Active
+    assert await made.attribute(uid, Tag.Fresh) is True
+
+
+async def test_a_note_alone_that_lost_a_race_is_made_again() -> None:
+    made = Lab()
+    uid = await made.key(active=False)
+    lab = Lab(store=BusyStore(held=made.store.held, times=1))
+    assert (await lab.do(Operation.Get, uid)).status is ResultStatus.Success
+    assert await made.attribute(uid, Tag.Fresh) is False

@@ -207,6 +207,8 @@ async def test_locate_by_dates() -> None:
     assert await locate(lab, stop(99)) == []
     assert await locate(lab, stop(0), stop(200)) == await locate(lab, stop(200), stop(0)) == [uid]
     assert await locate(lab, stop(101), stop(200)) == []
+    many = struct(Tag.Attributes, *(vendors("a", str(at)) for at in range(65)))
+    assert (await lab.ask(Operation.Locate, many)).reason is ResultReason.InvalidField
     answer = await lab.ask(Operation.Locate, struct(Tag.Attributes, stop(1), stop(2), stop(3)))
     assert answer.reason is ResultReason.InvalidField
 

@@ -305,7 +305,7 @@ def _items() -> st.SearchStrategy[Item]:
     )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.sampled_from(VERSIONS), st.sampled_from(list(Operation)), st.lists(_items(), max_size=5), st.booleans())
 async def test_any_payload_is_answered(version: Version, operation: Operation, items: list[Item], own: bool) -> None:
     lab = Lab(interop=True)
@@ -318,7 +318,7 @@ async def test_any_payload_is_answered(version: Version, operation: Operation, i
         assert shown.status is ResultStatus.Success
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.data())
 async def test_any_damage_is_answered(data: st.DataObject) -> None:
     lab = Lab()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from enum import IntEnum
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.cmac import CMAC
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from keymesh.kmip.enums import CryptographicUsageMask as Mask
 from keymesh.kmip.enums import (
@@ -227,13 +230,13 @@ async def test_mac_hash_and_verify() -> None:
     made = (await lab.do(Operation.MAC, uid, data())).value(Tag.MACData)
     assert made == hmac.new(KEY, DATA, hashlib.sha512).digest()
     assert isinstance(made, bytes)
-    for given, told in (
+    for claimed, told in (
         (made, ValidityIndicator.Valid),
         (made[:-1], ValidityIndicator.Invalid),
         (b"", ValidityIndicator.Invalid),
         (bytes(64), ValidityIndicator.Invalid),
     ):
-        answer = await lab.do(Operation.MACVerify, uid, data(), make(Tag.MACData, given))
+        answer = await lab.do(Operation.MACVerify, uid, data(), make(Tag.MACData, claimed))
         assert answer.value(Tag.ValidityIndicator) == told
     cmac = await lab.do(Operation.MAC, uid, params(BlockCipherMode=BlockCipherMode.CMAC), data())
     expected = CMAC(AES(KEY))
@@ -310,6 +313,69 @@ async def test_uses_in_parts_are_few_and_end_by_themselves() -> None:
     late = await lab.do(Operation.Encrypt, uid, data(), goes_on(open_[-1]))
     assert late.reason is ResultReason.InvalidCorrelationValue
     assert (await lab.do(Operation.Encrypt, uid, CBC, iv, data(), BEGIN)).reason is None
+
+
+async def test_a_restriction_ends_uses_in_parts() -> None:
+    lab = Lab()
+    iv = make(Tag.IVCounterNonce, bytes(16))
+    uid, theirs = await key(lab), await lab.key(caller=MALLORY)
+    mine = goes_on(await lab.do(Operation.Encrypt, uid, CBC, iv, data(), BEGIN))
+    other = goes_on(await lab.do(Operation.Encrypt, theirs, CBC, iv, data(), BEGIN, caller=MALLORY))
+    lab.world.streams.end(ALICE.scope)
+    assert (await lab.do(Operation.Encrypt, uid, data(), mine)).reason is ResultReason.InvalidCorrelationValue
+    assert (await lab.do(Operation.Encrypt, theirs, data(), other, caller=MALLORY)).reason is None
+
+
+def _some(words: type[IntEnum]) -> st.SearchStrategy[int]:
+    return st.one_of(st.sampled_from([int(word) for word in words]), st.integers(0, 99))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([Operation.Encrypt, Operation.Decrypt, Operation.MAC, Operation.MACVerify, Operation.Hash]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "BlockCipherMode": _some(BlockCipherMode),
+            "PaddingMethod": _some(PaddingMethod),
+            "HashingAlgorithm": _some(HashingAlgorithm),
+            "CryptographicAlgorithm": _some(CryptographicAlgorithm),
+            "RandomIV": st.booleans(),
+            "TagLength": st.integers(-1, 20),
+            "IVLength": st.integers(-1, 2**31 - 1),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"Data": st.binary(max_size=70)},
+        optional={
+            "IVCounterNonce": st.one_of(st.sampled_from([bytes(8), bytes(12), bytes(16)]), st.binary(max_size=140)),
+            "AuthenticatedEncryptionAdditionalData": st.binary(max_size=20),
+            "AuthenticatedEncryptionTag": st.binary(max_size=20),
+            "MACData": st.binary(max_size=70),
+            "InitIndicator": st.booleans(),
+            "FinalIndicator": st.booleans(),
+            "CorrelationValue": st.binary(max_size=17),
+        },
+    ),
+    st.sampled_from([1, 16, 24, 32, 64]),
+    st.sampled_from([None, CryptographicAlgorithm.ChaCha20, CryptographicAlgorithm.ChaCha20Poly1305]),
+)
+async def test_any_use_is_answered(
+    operation: Operation,
+    asked: dict[str, int],
+    fields: dict[str, bytes | bool],
+    n_bytes: int,
+    algorithm: CryptographicAlgorithm | None,
+) -> None:
+    lab = Lab()
+    uid = await key(lab, material=bytes(n_bytes)) if algorithm is None else await chacha(lab, algorithm)
+    named_key = () if operation is Operation.Hash else (make(Tag.UniqueIdentifier, uid),)
+    items = (params(**asked), *(make(Tag[name], value) for name, value in fields.items()))
+    answer = await lab.ask(operation, *named_key, *items)
+    again = answer.value(Tag.CorrelationValue)
+    if isinstance(again, bytes):
+        more = make(Tag.Data, b"more"), make(Tag.CorrelationValue, again), END
+        await lab.ask(operation, *named_key, *more)
 
 
 async def test_indicators_that_contradict() -> None:
