@@ -30,12 +30,12 @@ TYPES: Final = (ObjectType.SymmetricKey, ObjectType.SecretData, ObjectType.Opaqu
 """What is kept here: Query says the same."""
 
 _ASYMMETRIC: Final = {_A.RSA, _A.DSA, _A.ECDSA, _A.DH, _A.ECDH, _A.ECMQV, _A.EC, _A.SM2}
-_DES3_BYTES: Final = {56: 8, 112: 16, 168: 24}  # of each 8 bits one is parity
+_DES3_BYTES: Final = {56: 8, 64: 8, 112: 16, 128: 16, 168: 24, 192: 24}  # with and without the bits of parity
 _HMAC_BITS: Final = range(64, 4_096 + 1, 8)
 
 MADE_BITS: Final[dict[CryptographicAlgorithm, tuple[int, ...] | range]] = {
     _A.AES: (128, 192, 256),
-    _A.DES3: (112, 168),
+    _A.DES3: (112, 128, 168, 192),
     _A.SKIPJACK: (80,),
     _A.ARIA: (128, 192, 256),
     _A.Blowfish: range(32, 448 + 1, 8),
@@ -69,7 +69,7 @@ def key_bytes(algorithm: CryptographicAlgorithm, bits: int) -> int:
     """Bytes of a key of so many bits.  Raises Fault where there is none."""
     if algorithm in (_A.DES, _A.DES3):
         if bits not in _DES3_BYTES:
-            raise bad_field("CryptographicLength: 56, 112 or 168 for DES and DES3")
+            raise bad_field("CryptographicLength: 56, 112 or 168 for DES and DES3, or with parity 64, 128 or 192")
         return _DES3_BYTES[bits]
     if bits <= 0 or bits % 8:
         raise bad_field("CryptographicLength: a multiple of 8")

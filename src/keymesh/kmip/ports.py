@@ -86,7 +86,10 @@ class Gate(Protocol):
     """Asked for every operation; stands above the state of any object."""
 
     async def admit(self, caller: Caller, operation: Operation, target: ManagedObject | None) -> None:
-        """Asked before anything is read (no target) and again for each object that is named.  Raises Refused."""
+        """Asked before anything is read (no target) and again for each object that is named.  Raises Refused.
+
+        No answer is given before it returned, so where what is released must be on record first, it is put there.
+        """
         ...
 
     def still(self, caller: Caller) -> bool:
