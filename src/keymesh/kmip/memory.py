@@ -34,14 +34,15 @@ class MemoryStore:
         for change in changes:
             if mine.get(change.after.uid, (b"", 0))[1] != change.expected:
                 raise Conflict("the object is another version")
+        live = [change.after for change in changes if change.after.sealed is not None]
+        wanted = [name for held in live for name in set(held.names())]
         changed = {change.after.uid for change in changes}
-        others = [held for held in await self.find(scope, name=None) if held.uid not in changed]
-        taken: set[str] = set()
-        for held in (*others, *(change.after for change in changes)):
-            names = set(held.names()) if held.sealed is not None else set()
-            if names & taken:
+        others = await self.find(scope, name=None) if wanted else ()
+        for held in others:
+            if held.uid not in changed and held.sealed is not None and not set(held.names()).isdisjoint(wanted):
                 raise Conflict("the name is another object's", name_taken=True)
-            taken |= names
+        if len(set(wanted)) < len(wanted):
+            raise Conflict("two objects of one name", name_taken=True)
         for change in changes:
             mine[change.after.uid] = (encode(packed(change.after)), change.expected + 1)
 
