@@ -734,7 +734,7 @@ def check_mesh(trust, mesh, pins):
         e = entry.said
         if (e["mesh"], e["namespace"]) != (mesh, "mesh") or e["epoch"] > said["epoch"] or e["seq"] > said["seq"]:
             continue
-        if entry.kind == "mesh.genesis" and (e["seq"] != 1 or e["prev"] != "0" * 64):
+        if entry.kind == "mesh.genesis" and (entry is not genesis or e["seq"] != 1 or e["prev"] != "0" * 64):
             continue
         try:
             verify_entry(entry, in_force(sets, entry), pins)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,10 @@ from tests.unit.registry.harness import OFFICERS, ROOT, Bench, keys_of, purged, 
 
 from keymesh.control import evidence
 from keymesh.control.purge_messages import BackupLine
+from keymesh.control.signing import to_plain
+from keymesh.control.trust import make_authority
 from keymesh.crypto.dsse import Ed25519Signer
+from keymesh.ledger.maptree import root_of
 from keymesh.model import strict_json
 from keymesh.model.ids import Digest
 
@@ -141,6 +145,31 @@ def rotation_lies() -> dict[str, tuple[str, bytes]]:
         "officers-that-were-rotated-away": ("certificate-entry", with_statement(after, by_old)),
         "rotation-left-out": ("certificate-root", without_the_rotation()),
     }
+
+
+def with_another_genesis() -> bytes:
+    """Signed by the Registry alone: a node's key is another's, by a second genesis, of a root of the liar's own."""
+    bundle = json.loads(rotated_certificate(before=False))
+    trust, own = bundle["trust"], signer("liar")
+    founding = next(s["entry"] for s in trust["support"] if opened(s["entry"])["kind"] == "mesh.genesis")
+    row = {"signing_key": own.public_key.hex()}
+    args = copy.deepcopy(opened(founding)["body"]["args"])
+    args["nodes"]["us-west/n1"] = row
+    args["root"] = {"version": 1, "keys": keys_of("liar"), "threshold": 1}
+    said = opened(founding)
+    word = make_authority(
+        mesh="example", namespace="mesh", command_id=said["command_id"], kind="mesh.genesis", args=args,
+        not_after=2**52, signers=[own],
+    )  # fmt: skip
+    other = _resigned(founding, {**said, "body": {"args": args, "authority": [to_plain(word)]}})
+    trust["support"].append({"entry": other, "countersignatures": []})
+    trust["rows"]["node/us-west/n1"] = base64.b64encode(strict_json.dumps(row)).decode()
+    rows = {name: base64.b64decode(raw) for name, raw in trust["rows"].items()}
+    trust["head"] = _resigned(trust["head"], {**opened(trust["head"]), "state": root_of(rows)})
+    statement = opened(bundle["statement"])
+    statement["mesh_head"] = hashlib.sha256(base64.b64decode(trust["head"]["payload"])).hexdigest()
+    bundle["statement"] = resealed(bundle["statement"], statement, signer("registry"))
+    return strict_json.dumps(bundle)
 
 
 def _resigned(envelope: Plain, entry: Plain) -> Plain:

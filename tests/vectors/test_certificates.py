@@ -174,6 +174,9 @@ def test_both_take_the_root_of_a_later_set_where_the_chain_leads_to_it() -> None
         root(2, ROOT),
     ):
         assert judged(raw, other) == "certificate-root"
+    other_genesis = made.with_another_genesis()
+    for pinned in (root(1, ROOT), second):
+        assert judged(other_genesis, pinned) == "certificate-root", "a genesis founds one mesh, and its root says which"
     assert judged(made.certificate_of("mesh"), second) == "certificate-root", "it does not show the rotation"
 
 

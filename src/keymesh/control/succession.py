@@ -17,7 +17,7 @@ from keymesh.control.kinds import ROTATE_TRUST, ChangeVoters, Genesis, RotateTru
 from keymesh.control.reduce_trust import OFFICERS_ROW, set_digest
 from keymesh.control.rows import DelegationRow, RootRow, Rows, VotersRow, encode, get
 from keymesh.control.signing import Suite
-from keymesh.control.state import NamespaceState
+from keymesh.control.state import NamespaceState, Supported
 from keymesh.control.trust import Pins
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError
@@ -45,13 +45,24 @@ def order_of(entry: Entry) -> tuple[int, int]:
 
 def genesis_of(state: NamespaceState, suite: Suite, pins: Pins) -> SignedEntry:
     """The founding entry that came along, once the pinned root has signed it.  Raises Integrity."""
-    genesis = next((s.signed for s in state.support if s.signed.entry.kind == "mesh.genesis"), None)
+    genesis = _founder(state.support)
     if genesis is None:
         raise Integrity("no-genesis", "a mesh state without the entry that founds it", field="support")
     if genesis.entry.mesh != pins.mesh:
         raise Integrity("foreign-mesh", "the genesis of another mesh", field="support")
     trust.verify_entry(genesis, {}, None, suite, pins=pins)
     return genesis
+
+
+def _founder(support: Iterable[Supported]) -> SignedEntry | None:
+    return next((s.signed for s in support if s.signed.entry.kind == "mesh.genesis"), None)
+
+
+def of_one_founder(support: tuple[Supported, ...]) -> tuple[Supported, ...]:
+    """``support`` without any genesis but the one that the trust sets are followed from: under pins of a later set
+    another would have nobody's word but its own root's."""
+    founder = _founder(support)
+    return tuple(s for s in support if s.signed is founder or s.signed.entry.kind != "mesh.genesis")
 
 
 def founding_rows(genesis: SignedEntry) -> dict[str, bytes]:

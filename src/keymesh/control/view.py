@@ -339,7 +339,7 @@ def _verify_head(head: SignedEntry, trusted: _Trust) -> None:
 
 def _proofs(state: NamespaceState, trusted: _Trust) -> Proofs:
     """The head may be its own proof; every other comes from the support."""
-    items = state.support
+    items = succession.of_one_founder(state.support)
     if state.head.hash not in [s.signed.hash for s in items]:
         items = (*items, Supported(state.head))
     return Proofs(
