@@ -66,7 +66,7 @@ class Clients:
         self.options: Options = world.options
         self.officers = officers
         self.signers = signers
-        self.denies_standby: frozenset[str] = frozenset({"solo"})
+        self.denies_standby: frozenset[str] = frozenset(t.name for t in self.options.tenants if not t.standby)
         self.asked: dict[tuple[str, str], Asked] = {}
         self.locals: dict[tuple[str, str], Local] = {}
         self.count = 0

@@ -26,6 +26,8 @@ class Faults:
         self.world = world
         self.keys = keys
         self._foreign_append = foreign_append
+        self.spares_last_copies = True
+        self.watches: list[Callable[[Item | None], None]] = []  # told of each fault begun, and (None) of each ended
         self._healed = False
         self._draws = 0
         self._does: dict[str, Callable[..., bool | None]] = {
@@ -48,12 +50,17 @@ class Faults:
             "l1-unreachable": self._l1_unreachable,
             "wipe": self._wipe,
             "bit-rot": self._rot,
+            "region-death": self._region_death,
+            "registry-death": self._registry_death,
+            "kms-outage": self._kms_outage,
         }
 
     def run(self, item: Item) -> None:
         if not self._healed and self._does[item.what](*item.args) is not False:
             self.world.faults[item.what] += 1
             self.world.say(f"FAULT {item.what} {' '.join(map(str, item.args))}")
+            for watch in self.watches:
+                watch(item)
 
     def heal(self) -> None:
         """Everything works again, and stays so."""
@@ -77,7 +84,13 @@ class Faults:
                 world.boot(proc)
 
     def _later(self, delay_ms: int, undo: Callable[[], Any]) -> None:
-        self.world.schedule(delay_ms, lambda a, b: None if self._healed else undo())
+        def over(a: Any, b: Any) -> None:
+            if not self._healed:
+                undo()
+                for watch in self.watches:
+                    watch(None)
+
+        self.world.schedule(delay_ms, over)
 
     # --- links -------------------------------------------------------------------------------------------------------
 
@@ -181,18 +194,27 @@ class Faults:
     def _torn(self, name: str) -> None:
         self._proc(name).torn += 1
 
-    def _wipe(self, region: str) -> bool:
-        """The region is gone, Edges and all; its node comes back empty: no records, blobs, IVK.
-
-        Not where a blob has its last copy there: no design brings that back.
-        """
-        if not self.keys.has_copies_elsewhere(region):
-            return False
-        proc = self._proc(region)
-        proc.host.reboot(self.world.t)
+    def _region_death(self, region: str, down_ms: int) -> None:
+        """Core and Edges of the region die, and come back with their disks; a Registry there is another fault."""
+        self._proc(region).host.reboot(self.world.t)
         for other in list(self.world.processes.values()):
             if other.region == region and other.machines[0].kind != "registry":
-                self.world.crash(other, 5_000)
+                self.world.crash(other, down_ms)
+
+    def _registry_death(self, down_ms: int) -> None:
+        """Every replica of it."""
+        for machine in self.world.registries:
+            self.world.crash(machine.proc, down_ms)
+
+    def _wipe(self, region: str, down_ms: int = 5_000) -> bool:
+        """The region is gone, Edges and all; its node comes back empty: no records, blobs, IVK.
+
+        Not where a blob has its last copy there (``spares_last_copies``): no design brings that back.
+        """
+        if self.spares_last_copies and not self.keys.has_copies_elsewhere(region):
+            return False
+        proc = self._proc(region)
+        self._region_death(region, down_ms)
         for machine in proc.machines:
             machine.disk.clear()
         proc.rotten.clear()
@@ -241,6 +263,11 @@ class Faults:
 
         self._later(length_ms, undo)
         return True
+
+    def _kms_outage(self, tenant: str, length_ms: int) -> None:
+        """The tenant's L1 answers nobody."""
+        for region in self.world.ledger.allowed.get(tenant, ()):
+            self._l1_unreachable(tenant, region, length_ms)
 
     def _l1_unreachable(self, tenant: str, region: str, length_ms: int) -> None:
         customer = self.keys.customer(tenant)

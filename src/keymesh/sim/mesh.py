@@ -43,7 +43,7 @@ from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.faults import Faults
 from keymesh.sim.keys import KeyShells
 from keymesh.sim.ledger import Fact
-from keymesh.sim.options import NODE, REGIONS, VOTERS, EdgeSpec, Options
+from keymesh.sim.options import NODE, EdgeSpec, Options
 from keymesh.sim.plan import COMMANDS, Item, edge_name
 from keymesh.sim.process import Machine, Process
 from keymesh.sim.suite import FakeSealed, FakeSuite
@@ -103,10 +103,12 @@ class Mesh:
     def _build(self) -> None:
         o = self.options
         rates = dict(o.ppm)
-        self._add_registry("registry", "us-east", self.registry_suite, HostClock("registry", rates["registry"], 3))
-        for name, suite in zip(REPLICAS, self.registry_suites[1:], strict=False):
-            self._add_registry(name, "us-west", suite, HostClock(name, -rates["registry"], 11))
-        for region in REGIONS:
+        self._add_registry(
+            "registry", o.registry_regions[0], self.registry_suite, HostClock("registry", rates["registry"], 3)
+        )
+        for name, region, suite in zip(REPLICAS, o.registry_regions[1:], self.registry_suites[1:], strict=False):
+            self._add_registry(name, region, suite, HostClock(name, -rates["registry"], 11))
+        for region in o.regions:
             self._add_region(region, HostClock(region, rates[region], 5))
         for edge in o.edges:
             self._add_edge(edge, HostClock(edge_name(edge), -rates[edge.region], 7))
@@ -129,7 +131,7 @@ class Mesh:
             watch_clock=self.options.watch_clock,
         )  # fmt: skip
         world.add_machine(proc, "node", address, partial(core_machine.new_node, config), core_machine.step)
-        if region in VOTERS:
+        if region in self.options.voters:
             vote = voter.VoterConfig(mesh=MESH, region=region, suite=suite, node=NODE)
             world.add_machine(proc, "voter", address, partial(voter.new_voter, vote), voter.step)
 
@@ -196,9 +198,9 @@ class Mesh:
                 salt=SALT,
                 development=True,
             ),
-            regions={r: RegionRow(domain=DOMAIN, failure_domain=r, ca_fingerprint="ab" * 32) for r in REGIONS},
-            nodes={f"{r}/{NODE}": NodeRow(signing_key=self.suite(f"node-{r}").public_hex) for r in REGIONS},
-            voters=VotersRow(set_id=1, regions=tuple(sorted(VOTERS))),
+            regions={r: RegionRow(domain=DOMAIN, failure_domain=r, ca_fingerprint="ab" * 32) for r in o.regions},
+            nodes={f"{r}/{NODE}": NodeRow(signing_key=self.suite(f"node-{r}").public_hex) for r in o.regions},
+            voters=VotersRow(set_id=1, regions=tuple(sorted(o.voters))),
         )
         founded = build.make_genesis(
             args, mesh=MESH, root_signers=self.roots[:2], registry=self.registry_suite, issued_at=WALL_EPOCH_MS
@@ -251,7 +253,7 @@ class Mesh:
                 if other.kind == "edge" and other.proc.region == proc.region:
                     world.schedule(60, world.deliver, other, Connected(machine.address))
         elif machine.kind == "registry":
-            for i, region in enumerate(REGIONS):
+            for i, region in enumerate(self.options.regions):
                 life = (machine, proc.life)
                 world.schedule(_RECONNECT_MS + 90 * i, self._reconnect, node_address(region, NODE), life)
         elif machine.kind == "edge":

@@ -8,27 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.options import Options
 
 Deliver = Callable[[Any, Any], None]
 Corrupt = Callable[[Any, int], Any]
-
-_NEAR_MS: Final = 1
-_BASE_MS: Final = {
-    frozenset(("us-east", "us-west")): 32,
-    frozenset(("us-east", "eu-central")): 45,
-    frozenset(("us-east", "eu-west")): 40,
-    frozenset(("us-west", "eu-central")): 75,
-    frozenset(("us-west", "eu-west")): 70,
-    frozenset(("eu-central", "eu-west")): 12,
-}
-
-
-def base_delay_ms(region_a: str, region_b: str) -> int:
-    return _NEAR_MS if region_a == region_b else _BASE_MS[frozenset((region_a, region_b))]
 
 
 class Link:
@@ -70,7 +56,7 @@ class Network:
     def link(self, a: str, b: str) -> Link:
         found = self._links.get((a, b))
         if found is None:
-            found = self._links[a, b] = Link(a, b, base_delay_ms(self._region_of[a], self._region_of[b]))
+            found = self._links[a, b] = Link(a, b, self.options.delay_ms(self._region_of[a], self._region_of[b]))
         return found
 
     def connected(self, a: str, b: str) -> bool:

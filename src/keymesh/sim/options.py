@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final
 
 from keymesh.model.limits import LEAVES_IN_FULL_MAX
@@ -12,6 +13,15 @@ REGIONS: Final = ("us-east", "us-west", "eu-central", "eu-west")
 VOTERS: Final = ("us-east", "us-west", "eu-central")
 NODE: Final = "n1"
 HOUR_MS: Final = 3_600_000
+NEAR_MS: Final = 1
+DELAYS_MS: Final[Mapping[frozenset[str], int]] = {
+    frozenset(("us-east", "us-west")): 32,
+    frozenset(("us-east", "eu-central")): 45,
+    frozenset(("us-east", "eu-west")): 40,
+    frozenset(("us-west", "eu-central")): 75,
+    frozenset(("us-west", "eu-west")): 70,
+    frozenset(("eu-central", "eu-west")): 12,
+}
 FAULTS_FROM_MS: Final = 60_000
 
 FAULT_CLASSES: Final = (
@@ -49,6 +59,7 @@ class TenantSpec:
     regions: tuple[str, ...]
     services: tuple[str, ...]
     ttl_ms: int | None
+    standby: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +98,17 @@ class Options:
     leaves_in_full: int = LEAVES_IN_FULL_MAX
     watch_clock: bool = True
     registries: int = 1  # replicas of the Registry over the one log; a second costs half as much again
+    regions: tuple[str, ...] = REGIONS
+    voters: tuple[str, ...] = VOTERS
+    registry_regions: tuple[str, ...] = ("us-east", "us-west")  # of each replica
+    delays: Mapping[frozenset[str], int] = field(default_factory=lambda: DELAYS_MS)  # two regions -> ms, one way
 
     def on(self, fault: str) -> bool:
         return fault in self.classes
+
+    def delay_ms(self, region_a: str, region_b: str) -> int:
+        """One way."""
+        return NEAR_MS if region_a == region_b else self.delays[frozenset((region_a, region_b))]
 
 
 _TENANTS: Final = (
@@ -150,7 +169,7 @@ def _pick_tenants(rng: random.Random) -> list[tuple[str, str, tuple[str, ...]]]:
 def _tenant(rng: random.Random, spec: tuple[str, str, tuple[str, ...]], ttl: int) -> TenantSpec:
     name, home, regions = spec
     services = ("db", "files")[: rng.choice((1, 1, 2))]
-    return TenantSpec(name, home, regions, services, rng.choice((None, None, ttl * 2 // 3)))
+    return TenantSpec(name, home, regions, services, rng.choice((None, None, ttl * 2 // 3)), name != "solo")
 
 
 def _edges(rng: random.Random, tenants: tuple[TenantSpec, ...]) -> tuple[EdgeSpec, ...]:

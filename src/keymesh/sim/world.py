@@ -32,7 +32,7 @@ from keymesh.sim.draw import mix, stream_of
 from keymesh.sim.ledger import Ledger
 from keymesh.sim.log import SimLog
 from keymesh.sim.network import Network
-from keymesh.sim.options import VOTERS, Options
+from keymesh.sim.options import Options
 from keymesh.sim.process import Machine, Process
 
 _MASK: Final = 2**64 - 1
@@ -71,7 +71,7 @@ class World:
         self.notes: Counter[str] = Counter()
         self.transitions: set[str] = set()
         self.explain: list[str] | None = None
-        self.ledger = Ledger(len(VOTERS))
+        self.ledger = Ledger(len(options.voters))
         self.log = SimLog(options.seed, schedule=self.schedule, on_append=self._logged, counts=self.faults)
         self.processes: dict[str, Process] = {}
         self.machines: dict[Address, Machine] = {}

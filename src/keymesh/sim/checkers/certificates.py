@@ -9,7 +9,7 @@ from keymesh.registry.events import CertificateReady
 from keymesh.sim.checkers import lens
 from keymesh.sim.checkers.uses import SLACK_MS, Uses
 from keymesh.sim.mesh import Mesh
-from keymesh.sim.options import NODE, REGIONS
+from keymesh.sim.options import NODE
 from keymesh.sim.process import Machine
 
 
@@ -32,7 +32,7 @@ class Certificates:
             world.fail("I13", f"a certificate for {statement.scope}, which is not committed")
             return
         regions = (
-            frozenset(REGIONS)
+            frozenset(self.mesh.options.regions)
             if scope.kind is ScopeKind.MESH
             else frozenset({str(scope.region)})
             if scope.kind is ScopeKind.REGION

@@ -28,7 +28,6 @@ from keymesh.orbital.messages import ManifestTell, Task
 from keymesh.sim.checkers import lens
 from keymesh.sim.ledger import LIFTING
 from keymesh.sim.mesh import Mesh, genuine
-from keymesh.sim.options import VOTERS
 from keymesh.sim.process import Machine
 
 _NEVER = -(2**40)
@@ -62,7 +61,7 @@ class Leases:
         self.poll_at: dict[Address, int] = {}  # by replica
         self.answer_polls: dict[tuple[str, str], int] = {}  # by nonce and the replica's key
         self.shadows: dict[Address, Shadow] = {}
-        self.majority = len(VOTERS) // 2 + 1
+        self.majority = len(mesh.options.voters) // 2 + 1
         self.stood: dict[str, tuple[int, Address, int]] = {}  # nonce of a standby request -> as ``sent``
         self.granted: dict[str, set[Address]] = {}  # nonce -> voters whose grant came back whole
         world.on_send.setdefault(HeartbeatMessage, []).append(self._heartbeat)
