@@ -110,7 +110,7 @@ def register(commands: Any) -> None:
 
 
 def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
-    """``run``, ``replay``, ``shrink`` and ``exhaust`` under ``parser``, each with ``run`` set."""
+    """``run``, ``replay``, ``ask``, ``shrink`` and ``exhaust`` under ``parser``, each with ``run`` set."""
     which = parser.add_subparsers(dest="sim", metavar="WHAT", required=True)
 
     run = which.add_parser(
@@ -128,6 +128,24 @@ def add_sim_arguments(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("--explain", action="store_true", help="print every event and what followed from it")
     replay.add_argument("--json", action="store_true", help="print one JSON object for machines")
     replay.set_defaults(run=Later("cli_sim", "run_sim"))
+
+    ask = which.add_parser(
+        "ask",
+        help="what bounds a mesh of your own shape keeps, under fault rates that you name",
+        epilog="example: keymesh sim ask --config mesh.toml --faults 'cut=0.5/h:10m,region-death=0.1/h' --json",
+    )
+    ask.add_argument("--config", metavar="FILE", help="TOML: regions, tenants, timings, load, fault rates")
+    ask.add_argument("--example", action="store_true", help="print such a file, and do nothing else")
+    ask.add_argument(
+        "--faults", metavar="RATES", help="over the file's: KIND=RATE/h[:DURATION], or KIND=SHARE%% of the messages"
+    )
+    ask.add_argument("--hours", type=float, metavar="H", help="virtual hours of each seed, over the file's")
+    ask.add_argument("--seeds", type=int, metavar="N", help="how many, over the file's")
+    ask.add_argument("--start", type=int, default=0, metavar="S", help="the first seed (default 0)")
+    ask.add_argument("--procs", type=int, default=2, metavar="P", help="processes (default 2)")
+    ask.add_argument("--plot", metavar="FILE", help="a picture of the distributions: .png or .svg")
+    ask.add_argument("--json", action="store_true", help="print one JSON object for machines")
+    ask.set_defaults(run=Later("cli_ask", "run_ask"))
 
     small = which.add_parser(
         "shrink", help="the smallest plan that still fails", epilog="example: keymesh sim shrink 17"

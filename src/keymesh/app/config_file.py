@@ -54,7 +54,7 @@ class Loaded:
 
 def role_in_file(path: Path) -> str:
     """What the file's own ``role`` line says.  Raises BadConfig."""
-    plain, lines = _parsed(path)
+    plain, lines = parsed(path)
     role = plain.get("role")
     if not isinstance(role, str) or role not in ROLES:
         reason = f"one of {', '.join(ROLES)}" if "role" in plain else "missing; or say it with --role"
@@ -66,12 +66,12 @@ def load_config(path: Path, role: str, environ: Mapping[str, str] = os.environ) 
     """The effective configuration of ``role``.  Raises BadConfig with every fault."""
     path = path.absolute()
     shape = ROLES[role]
-    plain, lines = _parsed(path)
+    plain, lines = parsed(path)
     faults: list[Fault] = []
     placed: dict[str, str] = {}
 
     def report(field: str, reason: str) -> None:
-        faults.append(Fault(field, None if _nearest(field, placed) else _nearest(field, lines), reason))
+        faults.append(Fault(field, None if nearest(field, placed) else nearest(field, lines), reason))
 
     placed |= overlay(plain, shape, role, environ, lambda field, reason: faults.append(Fault(field, None, reason)))
     plain = resolve_paths(plain, path.parent)
@@ -83,7 +83,7 @@ def load_config(path: Path, role: str, environ: Mapping[str, str] = os.environ) 
     return Loaded(config, tuple(_fields(config, lines, placed)))
 
 
-def _parsed(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def parsed(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The file's plain value, and where what stands."""
     text = _text(path)
     try:
@@ -136,7 +136,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _nearest(field: str, places: Mapping[str, Any]) -> Any:
+def nearest(field: str, places: Mapping[str, Any]) -> Any:
     """What ``places`` has for ``field``, or for the closest table or list around it."""
     while field:
         if field in places:
@@ -148,7 +148,7 @@ def _nearest(field: str, places: Mapping[str, Any]) -> Any:
 
 def _fields(config: Any, lines: Mapping[str, int], placed: Mapping[str, str]) -> Iterator[tuple[str, Any, Origin]]:
     for field, value in _leaves(msgspec.to_builtins(config), ""):
-        if variable := _nearest(field, placed):
+        if variable := nearest(field, placed):
             yield field, value, Origin("environment", variable=variable)
         elif line := lines.get(field):
             yield field, value, Origin("file", line=line)
