@@ -363,6 +363,12 @@ def test_a_port_that_is_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) ->
         assert taken.getsockname()[1] not in ports.free_ports(500)
 
 
+def test_no_port_is_beyond_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "ephemeral_low", lambda: 0)
+    monkeypatch.setattr(ports, "LOWEST", 64_000)
+    assert max(ports.free_ports(500)) <= 65_535
+
+
 class Written:
     """A file with these words."""
 

@@ -11,6 +11,7 @@ from typing import Final
 LOWEST: Final = 10_240
 _EPHEMERAL: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _EPHEMERAL_LOW_DEFAULT: Final = 32_768
+_PORTS: Final = 65_536
 _drawn: Final[set[int]] = set()
 
 
@@ -22,7 +23,7 @@ def free_ports(count: int) -> list[int]:
     draw again: a mesh draws several times before anything listens.
     """
     drawn = random.SystemRandom()
-    above = max(ephemeral_low(), LOWEST + 8 * count + 1_024)
+    above = min(max(ephemeral_low(), LOWEST + 8 * count + 1_024), _PORTS)
     found: list[int] = []
     with contextlib.ExitStack() as held:
         for port in drawn.sample(range(LOWEST, above), above - LOWEST):
