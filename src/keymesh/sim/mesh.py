@@ -132,8 +132,13 @@ class Mesh:
         )  # fmt: skip
         world.add_machine(proc, "node", address, partial(core_machine.new_node, config), core_machine.step)
         if region in self.options.voters:
-            vote = voter.VoterConfig(mesh=MESH, region=region, suite=suite, node=NODE)
-            world.add_machine(proc, "voter", address, partial(voter.new_voter, vote), voter.step)
+            self.add_voter(region)
+
+    def add_voter(self, region: str) -> None:
+        """A voter's machine in the process of that region's Core; whether it has a seat the log says."""
+        config = voter.VoterConfig(mesh=MESH, region=region, suite=self.suite(f"node-{region}"), node=NODE)
+        build = partial(voter.new_voter, config)
+        self.world.add_machine(self.world.processes[region], "voter", node_address(region, NODE), build, voter.step)
 
     def _add_edge(self, edge: EdgeSpec, host: HostClock) -> None:
         world = self.world

@@ -18,6 +18,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
+from msgspec import structs
+
 from keymesh.control import commit, trust, voter
 from keymesh.control.blind import blind
 from keymesh.control.kinds import CHANGE_VOTERS, KINDS
@@ -30,7 +32,7 @@ from keymesh.registry.events import Command
 from keymesh.registry.records import CommitRecord
 from keymesh.sim.client import MESH, Asked
 from keymesh.sim.ledger import Fact
-from keymesh.sim.mesh import MESH_RECORD, SALT
+from keymesh.sim.mesh import MESH_RECORD, SALT, Mesh
 from keymesh.sim.options import NODE, REGIONS, VOTERS, options_of
 from keymesh.sim.plan import Item, plan_of
 from keymesh.sim.process import Machine
@@ -41,6 +43,15 @@ JOINING: Final = next(region for region in REGIONS if region not in VOTERS)
 RETRY_MS: Final = 5_000
 NEW_SET: Final = 2
 _FAR: Final = 2**53 - 1
+
+
+def signed_offer(mesh: Mesh, regions: tuple[str, ...]) -> SetOffer:
+    """The officers' word for the set after the first."""
+    offer = SetOffer(
+        mesh=MESH, set_id=NEW_SET, regions=regions, replaces=tuple(sorted(VOTERS)), command_id="seats", authority=()
+    )
+    word = mesh.clients.authority(mesh.officers[:2], MESH_NAMESPACE, "seats", CHANGE_VOTERS, args_of(offer))
+    return structs.replace(offer, authority=(word,))
 
 
 class VotersRun:
@@ -57,7 +68,7 @@ class VotersRun:
         self.asked: Asked | None = None
         self.blinds: dict[str, str] = {}
         world = self.world
-        self._seat_machine()
+        self.mesh.add_voter(JOINING)
         world.handlers[EpochReply] = self._replied
         world.on_logged.append(self._logged)
         world.on_persist.append(self._persist)
@@ -68,7 +79,7 @@ class VotersRun:
         ):
             world.on_send.setdefault(kind, []).append(partial(self._acts, set_id_of))
         gone = rng.choice(VOTERS)
-        self.offer = self._signed(tuple(sorted({*VOTERS, JOINING} - {gone})))
+        self.offer = signed_offer(self.mesh, tuple(sorted({*VOTERS, JOINING} - {gone})))
 
     def _plan(self) -> tuple[Item, ...]:
         """The seed's own plan and, around the change, an island, deaths and a lost disk.
@@ -98,26 +109,6 @@ class VotersRun:
             when = at + rng.randrange(-20_000, self.stops_ms + 60_000)
             items.append(Item(when, rng.choice(("suspend", "suspend", "resume")), (scope,)))
         return tuple(sorted(items, key=lambda item: item.at_ms))
-
-    def _seat_machine(self) -> None:
-        address = node_address(JOINING, NODE)
-        config = voter.VoterConfig(mesh=MESH, region=JOINING, suite=self.mesh.suite(f"node-{JOINING}"), node=NODE)
-        proc = self.world.processes[JOINING]
-        self.world.add_machine(proc, "voter", address, partial(voter.new_voter, config), voter.step)
-
-    def _signed(self, regions: tuple[str, ...]) -> SetOffer:
-        offer = SetOffer(
-            mesh=MESH,
-            set_id=NEW_SET,
-            regions=regions,
-            replaces=tuple(sorted(VOTERS)),
-            command_id="seats",
-            authority=(),
-        )
-        made = self.mesh.clients.authority(
-            self.mesh.officers[:2], MESH_NAMESPACE, "seats", CHANGE_VOTERS, args_of(offer)
-        )
-        return SetOffer(**{name: getattr(offer, name) for name in offer.__struct_fields__} | {"authority": (made,)})
 
     def execute(self) -> None:
         """The whole hour.  Raises Violation."""

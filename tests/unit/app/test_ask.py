@@ -207,6 +207,7 @@ def test_the_answer_is_one_object_with_every_figure_and_a_picture(
     assert set(value["figures"]) >= {"revocation_lag", "time_to_closed", "rto", "rpo", "availability"}
     lag = value["figures"]["revocation_lag"]
     assert lag["samples"] > 0 and 0 < lag["p50"] <= lag["p99"] <= lag["worst"]
+    assert 0 < lag["within_1s"] <= 1
     assert lag["bound"] == {
         "name": "governance",
         "ms": 62_060,

@@ -24,7 +24,7 @@ from keymesh.sim.exhaust.start import SERVICE, TENANT
 from keymesh.sim.exhaust.truth import Truth
 
 _RECORD: Final = state_name(TENANT)
-_RESTRICTS: Final = frozenset(("suspend", "revoke"))
+RESTRICTS: Final = frozenset(("suspend", "revoke"))
 RESUME: Final = "resume"
 _DONE: Final = frozenset(("applied", "stale"))
 
@@ -52,7 +52,7 @@ class Judge:
                 (s.entry.seq, s.entry.kind, s.hash)
                 for commit in self.system.cells.logs[log].commits
                 for s in commit
-                if s.entry.namespace == TENANT and s.entry.kind in (*_RESTRICTS, RESUME)
+                if s.entry.namespace == TENANT and s.entry.kind in (*RESTRICTS, RESUME)
             )
         return found
 
@@ -139,7 +139,7 @@ class Judge:
         """Whatever majority's words a new epoch grows from, they show all that the old one ever commits."""
         shown = sorted(newest for _, newest in truth.words)[: self.majority]
         if len(shown) == self.majority:
-            missed = [c.seq for c in truth.commits if c.kind in _RESTRICTS and c.seq > shown[-1]]
+            missed = [c.seq for c in truth.commits if c.kind in RESTRICTS and c.seq > shown[-1]]
             if missed:
                 return f"I1: entry {missed[0]} is committed, and not in the next epoch's base"
         return ""

@@ -1,8 +1,7 @@
 """Mutants: the product with one rule broken, each to be found in the scenario that it names.
 
-The first eighteen are of the twenty that the rules were checked with before there was a product (two more concern the
-replacing of a voter, which the product does not do yet); the rest belong to single traces.  A patch that the simulator
-plants too (``sim/bugs.py``) stands there.
+The first twenty are those that the rules were checked with before there was a product; the rest belong to single
+traces.  A patch that the simulator plants too (``sim/bugs.py``, ``sim/bugs_voters.py``) stands there.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from keymesh.registry import heartbeats, killswitch
 from keymesh.registry import machine as registry_machine
 from keymesh.registry.state import Batch
 from keymesh.sim.bugs import BUGS, Bug
+from keymesh.sim.bugs_voters import VOTER_BUGS
 from keymesh.sim.exhaust.start import TICK_MS
 
 _on_heartbeat = heartbeats.on_heartbeat
@@ -90,6 +90,10 @@ def _planted(name: str) -> Bug:
     return next(bug for bug in BUGS if bug.name == name)
 
 
+def _of_voters(name: str) -> Bug:
+    return next(bug for bug in VOTER_BUGS if bug.name == name)
+
+
 MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(_planted("lease-from-receipt"), "lease"),
     Mutant(
@@ -111,6 +115,9 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     Mutant(_planted("voter-with-amnesia"), "standby"),
     Mutant(Bug("old-window-dropped", ((heartbeats, "polls_count", _no),)), "superseded"),
     Mutant(Bug("window-from-receipt", ((registry_machine._MESSAGES, PollAnswer, _from_receipt),)), "superseded"),
+    Mutant(_of_voters("change-without-sealing"), "voters"),
+    Mutant(_of_voters("change-by-the-new-majority-only"), "voters"),
+    Mutant(_of_voters("seal-recorded-and-ignored"), "voters", listed=False),
     Mutant(
         Bug("local-dropped-before-record", ((local, "is_recorded_by", _yes), (local, "is_shown_by", _yes))),
         "local-crash", listed=False,

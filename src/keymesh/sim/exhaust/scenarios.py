@@ -1,7 +1,7 @@
 """What is searched: each scenario takes some of the machines and leaves one group of rules every freedom.
 
-Together they cover the rules of DESIGN sections 2, 3 and 5 that are not about replacing a voter.  A scenario is
-complete for its ``Limits``; what these leave out is another scenario's, or too large.  ``deep_ticks`` are for a soak.
+Together they cover the rules of DESIGN sections 2, 3 and 5.  A scenario is complete for its ``Limits``; what these
+leave out is another scenario's, or too large.  ``deep_ticks`` are for a soak.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from keymesh.control.messages import (
     StandbyRefused,
     StandbyRequest,
     StateRequest,
+    VoterLog,
+    VoterRead,
 )
 from keymesh.control.signing import to_plain
 from keymesh.control.voter_state import EpochOffered
@@ -45,6 +47,7 @@ from keymesh.registry.events import Command
 from keymesh.sim.client import MESH
 from keymesh.sim.clocks import WALL_EPOCH_MS
 from keymesh.sim.exhaust.judge import Judge
+from keymesh.sim.exhaust.sets import SetsJudge, change_of_voters
 from keymesh.sim.exhaust.start import HOME, TENANT, TICK_MS, TTL_TICKS, calm_mesh
 from keymesh.sim.exhaust.worlds import Asked, Limits, System
 from keymesh.sim.mesh import Mesh
@@ -77,24 +80,27 @@ class Scenario:
     limits: Limits
     deep_ticks: int
     registries: int = 1
+    judge: type[Judge] = Judge
 
     def system(self, *, deep: bool = False) -> System:
         """Ready to be searched."""
-        mesh = calm_mesh(self.registries)
+        mesh = calm_mesh(self.registries, joining="joining" in self.machines)
         limits = replace(self.limits, ticks=self.deep_ticks) if deep else self.limits
         system = System(mesh, machines_of(mesh, self.machines), self.scripts(mesh), limits)
-        system.judge = Judge(system, ttl_ms=TTL_TICKS * TICK_MS)
+        system.judge = self.judge(system, ttl_ms=TTL_TICKS * TICK_MS)
         return system
 
 
 def machines_of(mesh: Mesh, others: tuple[str, ...]) -> tuple[Machine, ...]:
-    """The Registry, the tenant's node, and ``others``: voters by their number, "edge", "replica"."""
+    """The Registry, the tenant's node, and ``others``: voters by their number, "joining", "edge", "replica"."""
     world = mesh.world
     node = next(m for m in world.machines.values() if m.kind == "node" and m.proc.region == HOME)
     found = [world.registries[0], node]
     for other in others:
         if other == "replica":
             found.append(world.registries[1])
+        elif other == "joining":
+            found.append(next(m for m in world.voters.values() if m.proc.region == HOME))
         elif other == "edge":
             found.append(next(m for m in world.machines.values() if m.kind == "edge"))
         else:
@@ -137,6 +143,10 @@ def _next_epoch(mesh: Mesh) -> tuple[tuple[Asked, ...], ...]:
 
 def _next_epoch_and_suspend(mesh: Mesh) -> tuple[tuple[Asked, ...], ...]:
     return *_next_epoch(mesh), (command("suspend", 0),)
+
+
+def _change_and_suspend(mesh: Mesh) -> tuple[tuple[Asked, ...], ...]:
+    return *change_of_voters(mesh), (command("suspend", 0),)
 
 
 # --- the scenarios ---------------------------------------------------------------------------------------------------
@@ -238,6 +248,15 @@ SCENARIOS: Final[tuple[Scenario, ...]] = (
         Limits(
             0, crashes={2: 1}, lost=_NO_BEATS | _EDGE | {AckMessage, Task}, asleep=frozenset((REGISTRY,)),
         ), deep_ticks=1,
+    ),
+    Scenario(
+        "voters",
+        "one of three voters is replaced: seals, the change and the new seats in any order, and a suspension",
+        ("0", "1", "2", "joining"), _change_and_suspend,
+        Limits(
+            0, lost=_NO_BEATS | _EDGE | {AckMessage, Task}, asleep=frozenset((REGISTRY, NODE_1)),
+            instant=frozenset((VoterRead, VoterLog, CountersignatureMessage)),
+        ), deep_ticks=1, judge=SetsJudge,
     ),
 )  # fmt: skip
 

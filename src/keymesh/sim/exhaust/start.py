@@ -24,9 +24,12 @@ _CALM_MS: Final = 350_000
 _LONG_MS: Final = 3_600_000
 
 
-@lru_cache(maxsize=2)
-def calm_mesh(registries: int = 1) -> Mesh:
-    """A mesh in which everything that was asked for is done, and nothing is under way.  Not to be stepped further."""
+@lru_cache(maxsize=3)
+def calm_mesh(registries: int = 1, *, joining: bool = False) -> Mesh:
+    """A mesh in which everything that was asked for is done, and nothing is under way.  Not to be stepped further.
+
+    ``joining``: the tenant's home has a voter without a seat as well.
+    """
     mesh = Mesh(
         Options(
             seed=1,
@@ -55,6 +58,8 @@ def calm_mesh(registries: int = 1) -> Mesh:
         ),
         (),
     )
+    if joining:
+        mesh.add_voter(HOME)
     mesh.start()
     mesh.world.run_until(_CALM_MS)
     return mesh

@@ -24,7 +24,8 @@ class Truth(NamedTuple):
     """``commits`` by seq; ``certificates``: (seq, true T); ``floors``: (nonce, newest commit when its heartbeat came
     to the Registry); ``floor``: of the offer that the node holds now.  ``locals``: command ids of the restrictions that
     a node ever had durable of itself.  ``words``: (voter, newest restriction it told) of those that stored the next
-    epoch and said so; ``opened_at``: when a majority had stored it."""
+    epoch and said so; ``opened_at``: when a majority had stored it.  ``seals``: (voter, number of its word) of
+    those that said that they sealed their set."""
 
     commits: tuple[Committed, ...] = ()
     certificates: tuple[tuple[int, int], ...] = ()
@@ -33,6 +34,7 @@ class Truth(NamedTuple):
     locals: tuple[str, ...] = ()
     words: tuple[tuple[int, int], ...] = ()
     opened_at: int | None = None
+    seals: tuple[tuple[int, int], ...] = ()
 
     def certified(self, seq: int, end: int) -> Truth:
         """A certificate was issued for the restriction by entry ``seq``: nothing from true ms ``end`` on."""
@@ -45,6 +47,10 @@ class Truth(NamedTuple):
             return self
         newest = max((head.seq for head in reply.stored.message.heads), default=0)
         return self._replace(words=tuple(sorted((*self.words, (voter, newest)))))
+
+    def sealed(self, voter: int, word: int) -> Truth:
+        """A voter said that it sealed its set; its last word counts."""
+        return self._replace(seals=tuple(sorted({**dict(self.seals), voter: word}.items())))
 
     def moved(self, system: Any, before: Any, after: Any, i: int, event: Any) -> Truth:
         """The truth after ``event`` took machine ``i`` from ``before`` to ``after``."""

@@ -8,10 +8,11 @@ A machine that nothing reaches is paused.  Reads and appends of the log happen a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from keymesh.control.messages import SetSealed
 from keymesh.control.voter_state import EpochReply
 from keymesh.model.machine import REGISTRY, Received, Send
 from keymesh.sim.exhaust.cells import TICK, Cells, Crash, Kind, Reboot
@@ -22,11 +23,22 @@ from keymesh.sim.process import Machine
 
 
 @dataclass(frozen=True, slots=True)
+class Later:
+    """An event that follows from the world: ``make(system, world)`` gives it, or None as long as it can't happen."""
+
+    make: Callable[[Any, Any], Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """A step of a script: ``event`` for ``machine`` (an index), at any moment after the step before it."""
 
     machine: int
     event: Any
+
+    def now(self, system: Any, world: Any) -> Any:
+        """The event in this world, or None."""
+        return self.event.make(system, world) if type(self.event) is Later else self.event
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +101,8 @@ class System:
         self.for_voters = mesh.world.voter_messages
         self.letters: list[Letter] = []
         self._letter_numbers: dict[Any, int] = {}
+        self.words: list[Any] = []
+        self._word_numbers: dict[Any, int] = {}
         self._places = {(k.address, k.kind == "voter"): i for i, k in enumerate(self.kinds) if k.kind != "registry"}
         self.of_kind = {
             kind: tuple(i for i, k in enumerate(self.kinds) if k.kind == kind)
@@ -119,8 +133,11 @@ class System:
         for n, done in enumerate(world.asked):
             if done < len(self.scripts[n]):
                 asked = self.scripts[n][done]
+                event = asked.now(self, world)
+                if event is None:
+                    continue
                 took = (*world.asked[:n], done + 1, *world.asked[n + 1 :])
-                yield from self._happens(world._replace(asked=took), asked.machine, asked.event)
+                yield from self._happens(world._replace(asked=took), asked.machine, event)
         for i, most in self.limits.crashes.items():
             if world.crashed < most:
                 yield self._told(i, REBOOT), self.after(world._replace(crashed=world.crashed + 1), i, REBOOT)
@@ -164,7 +181,7 @@ class System:
                 if type(effect) is Send:
                     moved = self._sent(moved, i, effect, pending)
                 elif type(effect) is EpochReply:
-                    truth = truth.told(i, effect)
+                    truth = truth.sealed(i, self._word(effect)) if _is_seal(effect) else truth.told(i, effect)
                 else:
                     statement = effect.certificate.statement.message
                     seq = self._seq_of(moved.log, statement.command_id)
@@ -209,6 +226,14 @@ class System:
             self.letters.append(Letter(to, event))
         return number
 
+    def _word(self, reply: EpochReply) -> int:
+        """The number of what a voter said when it had sealed its set."""
+        key = self.cells.forms.form(reply.stored)
+        if key not in self._word_numbers:
+            self._word_numbers[key] = len(self.words)
+            self.words.append(reply.stored)
+        return self._word_numbers[key]
+
     def _seq_of(self, log: int, command_id: str) -> int:
         return next(
             s.entry.seq for commit in self.cells.logs[log].commits for s in commit if s.entry.command_id == command_id
@@ -220,3 +245,7 @@ class System:
         if type(event) is Received:
             return f"{who} gets {type(event.message).__name__}"
         return f"{who}: {getattr(event, 'kind', type(event).__name__)}"
+
+
+def _is_seal(reply: EpochReply) -> bool:
+    return reply.stored is not None and type(reply.stored.message) is SetSealed
