@@ -101,5 +101,6 @@ def _times(panel: Any, title: str, values: Sequence[int], bound: dict[str, Any] 
     panel.minorticks_off()
     if limit is not None and bound is not None:
         panel.axvline(limit, color=_BOUND, linestyle="--")
-        name = f"{bound['name']} bound {show_ms(limit)} from {bound['counted_from']} ".replace("ttl bound", "ttl")
+        panel.set_xlabel(f"the bound counts from: {bound['counted_from']}")
+        name = f"{bound['name']} bound {show_ms(limit)} ".replace("ttl bound", "ttl")
         panel.text(limit, 0.03, name, color=_BOUND, ha="right", va="bottom", rotation=90)
