@@ -58,7 +58,7 @@ def main() -> int:
         pytest_part("parallel", "-n", os.environ.get("JOBS", "2"), "-m", "not serial"),
         pytest_part("serial", "-m", "serial"),
         json_part("sim", "sim", "run", "--seeds", os.environ.get("SOAK_SEEDS", "10000"), "--json"),
-        *(fuzz_part(target) for target in ("ttlv", "blob", "http")),
+        *(fuzz_part(target) for target in ("ttlv", "blob", "http", "kmip")),
         json_part("bench-edge", "bench", "edge", "--json"),
         json_part("bench-killswitch", "bench", "killswitch", "--json"),
         json_part("bench-control", "bench", "control", "--json"),

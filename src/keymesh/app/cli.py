@@ -17,6 +17,7 @@ from keymesh.app import (
     args_fuzz,
     args_keys,
     args_killswitch,
+    args_kmip,
     args_kms,
     args_mesh,
     args_pki,
@@ -67,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         args_voters,
         args_files,
         args_fuzz,
+        args_kmip,
         args_kms,
         args_show,
     ):

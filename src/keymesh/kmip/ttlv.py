@@ -7,6 +7,7 @@ Neither direction recurses, so depth costs no stack.  Source: KMIP 1.4, section 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -17,6 +18,7 @@ from keymesh.model.limits import KMIP_DEPTH_MAX, KMIP_ITEMS_MAX, KMIP_MESSAGE_MA
 
 HEADER_BYTES: Final = 8
 _STANDARD, _EXTENSION = 0x42, 0x54  # first byte of a tag
+_HEADER: Final = struct.Struct(">II")  # tag and type, length
 
 
 class ItemType(IntEnum):
@@ -32,6 +34,7 @@ class ItemType(IntEnum):
     INTERVAL = 0x0A
 
 
+_KINDS: Final = {int(kind): kind for kind in ItemType}
 # type -> (bytes, signed) of the integers of fixed length
 _FIXED: Final = {
     ItemType.INTEGER: (4, True),
@@ -164,14 +167,13 @@ def _bad(at: int, limit: str) -> Refused:
 
 
 def _header(raw: bytes, at: int) -> tuple[int, ItemType, int]:
-    if raw[at] not in (_STANDARD, _EXTENSION):
+    word, length = _HEADER.unpack_from(raw, at)
+    if word >> 24 not in (_STANDARD, _EXTENSION):
         raise _bad(at, "a tag is 0x42.... or 0x54....")
-    try:
-        kind = ItemType(raw[at + 3])
-    except ValueError as bad:
-        raise _bad(at, f"a type is 0x01 to 0x0a, got 0x{raw[at + 3]:02x}") from bad
-    tag, length = int.from_bytes(raw[at : at + 3], "big"), int.from_bytes(raw[at + 4 : at + 8], "big")
-    return tag, kind, length
+    kind = _KINDS.get(word & 0xFF)
+    if kind is None:
+        raise _bad(at, f"a type is 0x01 to 0x0a, got 0x{word & 0xFF:02x}")
+    return word >> 8, kind, length
 
 
 def _big_bytes(number: int) -> int:

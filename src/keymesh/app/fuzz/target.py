@@ -26,6 +26,7 @@ class Target(Protocol):
 TARGETS: Final = {
     "blob": "keymesh.app.fuzz.blob:BlobTarget",
     "http": "keymesh.app.fuzz.http:HttpTarget",
+    "kmip": "keymesh.app.fuzz.kmip:KmipTarget",
     "ttlv": "keymesh.app.fuzz.ttlv:TtlvTarget",
 }
 """name on the command line -> module and class."""
