@@ -16,7 +16,7 @@ def register(commands: Any) -> None:
     conformance = which.add_parser(
         "conformance",
         help="play published cases (XML) against this server, over mutual TLS on loopback",
-        epilog="example: keymesh kmip conformance ../shared/vectors/kmip --json",
+        epilog="example: keymesh kmip conformance vectors/kmip --json",
     )
     conformance.add_argument("dir", type=Path, metavar="DIR", help="searched for .xml files, also below it")
     conformance.add_argument("--json", action="store_true", help="print one JSON object for machines")
