@@ -2,7 +2,7 @@
 
 Decides what a request says once its placeholders are filled in, and in what an answer differs; knows no file and no
 server.  An answer may differ where the profiles permit it (KMIP 2.1 profiles, section 3.1, permitted test case
-variations): instants, texts of messages, what the server chose (bytes by their length), vendors' own words, further
+variations): instants, texts of messages, object groups that no request named, what the server chose (bytes by their length), vendors' own words, further
 attributes, the order of attributes.  All else is pinned.
 
 Bytes that the server drew, and that a later request of the case gives back, are given back as this server drew them.
@@ -18,7 +18,17 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from keymesh.kmip.ttlv import Item, ItemType
-from keymesh.kmip.xml_form import KINDS, Element, Value, element_of, item_of, meant, parse, tag_of
+from keymesh.kmip.xml_form import (
+    KINDS,
+    Element,
+    Value,
+    element_of,
+    item_of,
+    meant,
+    parse,
+    tag_of,
+    tidy,
+)
 from keymesh.model.errors import Refused
 
 NOW: Final = re.compile(r"\$NOW(?:([+-])([0-9]{1,9}))?")
@@ -26,12 +36,22 @@ NOW_SLACK_S: Final = 600
 """An instant that is to be ``$NOW`` may be so far from it: cases take time, clocks of machines differ."""
 
 _GENERATING: Final = frozenset({"Create", "CreateKeyPair", "ReKey", "ReKeyKeyPair", "DeriveKey"})
-_IDENTIFIERS: Final = ("UniqueIdentifier", "PrivateKeyUniqueIdentifier", "PublicKeyUniqueIdentifier")
+_IDENTIFIERS: Final = (
+    "UniqueIdentifier",
+    "PrivateKeyUniqueIdentifier",
+    "PublicKeyUniqueIdentifier",
+)
 _IGNORED: Final = frozenset({"TimeStamp", "ResultMessage", "VendorIdentification", "ServerCorrelationValue"})
 """Their values say nothing; ``VendorIdentification`` only outside of attributes, where it is part of a name."""
 _MAY_BE_ABSENT: Final = frozenset({"ResultMessage", "ServerCorrelationValue", "VendorIdentification"})
 _MAY_BE_MORE: Final = frozenset(
-    {"ResultMessage", "ServerCorrelationValue", "ClientCorrelationValue", "MessageExtension", "TemplateAttribute"}
+    {
+        "ResultMessage",
+        "ServerCorrelationValue",
+        "ClientCorrelationValue",
+        "MessageExtension",
+        "TemplateAttribute",
+    }
 )
 _SERVERS_WORD: Final = frozenset({"ServerInformation", "RandomNumberGenerator"})
 """Structures in which a server tells of itself."""
@@ -81,11 +101,13 @@ class Bindings:
     """Identifiers of objects whose bytes the server drew."""
     last: dict[int, Value] = field(default_factory=dict)
     """By tag: what the answers had there last."""
+    groups: bool = False
+    """Whether a request named an object group."""
     drawn: dict[str, bytes] = field(default_factory=dict)
     """What the server drew where a case shows bytes that its author's server had drawn."""
 
     def copy(self) -> Bindings:
-        return Bindings(dict(self.named), self.said, self.generated, self.last, dict(self.drawn))
+        return replace(self, named=dict(self.named), drawn=dict(self.drawn))
 
     def become(self, other: Bindings) -> None:
         self.named, self.drawn = other.named, other.drawn
@@ -109,6 +131,7 @@ def request_item(exchange: Exchange, bindings: Bindings, *, now: int) -> Item:
 
     def look(element: Element) -> Value | None:
         text = element.value
+        bindings.groups = bindings.groups or _is_of_a_group(element)
         if not text.startswith("$"):
             drawn = bindings.drawn.get(text) if element.kind == "ByteString" else None
             if drawn is None:
@@ -143,7 +166,10 @@ def _asks_for_all(batch: Element) -> bool:
     """Whether a request wants every attribute there is, of which a case may show some."""
     payload = batch.find("RequestPayload")
     names = () if payload is None else [one.name for one in payload.inner]
-    return batch.text("Operation") == "GetAttributes" and not {"AttributeName", "AttributeReference"} & set(names)
+    return batch.text("Operation") == "GetAttributes" and not {
+        "AttributeName",
+        "AttributeReference",
+    } & set(names)
 
 
 def _note(answer: Item, bindings: Bindings) -> None:
@@ -193,7 +219,10 @@ class _Comparison:
 
     def _enter(self, wanted: Element, got: Item) -> None:
         """Into a batch item: which operation, and whose bytes."""
-        self.operation, self.more_attributes = wanted.text("Operation"), id(wanted) in self.for_all
+        self.operation, self.more_attributes = (
+            wanted.text("Operation"),
+            id(wanted) in self.for_all,
+        )
         payload = element_of(got).find("ResponsePayload")
         identifier = "" if payload is None else payload.text("UniqueIdentifier")
         self.chosen = identifier in self.bindings.generated
@@ -208,7 +237,7 @@ class _Comparison:
             if isinstance(match, int):
                 at = match
                 del left[match]
-            elif not (_may_be_absent(wanted, one) and _lacks(left, one)):
+            elif not self._may_lack(wanted, one, left):
                 found += match
                 at = _drop_first(left, one, at)
         found += [
@@ -236,6 +265,12 @@ class _Comparison:
                 return n
             nearest.append((not _names_it(wanted, left[n]), len(wrong), wrong))
         return min(nearest)[2]
+
+    def _may_lack(self, holder: Element, wanted: Element, left: list[Item]) -> bool:
+        """Whether an answer may do without ``wanted``: an object group that no request named, too."""
+        if _may_be_absent(holder, wanted) and _lacks(left, wanted):
+            return True
+        return not self.bindings.groups and any(map(_is_of_a_group, wanted.all()))
 
     def _may_be_more(self, holder: Element, more: Item) -> bool:
         name = element_of(more).name
@@ -294,6 +329,16 @@ class _Comparison:
     def _server_chose(self, wanted: Element) -> bool:
         """Bytes of an object that the server generated, or of its random numbers; none that a request gave."""
         return (self.chosen or self.operation == "RNGRetrieve") and not self._is_said(wanted)
+
+
+def _is_of_a_group(element: Element) -> bool:
+    """Whether an element is, or names, an object group."""
+    names = (
+        element.name,
+        tidy(element.value).replace(" ", ""),
+        element.attribute.replace(" ", ""),
+    )
+    return "ObjectGroup" in names
 
 
 def _repeated(holder: Element, name: str) -> bool:

@@ -35,7 +35,6 @@ OPERATIONS: Final = {
     "Validate": "certificates",
 }
 ALGORITHMS: Final = {
-    "DES3": "3DES",
     "DH": "Diffie-Hellman keys",
     "DSA": "DSA keys",
     "EC": "elliptic curve keys",
@@ -74,7 +73,11 @@ def _named_by(element: Element) -> Iterator[str]:
             yield OBJECTS[element.name]
         return
     subject = element.name if not element.attribute else element.attribute.replace(" ", "")
-    for name, words in (("ObjectType", OBJECTS), ("Operation", OPERATIONS), ("CryptographicAlgorithm", ALGORITHMS)):
+    for name, words in (
+        ("ObjectType", OBJECTS),
+        ("Operation", OPERATIONS),
+        ("CryptographicAlgorithm", ALGORITHMS),
+    ):
         if subject == name and element.value in words:
             yield words[element.value]
 
@@ -86,9 +89,15 @@ def _batches(message: Element, operation: str) -> list[Element]:
 def _seeds_otherwise(case: Case) -> bool:
     """Whether a case is about a server that takes a part of a seed, nothing of it, or none from clients."""
     for exchange in case.exchanges:
-        asked, answered = _batches(exchange.request, "RNGSeed"), _batches(exchange.response, "RNGSeed")
+        asked, answered = (
+            _batches(exchange.request, "RNGSeed"),
+            _batches(exchange.response, "RNGSeed"),
+        )
         for ours, theirs in zip(asked, answered, strict=False):
-            request, payload = ours.find("RequestPayload"), theirs.find("ResponsePayload")
+            request, payload = (
+                ours.find("RequestPayload"),
+                theirs.find("ResponsePayload"),
+            )
             given = 0 if request is None else len(request.text("Data")) // 2
             denied = theirs.text("ResultReason") == "PermissionDenied"
             if denied or (payload is not None and payload.text("DataLength") not in ("", str(given))):
@@ -151,4 +160,9 @@ def _plain(element: Element) -> Element:
     """The same without what tells nothing: spaces in values, and whether it stands in a Locate or a Create."""
     if element.name == "Attribute" and element.text("AttributeName") == "Object Type":
         return Element("ObjectType", "Enumeration", element.text("AttributeValue"))
-    return Element(element.name, element.kind, tidy(element.value), tuple(map(_plain, element.inner)))
+    return Element(
+        element.name,
+        element.kind,
+        tidy(element.value),
+        tuple(map(_plain, element.inner)),
+    )
