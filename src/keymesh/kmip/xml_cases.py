@@ -2,8 +2,8 @@
 
 Decides what a request says once its placeholders are filled in, and in what an answer differs; knows no file and no
 server.  An answer may differ where the profiles permit it (KMIP 2.1 profiles, section 3.1, permitted test case
-variations): instants, texts of messages, object groups that no request named, what the server chose (bytes by their length), vendors' own words, further
-attributes, the order of attributes.  All else is pinned.
+variations): instants, texts of messages, object groups that no request named, what the server chose (bytes by their
+length), vendors' own words, further attributes, the order of attributes.  All else is pinned.
 
 Bytes that the server drew, and that a later request of the case gives back, are given back as this server drew them.
 Placeholders, whole values: ``$NOW``, ``$NOW-3600``; any other name is bound where an answer shows it first.  One that
@@ -270,7 +270,8 @@ class _Comparison:
         """Whether an answer may do without ``wanted``: an object group that no request named, too."""
         if _may_be_absent(holder, wanted) and _lacks(left, wanted):
             return True
-        return not self.bindings.groups and any(map(_is_of_a_group, wanted.all()))
+        parts = (wanted, *wanted.inner) if wanted.name == "Attribute" else (wanted,)
+        return not self.bindings.groups and any(map(_is_of_a_group, parts))
 
     def _may_be_more(self, holder: Element, more: Item) -> bool:
         name = element_of(more).name
