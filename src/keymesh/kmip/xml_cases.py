@@ -1,8 +1,8 @@
 """Conformance cases in the XML form: requests with placeholders, and whether an answer is the one that is expected.
 
 Decides what a request says once its placeholders are filled in, and in what an answer differs; knows no file and no
-server.  An answer may differ where the profiles permit it (KMIP 2.1 profiles, section 3.1, permitted test case
-variations): instants, texts of messages, object groups that no request named, what the server chose (bytes by their
+server.  An answer may differ where the profiles permit it (KMIP 2.1 profiles, "Permitted Test Case
+Variations"): instants, texts of messages, object groups that no request named, what the server chose (bytes by their
 length), vendors' own words, further attributes, the order of attributes.  All else is pinned.
 
 Bytes that the server drew, and that a later request of the case gives back, are given back as this server drew them.
