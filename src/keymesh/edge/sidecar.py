@@ -23,7 +23,7 @@ from keymesh.edge.client_elsewhere import Elsewhere
 from keymesh.edge.hot_lease import FINAL_REASONS
 from keymesh.edge.sidecar_identities import IdentityStore, Lifetime
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
-from keymesh.model.ids import MeshName, check_service, check_tenant
+from keymesh.model.ids import MeshName, check_region, check_service, check_tenant
 
 log = logging.getLogger("keymesh.edge.sidecar")
 
@@ -78,6 +78,7 @@ class Sidecar:
         self._has_siblings = has_siblings
         self._following: asyncio.Task[None] | None = None
         self.mesh: Final = MeshName(mesh)
+        self.region: Final = check_region(region)
         self._hosted: dict[Names, Hosted] = {}
 
     async def open(self) -> None:
@@ -260,11 +261,11 @@ class Sidecar:
             )
         return listed
 
-    def not_ready(self) -> list[str]:
+    def not_ready(self) -> dict[Names, str]:
         """Why this host is not ready: services that wait for a lease (one that is refused for good waits for none)."""
-        waiting = []
+        waiting: dict[Names, str] = {}
         for (tenant, service), hosted in sorted(self._hosted.items()):
             edge = hosted.edge
             if edge is not None and not edge.ready and edge.hot.reason not in FINAL_REASONS:
-                waiting.append(f"{tenant}/{service}: {edge.hot.reason or 'expired'}")
+                waiting[tenant, service] = edge.hot.reason or "expired"
         return waiting

@@ -23,7 +23,7 @@ from keymesh.access.identity import EdgeIdentity, parse_identity
 from keymesh.edge.client_tls import uri_of
 from keymesh.edge.sidecar_identities import lifetime_of
 from keymesh.model.errors import Refused
-from keymesh.model.ids import MeshName
+from keymesh.model.ids import MeshName, RegionId
 
 ROOT_UID: Final = 0
 _PEER_CREDENTIALS: Final = struct.Struct("3i")  # ucred: pid, uid, gid
@@ -78,19 +78,20 @@ class _CallerSSLObject(ssl.SSLObject):
         context = self.context
         assert isinstance(context, CallerContext)
         try:
-            edge_of(self.getpeercert(True) or b"", context.mesh)
+            edge_of(self.getpeercert(True) or b"", context.mesh, context.region)
         except (Refused, ValueError) as refused:
             raise ssl.SSLCertVerificationError(1, f"caller refused: {refused}") from refused
 
 
 class CallerContext(ssl.SSLContext):
-    """TLS 1.3 for callers with an Edge identity of this mesh; made by ``caller_context``."""
+    """TLS 1.3 for callers with an Edge identity of this mesh and region; made by ``caller_context``."""
 
     sslobject_class = _CallerSSLObject
     mesh: MeshName
+    region: RegionId
 
 
-def caller_context(identity_file: Path, ca_file: Path, mesh: MeshName) -> CallerContext:
+def caller_context(identity_file: Path, ca_file: Path, mesh: MeshName, region: RegionId) -> CallerContext:
     """Shows the certificate in ``identity_file``; load it again (``load_cert_chain``) when it was renewed.
 
     Raises Refused where the files do not belong together.
@@ -101,7 +102,7 @@ def caller_context(identity_file: Path, ca_file: Path, mesh: MeshName) -> Caller
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION
     context.num_tickets = 0
-    context.mesh = mesh
+    context.mesh, context.region = mesh, region
     try:
         context.load_verify_locations(cafile=ca_file)
         context.load_cert_chain(identity_file)
@@ -110,21 +111,26 @@ def caller_context(identity_file: Path, ca_file: Path, mesh: MeshName) -> Caller
     return context
 
 
-def edge_of(der: bytes, mesh: MeshName) -> EdgeIdentity:
-    """Raises Refused or ValueError for a certificate that is no Edge's of ``mesh``."""
+def edge_of(der: bytes, mesh: MeshName, region: RegionId) -> EdgeIdentity:
+    """Raises Refused or ValueError for a certificate that is no Edge's of ``mesh`` and ``region``.
+
+    Another region's CA may name any tenant: what it says counts in its own region, where the Core judges it.
+    """
     identity = parse_identity(uri_of(x509.load_der_x509_certificate(der)), mesh)
     if not isinstance(identity, EdgeIdentity):
         raise Refused.bad_field("certificate", f"{identity} is no Edge identity")
+    if identity.region != region:
+        raise Refused.bad_field("certificate", f"{identity} is not of {region}")
     return identity
 
 
-def tls_callers(mesh: MeshName) -> Callable[[asyncio.BaseTransport], Caller | None]:
+def tls_callers(mesh: MeshName, region: RegionId) -> Callable[[asyncio.BaseTransport], Caller | None]:
     """By the certificate that the handshake accepted: its own service and no other."""
 
     def caller_of(transport: asyncio.BaseTransport) -> Caller | None:
         der = transport.get_extra_info("ssl_object").getpeercert(True) or b""
         try:
-            shown = edge_of(der, mesh)
+            shown = edge_of(der, mesh, region)
             until_ms = lifetime_of(x509.load_der_x509_certificate(der)).not_after
         except (Refused, ValueError):
             return None

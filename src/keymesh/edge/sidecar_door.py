@@ -87,7 +87,7 @@ class Door:
                     await self._server.listen(bound, peer_of=unix_callers(self._callers))
                 else:
                     tls = self._shown(shown)
-                    await self._server.listen(bound, tls=tls, peer_of=tls_callers(self._sidecar.mesh))
+                    await self._server.listen(bound, tls=tls, peer_of=tls_callers(self._sidecar.mesh, self._sidecar.region))
         except BaseException:
             for bound in listening:
                 bound.close()
@@ -113,7 +113,7 @@ class Door:
         if names is None or names not in able:
             raise Refused("not-found", "no identity with a certificate to show over TLS", field="tcp")
         file = store.identity_file(*names)
-        context = caller_context(file, self._sidecar.ca_file, self._sidecar.mesh)
+        context = caller_context(file, self._sidecar.ca_file, self._sidecar.mesh, self._sidecar.region)
         self._showing = asyncio.get_running_loop().create_task(_keep_shown(context, file))
         return context
 

@@ -211,7 +211,7 @@ class Routes:
                 return self._write.value(JSON, {"ok": True})
             case b"/readyz":
                 _need(asked, b"GET", b"HEAD")
-                return self._readyz()
+                return self._readyz(asked)
             case b"/metrics":
                 _need_owner(asked)
                 _need(asked, b"GET", b"HEAD")
@@ -226,9 +226,11 @@ class Routes:
                 return self._install(asked)
         raise Refused("not-found", "no such path", field="path")
 
-    async def _readyz(self) -> Answer:
-        reasons = await self._ask(self._sidecar.not_ready)
-        return self._write.value(JSON, {"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+    async def _readyz(self, asked: Request) -> Answer:
+        """Why not, of the caller's own services: what else is hosted here is not its business."""
+        waiting = await self._ask(self._sidecar.not_ready)
+        shown = [f"{'/'.join(names)}: {why}" for names, why in waiting.items() if asked.peer.may_use(names)]
+        return self._write.value(JSON, {"ready": not waiting, "reasons": shown}, status=503 if waiting else 200)
 
     async def _metrics(self) -> Answer:
         return self._write.raw(_PROMETHEUS, await self._ask(prometheus.generate_latest, self._registry))
