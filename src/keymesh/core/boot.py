@@ -9,6 +9,7 @@ from keymesh.control.standby import StandbyLie
 from keymesh.control.state import NamespaceState
 from keymesh.core import apply, edges, local, overlays, purging, tails
 from keymesh.core.records import (
+    ClockRecord,
     ClosedRecord,
     EdgeLeaseRecord,
     LocalRecord,
@@ -43,5 +44,7 @@ def take_up(state: NodeState, now: Instant, records: Sequence[Any], out: Out) ->
                 tails.restore(state, record)
             case PurgeRecord():
                 purging.restore(state, record)
+            case ClockRecord():
+                state.clock.remember(record.ppm)
             case StandbyLie():
                 state.liars.add(Address(record.voter))

@@ -4,7 +4,8 @@ Each answer of the Registry names its clock and what that showed at an instant b
 answer's arrival.  So two answers bound the rate between the clocks from both sides, net of round trips, and only what
 lies beyond a limit for certain counts against the node.  The limit is 2 % at once, and 0.1 % over five minutes.
 
-A clock of the Registry's that was found to differ stays so until it has been within 0.1 % for five minutes.  Each
+A clock of the Registry's that was found to differ stays so until it has been within 0.1 % for five minutes, also over
+restarts.  A round trip of r over a window of w hides a difference of about 2r/w.  Each
 life and each jump of a Registry's clock is a clock of its own; readings from before a jump of ours are void.
 """
 
@@ -25,6 +26,8 @@ SPACING_MS: Final = KEPT_MS // 30
 ROUNDING_MS: Final = 2
 """Both instants of a difference are cut to whole ms."""
 CLOCKS_MAX: Final = 8
+_EARLIER: Final = ""
+"""In place of a clock: that an earlier life of this node found a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,10 @@ class ClockWatch:
         last = next(reversed(self.clocks.values()), None)
         return last.ppm if last is not None and last.differs else 0
 
+    def remember(self, ppm: int) -> None:
+        """What an earlier life found, and nobody has disproved: a restart is no fresh start."""
+        self.clocks[_EARLIER] = Clock(differs=True, ppm=ppm)
+
     def forget(self) -> None:
         """Our clock jumped: how long anything took by it is not known any more.  What was found still holds."""
         for clock in self.clocks.values():
@@ -83,6 +90,7 @@ class ClockWatch:
             return False
         if any(new.at_ms - old.at_ms >= WATCHED_MS for old in clock.readings):
             clock.differs, clock.ppm = False, 0
+            self.clocks.pop(_EARLIER, None)
         _keep(clock.readings, new)
         return not clock.differs
 

@@ -20,6 +20,7 @@ from keymesh.core import edges, heads_walk, l1_lease, loading, local, minter, re
 from keymesh.core.clock_watch import Reading
 from keymesh.core.context import tenant_mode
 from keymesh.core.may import Grantor
+from keymesh.core.records import CLOCK_NAME, ClockRecord
 from keymesh.core.state import Holding, Lease, NodeState, Offer, Out, Outstanding, StandbyOffer, note, spread
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST
@@ -213,6 +214,9 @@ def keeps_time(state: NodeState, answer: Answer, reading: Reading, out: Out) -> 
         note(out, "clock-drifts", clock=answer.clock, ppm=state.clock.ppm)
     if state.clock.drifts and not drifted:
         void_leases(state, out)
+        state.persist("clock", None, ((CLOCK_NAME, ClockRecord(state.clock.ppm)),), (), out)
+    elif drifted and not state.clock.drifts:
+        state.persist("clock", None, (), (CLOCK_NAME,), out)
     return kept
 
 

@@ -107,6 +107,15 @@ class TailRecord:
     state: NamespaceState
 
 
+@dataclass(frozen=True, slots=True)
+class ClockRecord:
+    """This node's clock was found to differ from the Registry's, by ``ppm``, and not yet to keep time again."""
+
+    ppm: int
+
+
+CLOCK_NAME: Final = "clock"
+
 RECORD_TYPES: Final = (
     NamespaceState,
     LocalRecord,
@@ -117,6 +126,7 @@ RECORD_TYPES: Final = (
     PurgeRecord,
     StandbyLie,
     TailRecord,
+    ClockRecord,
 )
 
 

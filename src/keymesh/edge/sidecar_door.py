@@ -87,7 +87,9 @@ class Door:
                     await self._server.listen(bound, peer_of=unix_callers(self._callers))
                 else:
                     tls = self._shown(shown)
-                    await self._server.listen(bound, tls=tls, peer_of=tls_callers(self._sidecar.mesh, self._sidecar.region))
+                    await self._server.listen(
+                        bound, tls=tls, peer_of=tls_callers(self._sidecar.mesh, self._sidecar.region)
+                    )
         except BaseException:
             for bound in listening:
                 bound.close()

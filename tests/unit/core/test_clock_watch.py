@@ -161,6 +161,19 @@ def test_it_serves_again_once_its_clock_keeps_time() -> None:
     assert bench.holding().lease is not None
 
 
+def test_a_restart_is_no_fresh_start() -> None:
+    bench = Bench().up()
+    beaten(bench, minutes=2, ppm=50_000)
+    bench.reboot()
+    bench.renew(clock="registry/1", clock_ms=int(bench.now))
+    assert bench.state.clock.drifts and bench.holding().lease is None
+    beaten(bench, minutes=7, ppm=0, name="registry/1")
+    assert bench.holding().lease is not None
+    bench.reboot()
+    bench.renew(clock="registry/1", clock_ms=int(bench.now))
+    assert not bench.state.clock.drifts and bench.holding().lease is not None
+
+
 def test_a_clock_of_ours_set_a_year_ahead_is_a_jump_and_no_drift() -> None:
     bench = Bench().up()
     year = 365 * 86_400_000
