@@ -204,6 +204,7 @@ def is_free(statement: Any, path: made.Path_) -> bool:
     return path[0] in free or "signatures" in path or (is_bound and path[2] in ("ack", "received_at"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scope", ["tenant:acme", "mesh", "destruction:acme"])
 def test_every_mutation_of_what_the_registry_signs_is_judged_alike(scope: str) -> None:
     is_destruction = scope.startswith("destruction:")

@@ -114,6 +114,7 @@ FREE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_pinned_value_changes_or_goes_unseen(run: dict[str, Case]) -> None:
     """Each value of each answer is changed, and dropped; what is not noticed is what may differ."""
     unseen: Counter[str] = Counter()

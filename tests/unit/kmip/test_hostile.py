@@ -305,6 +305,7 @@ def _items() -> st.SearchStrategy[Item]:
     )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(VERSIONS), st.sampled_from(list(Operation)), st.lists(_items(), max_size=5), st.booleans())
 async def test_any_payload_is_answered(version: Version, operation: Operation, items: list[Item], own: bool) -> None:
