@@ -41,7 +41,8 @@ def tick(state: RegistryState, now: Instant, out: list[Any]) -> None:
                 _purge(state, now, state.spaces[name], wait, out)
         elif now >= wait.save_at:
             wait.save_at = Instant(now + waits.save_every_ms(wait.wait_ms))
-            record = WaitRecord(namespace=name, seq=wait.seq, waited_ms=waits.waited_ms(wait, now))
+            waited_ms = waits.waited_ms(wait, now)
+            record = WaitRecord(namespace=name, seq=wait.seq, waited_ms=waited_ms, entry_hash=wait.entry_hash)
             out.append(Persist(state.token("wait"), ((wait_name(name), record),)))
 
 
@@ -117,7 +118,7 @@ def on_receipt(
     ):
         _refused(out, sender, receipt.correlation_id, "does-not-cover")
         return
-    _keep(state, now, sender, receipt, message, row.command_id, out)
+    _keep(state, now, sender, receipt, message, (row.command_id, purge.hash), out)
 
 
 def _refused(out: list[Any], sender: Address, correlation_id: str, reason: str) -> None:
@@ -130,9 +131,11 @@ def _keep(
     sender: Address,
     receipt: PurgeReceipt,
     message: PurgeReceiptMessage,
-    command_id: str,
+    purge: tuple[str, str],
     out: list[Any],
 ) -> None:
+    """``purge``: the id of the command, and the hash of the entry that it stands in."""
+    command_id, entry_hash = purge
     kill = state.kills.get((receipt.namespace, command_id))
     found = EvidenceRecord(
         command_id=command_id,
@@ -142,8 +145,10 @@ def _keep(
         received_at=now,
         edge_leases_end_in_ms=receipt.edge_leases_end_in_ms,
         open_edge_leases=receipt.open_edge_leases,
+        entry_hash=entry_hash,
     )
-    if kill is None or kill.record.status == killswitch.CERTIFIED or not killswitch.is_better(kill, found):
+    is_open = kill is not None and kill.record.entry_hash == entry_hash and kill.record.status != killswitch.CERTIFIED
+    if kill is None or not is_open or not killswitch.is_better(kill, found):
         out.append(Send(sender, PurgeNoted(namespace=receipt.namespace, epoch=receipt.epoch, seq=receipt.seq)))
         return
     token = state.token("evidence")

@@ -62,12 +62,17 @@ def find(
 
 
 def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry, out: list[Any]) -> None:
-    """A restriction in the log opens a record (or finds the one of an earlier life)."""
+    """A restriction in the log opens a record, or finds the one of an earlier life; of words, those about this entry.
+
+    After a restore the same command can stand in another entry, of which nobody has acknowledged anything yet.
+    """
     action = evidence.action_of(signed.entry.kind)
     if action is None:
         return
     entry, scope = signed.entry, spaces.scope_name(signed)
     key = (space.name, entry.command_id)
+    held = state.evidence.pop(key, {})
+    words = {node: word for node, word in held.items() if word.entry_hash == signed.hash}
     kill = state.kills.get(key)
     if kill is None or kill.record.entry_hash != signed.hash:
         record = KillRecord(
@@ -79,7 +84,9 @@ def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry
             scope=scope,
             action=action,
         )
-        kill = state.kills[key] = Kill(record, state.evidence.get(key, {}))
+        kill = state.kills[key] = Kill(record, words)
+    else:
+        kill.evidence = words
     for (other_scope, seq), other in list(state.open_kills.items()):
         if other_scope == scope and seq < entry.seq:
             _set(state.kills[other], status=SUPERSEDED)
@@ -163,6 +170,7 @@ def on_ack(state: RegistryState, now: Instant, session: Session, ack: Ack, seale
             received_at=now,
             edge_leases_end_in_ms=word.edge_leases_end_in_ms,
             open_edge_leases=word.open_edge_leases,
+            entry_hash=record.entry_hash,
         )
         if is_better(kill, found):
             token = state.token("evidence")

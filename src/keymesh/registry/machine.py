@@ -149,8 +149,7 @@ def _booted(state: RegistryState, now: Instant, event: Booted, out: Effects) -> 
             case CommitRecord():
                 state.commit_records[name] = record
             case KillRecord():
-                key = (record.namespace, record.command_id)
-                state.kills[key] = Kill(record, state.evidence.setdefault(key, {}))
+                state.kills[(record.namespace, record.command_id)] = Kill(record, {})
             case EvidenceRecord():
                 state.evidence.setdefault((record.namespace, record.command_id), {})[record.node] = record
             case HoldersRecord():

@@ -54,7 +54,11 @@ class KillRecord(Record, frozen=True):
 
 
 class EvidenceRecord(Record, frozen=True):
-    """A holder's own word: ``ack`` sealed, and the Instant it came."""
+    """A holder's own word: ``ack`` sealed, and the Instant it came.
+
+    It is about the entry of ``entry_hash`` and no other: a command may stand in another entry after a restore.  Empty
+    where nobody recorded which, and then it counts for nothing.
+    """
 
     command_id: str
     namespace: str
@@ -63,6 +67,7 @@ class EvidenceRecord(Record, frozen=True):
     received_at: int
     edge_leases_end_in_ms: int
     open_edge_leases: int
+    entry_hash: str = ""
 
 
 class HoldersRecord(Record, frozen=True):
@@ -75,11 +80,15 @@ class HoldersRecord(Record, frozen=True):
 
 
 class WaitRecord(Record, frozen=True):
-    """How much of the wait of the ``tenant.destroy`` in entry ``seq`` some Registry has seen pass."""
+    """How much of the wait of the ``tenant.destroy`` in entry ``seq`` some Registry has seen pass.
+
+    Of the entry of ``entry_hash`` alone; empty where nobody recorded which, and then it is no head start.
+    """
 
     namespace: str
     seq: int
     waited_ms: int
+    entry_hash: str = ""
 
 
 class ParkedRecord(Record, frozen=True):

@@ -216,6 +216,7 @@ class Wait:
     ``hold_ms``, by which our clock has jumped ahead."""
 
     seq: int
+    entry_hash: Digest
     command_id: str
     correlation_id: str
     wait_ms: int
@@ -279,7 +280,9 @@ class RegistryState:
     )  # from earlier lives, until their entry is read
     kills: dict[tuple[str, str], Kill] = field(default_factory=dict)  # (namespace, command)
     open_kills: dict[tuple[str, int], tuple[str, str]] = field(default_factory=dict)  # (scope, seq) -> kill
-    evidence: dict[tuple[str, str], dict[str, EvidenceRecord]] = field(default_factory=dict)  # by kill, then node
+    evidence: dict[tuple[str, str], dict[str, EvidenceRecord]] = field(
+        default_factory=dict
+    )  # by kill, then node; from earlier lives, until the entry is read
     waits: dict[str, Wait] = field(default_factory=dict)  # tenants that are to be destroyed
     wait_records: dict[str, WaitRecord] = field(default_factory=dict)  # of earlier lives, until their entry is read
     parked_records: list[ParkedRecord] = field(default_factory=list)  # from earlier lives, until their node is read

@@ -31,11 +31,12 @@ def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry
         return
     state.waits.pop(space.name, None)
     if entry.kind == DESTROY_KIND:
-        record = state.wait_records.pop(space.name, None)
-        before = record.waited_ms if record is not None and record.seq == entry.seq else 0
+        record = state.wait_records.get(space.name)
+        before = record.waited_ms if record is not None and record.entry_hash == signed.hash else 0
         args = entry.body.args
         state.waits[space.name] = Wait(
             seq=entry.seq,
+            entry_hash=signed.hash,
             command_id=entry.command_id,
             correlation_id=entry.correlation_id,
             wait_ms=int(args["wait_ms"]),
@@ -44,6 +45,7 @@ def follow(state: RegistryState, now: Instant, space: Space, signed: SignedEntry
             save_at=Instant(now + save_every_ms(int(args["wait_ms"]))),
         )
     elif state.booted:
+        state.wait_records.pop(space.name, None)
         out.append(Persist(state.token("wait"), (), (wait_name(space.name),)))
 
 
