@@ -8,7 +8,7 @@ chain (``restore``).  Pure.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -62,7 +62,7 @@ class Regrown:
     commits: list[tuple[SignedEntry, ...]] = field(default_factory=list)
     taken: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     refused: list[Refusal] = field(default_factory=list)
-    beside: dict[Digest, tuple[str, SignedEntry]] = field(default_factory=dict)  # what regions had and no chain has
+    beside: dict[Digest, tuple[str, SignedEntry]] = field(default_factory=dict)  # signed, and in no chain
 
     def chain(self, namespace: str) -> Chain:
         return self.chains.get(namespace) or Chain()
@@ -112,16 +112,16 @@ class Regrown:
 
 
 class _Pool:
-    """Entries of regions, by what they follow; of several the one that leads furthest, and to the highest epoch."""
+    """Signed entries of regions, each once, by what they follow; of several the one that leads furthest, and to the
+    highest epoch."""
 
     def __init__(self, found: Iterable[tuple[str, SignedEntry]]) -> None:
         self.source: dict[Digest, str] = {}
         self._after: dict[tuple[str, Digest], list[SignedEntry]] = defaultdict(list)
         entries: dict[Digest, SignedEntry] = {}
         for region, signed in found:
-            entries.setdefault(signed.hash, signed)
-            self.source.setdefault(signed.hash, region)
-        for signed in entries.values():
+            entries[signed.hash] = signed
+            self.source[signed.hash] = region
             self._after[signed.entry.namespace, signed.entry.prev].append(signed)
         self._reach: dict[Digest, tuple[int, int]] = {}
         for signed in sorted(entries.values(), key=lambda s: -s.entry.seq):
@@ -144,15 +144,33 @@ class _Pool:
 def grow(log: Regrown, found: Iterable[tuple[str, SignedEntry]]) -> None:
     """Take of the entries that regions had (region, entry) what continues ``log``.
 
-    1. Tenants' entries that rest on the mesh head as it is; then one of the mesh; and again.  2. Of a fork the branch
-    of the highest epoch, then the longest.  3. What does not hold is refused, and the next best tried.
+    ``log`` has the genesis, whose delegations say who signs.  1. A copy that the Registry did not sign is refused
+    first: it hides no intact one, and chooses no branch.  2. Tenants' entries that rest on the mesh head as it is; then
+    one of the mesh; and again.  3. Of a fork the branch of the highest epoch, then the longest.  4. What does not hold
+    is refused, and the next best tried.
     """
-    pool = _Pool(found)
+    pool = _Pool(_signed(log, found))
     while _grow_tenants(log, pool) or _grow_mesh(log, pool) or _give_up_one(log, pool):
         pass
     for digest, signed in pool.entries.items():
         if digest not in log.chain(signed.entry.namespace).hashes:
             log.beside[digest] = (pool.source[digest], signed)
+
+
+def _signed(log: Regrown, found: Iterable[tuple[str, SignedEntry]]) -> Iterator[tuple[str, SignedEntry]]:
+    """Of every entry that ``log`` lacks the first copy that verifies: what else was signed is in the hash."""
+    taken: set[Digest] = set()
+    for region, signed in found:
+        if signed.hash in taken or signed.hash in log.chain(signed.entry.namespace).hashes:
+            continue
+        try:
+            check_signed(signed)
+            trust.verify_online(signed, log.mesh.rows, log.suite)
+        except KeymeshError as bad:
+            log.refused.append(_refusal(region, signed, bad.code))
+            continue
+        taken.add(signed.hash)
+        yield region, signed
 
 
 def _grow_tenants(log: Regrown, pool: _Pool) -> bool:
@@ -192,6 +210,9 @@ def _try(log: Regrown, pool: _Pool, signed: SignedEntry) -> bool:
 
 def _refuse(log: Regrown, pool: _Pool, signed: SignedEntry, reason: str) -> None:
     pool.drop(signed)
+    log.refused.append(_refusal(pool.source[signed.hash], signed, reason))
+
+
+def _refusal(region: str, signed: SignedEntry, reason: str) -> Refusal:
     entry = signed.entry
-    what = f"entry {entry.epoch}:{entry.seq} {entry.kind}"
-    log.refused.append(Refusal(pool.source[signed.hash], entry.namespace, what, reason))
+    return Refusal(region, entry.namespace, f"entry {entry.epoch}:{entry.seq} {entry.kind}", reason)

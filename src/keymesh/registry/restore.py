@@ -20,9 +20,9 @@ import msgspec
 
 from keymesh.control import commit, trust
 from keymesh.control.blind import blind
-from keymesh.control.destruction import DESTROY_KIND, PURGE_KIND
+from keymesh.control.destruction import DESTROY_KIND
 from keymesh.control.entry import SignedEntry
-from keymesh.control.kinds import ADOPT_TAIL, KINDS, OPEN_EPOCH, AdoptedRestriction, Effect
+from keymesh.control.kinds import ADOPT_TAIL, OPEN_EPOCH, AdoptedRestriction, AdoptTail
 from keymesh.control.messages import EpochOffer, EpochStored, Sealed, StoredHead
 from keymesh.control.rows import KeyRow, RestrictionRow, RootRow, Rows, SettingsRow, SignersRow, get, parts_of, shape_of
 from keymesh.control.signing import Suite
@@ -51,10 +51,12 @@ class Handed:
 
 @dataclass(slots=True)
 class Adoption:
-    """What one namespace takes from beside its chain."""
+    """What one namespace takes from beside its chain.  ``entries``: the verified ones whose restrictions are in it, or
+    in the chain."""
 
     restrictions: dict[str, AdoptedRestriction] = field(default_factory=dict)
     keys: dict[str, KeyRow] = field(default_factory=dict)
+    entries: set[Digest] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,18 +190,25 @@ def _adopt_state(
     if taking is None:
         log.refused.append(Refusal(region, entry.namespace, what, "no-founding-entry"))
         return
-    chain = log.chain(entry.namespace)
-    for scope, restriction in tails.missing_restrictions(state.rows, chain.rows, chain.commands).items():
-        gains[region]["restrictions"] += _add(taking, scope, restriction)
-    keys, other = tails.missing_keys(state.rows, chain.rows)
+    _adopt(log, region, entry.namespace, tails.of_state(state.rows), taking, gains[region])
+    log.refused.append(Refusal(region, entry.namespace, what, "grants-of-a-tail"))
+
+
+def _adopt(
+    log: Regrown, region: str, namespace: str, tail: AdoptTail, taking: Adoption, gained: dict[str, int]
+) -> None:
+    """What the chain lacks of ``tail``."""
+    chain = log.chain(namespace)
+    for scope, restriction in tails.missing_restrictions(tail, chain.rows, chain.commands).items():
+        gained["restrictions"] += _add(taking, scope, restriction)
+    keys, other = tails.missing_keys(tail, chain.rows)
     for name, row in keys.items():
         if name not in taking.keys:
             taking.keys[name] = row
-            gains[region]["keys"] += 1
+            gained["keys"] += 1
         elif taking.keys[name].kid != row.kid:
             other.append(name)
-    log.refused += [Refusal(region, entry.namespace, name, "version-taken") for name in other]
-    log.refused.append(Refusal(region, entry.namespace, what, "grants-of-a-tail"))
+    log.refused += [Refusal(region, namespace, name, "version-taken") for name in other]
 
 
 def _add(taking: Adoption, scope: str, restriction: AdoptedRestriction) -> bool:
@@ -211,11 +220,10 @@ def _add(taking: Adoption, scope: str, restriction: AdoptedRestriction) -> bool:
 
 
 def _adopt_entries(log: Regrown, adopted: dict[str, Adoption], gains: dict[str, dict[str, int]]) -> None:
-    """Restrictions of which only the entry is there, beside every chain."""
+    """Restrictions of which only the entry is there, beside every chain; of an adoption its key versions too."""
     for region, signed in log.beside.values():
         entry, taking = signed.entry, adopted.get(signed.entry.namespace)
-        kind = KINDS.get(entry.kind)
-        if taking is None or kind is None or kind.effect is not Effect.RESTRICTION or entry.kind == ADOPT_TAIL:
+        if taking is None or not commit.is_restriction(entry):
             continue
         chain = log.chain(entry.namespace)
         try:
@@ -223,13 +231,8 @@ def _adopt_entries(log: Regrown, adopted: dict[str, Adoption], gains: dict[str, 
         except KeymeshError as bad:
             log.refused.append(Refusal(region, entry.namespace, f"entry {entry.epoch}:{entry.seq}", bad.code))
             continue
-        scope = str(entry.body.args["scope"])
-        now = get(chain.rows, f"restriction/{scope}", RestrictionRow)
-        state = "revoked" if entry.kind in ("revoke", PURGE_KIND) else "suspended"
-        if entry.command_id in chain.commands or (now is not None and now.state in ("revoked", state)):
-            continue
-        made = AdoptedRestriction(state=state, command_id=entry.command_id)
-        gains[region]["restrictions"] += _add(taking, scope, made)
+        _adopt(log, region, entry.namespace, tails.of_entry(entry), taking, gains[region])
+        taking.entries.add(signed.hash)
 
 
 # --- resumes that nobody can prove -----------------------------------------------------------------------------------
@@ -306,7 +309,7 @@ def _close_unseen(
         where = f"head {head.epoch}:{head.seq}"
         if namespace is None:
             log.refused.append(Refusal(voter, head.blind, where, "unknown-namespace"))
-        elif not is_seen(log, namespace, head, states):
+        elif head.entry_hash not in adopted[namespace].entries and not is_seen(log, namespace, head, states):
             scope = MESH_NAMESPACE if namespace == MESH_NAMESPACE else f"tenant:{namespace}"
             made = AdoptedRestriction(state="suspended", command_id=f"epoch-{epoch}-unseen-{head.entry_hash[:16]}")
             _add(adopted[namespace], scope, made)
@@ -314,8 +317,8 @@ def _close_unseen(
 
 
 def is_seen(log: Regrown, namespace: str, head: StoredHead, states: Sequence[NamespaceState]) -> bool:
-    """Whether the restriction behind ``head`` is in the chain, beside it, or among a tail's rows."""
-    if head.entry_hash in log.chain(namespace).hashes or head.entry_hash in log.beside:
+    """Whether the restriction behind ``head`` is in the chain, or among a tail's rows."""
+    if head.entry_hash in log.chain(namespace).hashes:
         return True
     return any(
         row.seq == head.seq and state.head.entry.epoch == head.epoch

@@ -12,11 +12,14 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.control import trust, view
+from keymesh.control.destruction import PURGE_KIND
+from keymesh.control.entry import Entry
 from keymesh.control.kinds import ADOPT_TAIL, AdoptedRestriction, AdoptTail
 from keymesh.control.rows import KeyRow, RestrictionRow, Rows, decode_as, get, shape_of
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
 from keymesh.control.transition import check_row, restrictions_in
+from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError
 from keymesh.model.machine import Address, Note, Send
 from keymesh.model.time import Instant
@@ -41,23 +44,43 @@ def verify(tail: NamespaceState, mesh_rows: Rows, *, mesh: str, epoch: int, suit
         check_row(entry.namespace, name, raw)
 
 
-def missing_restrictions(tail: Rows, held: Rows, known: Iterable[str]) -> dict[str, AdoptedRestriction]:
+def of_state(rows: Rows) -> AdoptTail:
+    """All that a verified state restricts, and its key versions."""
+    return AdoptTail(
+        restrictions={
+            scope: AdoptedRestriction(state=row.state, command_id=row.command_id)
+            for scope, row in restrictions_in(rows).items()
+        },
+        keys={name: decode_as(name, raw, KeyRow) for name, raw in rows.items() if shape_of(name) is KeyRow},
+    )
+
+
+def of_entry(entry: Entry) -> AdoptTail:
+    """What a verified entry of a restriction says by itself, without the state after it."""
+    if entry.kind == ADOPT_TAIL:
+        return strict_json.convert(entry.body.args, AdoptTail)
+    state = "revoked" if entry.kind in ("revoke", PURGE_KIND) else "suspended"
+    made = AdoptedRestriction(state=state, command_id=entry.command_id)
+    return AdoptTail(restrictions={str(entry.body.args["scope"]): made})
+
+
+def missing_restrictions(tail: AdoptTail, held: Rows, known: Iterable[str]) -> dict[str, AdoptedRestriction]:
     """What ``tail`` restricts and ``held`` does not, but for commands that the log ``known``: what became of those is
     in it.  A revocation is never undone, whatever came after it."""
     done = frozenset(known)
     found = {}
-    for scope, row in restrictions_in(tail).items():
+    for scope, given in tail.restrictions.items():
         now = get(held, f"restriction/{scope}", RestrictionRow)
         if now is not None and now.state == "revoked":
             continue
-        if row.state == "revoked" or (row.command_id not in done and (now is None or now.state != "suspended")):
-            found[scope] = AdoptedRestriction(state=row.state, command_id=row.command_id)
+        if given.state == "revoked" or (given.command_id not in done and (now is None or now.state != "suspended")):
+            found[scope] = given
     return found
 
 
-def missing_keys(tail: Rows, held: Rows) -> tuple[dict[str, KeyRow], list[str]]:
+def missing_keys(tail: AdoptTail, held: Rows) -> tuple[dict[str, KeyRow], list[str]]:
     """Key versions that ``held`` lacks; names of those whose number it gave to other material."""
-    keys = {name: decode_as(name, raw, KeyRow) for name, raw in tail.items() if shape_of(name) is KeyRow}
+    keys = tail.keys
     lacking = {name: row for name, row in keys.items() if name not in held}
     other = [name for name, row in keys.items() if (now := get(held, name, KeyRow)) is not None and now.kid != row.kid]
     return dict(sorted(lacking.items())), sorted(other)
@@ -93,8 +116,9 @@ def on_tail(state: RegistryState, now: Instant, sender: Address, message: Tail, 
         out.append(Note("tail-refused", entry.correlation_id, (("node", str(sender)), ("reason", bad.code))))
         return
     known = (command for name, command in state.done if name == space.name)
-    restrictions = missing_restrictions(tail.rows, space.rows, known)
-    keys, taken = missing_keys(tail.rows, space.rows)
+    held = of_state(tail.rows)
+    restrictions = missing_restrictions(held, space.rows, known)
+    keys, taken = missing_keys(held, space.rows)
     if not restrictions and not keys:
         fields = (("node", str(sender)), ("seq", entry.seq), ("versions_lost", len(taken)))
         out.append(Note("tail-taken", entry.correlation_id, fields))

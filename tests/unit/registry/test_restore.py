@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from keymesh.control import commit, trust
-from keymesh.control.entry import SignedEntry
+from keymesh.control.entry import SignedEntry, parse_entry
 from keymesh.control.kinds import OPEN_EPOCH
 from keymesh.control.messages import EpochOffer, EpochStored, StoredHead
 from keymesh.control.rows import KeyRow, RestrictionRow, WantRow, WrappingRow, get
@@ -73,6 +74,13 @@ def restored(
 
 def entries_of(states: list[NamespaceState]) -> tuple[SignedEntry, ...]:
     return tuple(state.head for state in states)
+
+
+def damaged(signed: SignedEntry) -> SignedEntry:
+    """The same payload, and so the same hash, under a signature with one byte flipped."""
+    (one,) = signed.envelope.signatures
+    broken = msgspec.structs.replace(one, sig=bytes([one.sig[0] ^ 1]) + one.sig[1:])
+    return parse_entry(msgspec.structs.replace(signed.envelope, signatures=(broken,)))
 
 
 def row(log: Regrown, name: str, shape: Any) -> Any:
@@ -228,3 +236,94 @@ def test_a_tenant_that_the_backup_never_knew_comes_back_from_its_founding_entry(
     restored(mesh, log, Handed("us-east", (mesh.states["acme"],)))
     assert row(log, f"restriction/{SERVICE}", RestrictionRow).state == "suspended"
     assert {row(log, f"key/{key}", KeyRow).state for key in ("l2/1", "l3/pay/1", "l3/pay/2")} == {"deactivated"}
+
+
+# --- damaged and lying copies ----------------------------------------------------------------------------------------
+
+
+def test_a_damaged_copy_of_a_restriction_does_not_count_as_seen() -> None:
+    mesh, n = world()
+    head, offer = mesh.states["acme"].head, offer_of(mesh)
+    words = [word(mesh, "us-east", offer), word(mesh, "us-west", offer, head)]
+    for handed in (
+        Handed("eu-west", (), (damaged(head),)),
+        Handed("eu-west", (replace(mesh.states["acme"], head=damaged(head)),)),
+    ):
+        log = backed_up(mesh, n)
+        base = restored(mesh, log, handed, offer=offer, words=words)
+        assert row(log, "restriction/tenant:acme", RestrictionRow).state == "suspended"
+        assert {r.reason for r in base.refused} == {"bad-signature", "nobody-has-the-entry"}
+    for order in (("eu-west", "us-west"), ("us-west", "eu-west")):
+        copies = {"eu-west": damaged(head), "us-west": head}
+        log = backed_up(mesh, n)
+        restored(mesh, log, *(Handed(r, (), (copies[r],)) for r in order), offer=offer, words=words)
+        assert row(log, f"restriction/{SERVICE}", RestrictionRow).state == "suspended"
+        assert row(log, "restriction/tenant:acme", RestrictionRow) is None
+
+
+def test_an_adoption_beside_the_chain_is_adopted_again() -> None:
+    """The first restore's entry, of whose epoch nobody has the opening."""
+    mesh, n = world()
+    first = backed_up(mesh, n)
+    restored(mesh, first, Handed("us-east", (mesh.states["acme"],)))
+    adopted = first.chain("acme").entries[-1]
+    assert adopted.entry.kind == "epoch.adopt"
+    offer = offer_of(mesh, 3, command_id="third")
+    words = [word(mesh, "us-east", offer), word(mesh, "us-west", offer, adopted)]
+    log = backed_up(mesh, n)
+    base = restored(mesh, log, Handed("us-west", (), (adopted,)), offer=offer, words=words)
+    assert base.from_regions["us-west"] == {"entries": 0, "restrictions": 1, "keys": 1}
+    assert row(log, f"restriction/{SERVICE}", RestrictionRow).command_id == mesh.states["acme"].head.entry.command_id
+    assert row(log, "key/l3/pay/2", KeyRow).state == "deactivated"
+    assert row(log, "restriction/tenant:acme", RestrictionRow) is None
+    lost = backed_up(mesh, n)
+    restored(mesh, lost, Handed("us-west", (), (damaged(adopted),)), offer=offer, words=words)
+    assert row(lost, "restriction/tenant:acme", RestrictionRow).state == "suspended"
+
+
+def test_an_adopted_revocation_beside_the_chain_is_never_undone() -> None:
+    mesh, n = world(tail=False)
+    first = backed_up(mesh, n)
+    mesh.do("acme", "key.want", {"key": "l3/pay", "version": 2})
+    revoked = mesh.plan("acme", "revoke", {"scope": "key:acme/pay@1", "abandon_children": True})
+    restored(mesh, first, Handed("us-east", (revoked,)))
+    log = backed_up(mesh, n)
+    handed = Handed("us-west", (), (first.chain("acme").entries[-1],))
+    restored(mesh, log, handed, offer=offer_of(mesh, 3, command_id="third"))
+    assert row(log, "restriction/key:acme/pay@1", RestrictionRow).state == "revoked"
+    assert row(log, "key/l3/pay/1", KeyRow).state == "compromised"
+
+
+def test_damaged_copies_hide_no_intact_ones() -> None:
+    mesh, n = world()
+    whole = entries_of(mesh.history["acme"])
+    tail = whole[n:]
+    for bad in (tail[:1], tail[-1:], tail):
+        log = backed_up(mesh, n)
+        liar = Handed("eu-west", (), tuple(damaged(signed) for signed in bad))
+        base = restored(mesh, log, liar, Handed("us-east", (), whole))
+        assert tuple(log.chain("acme").entries[: len(whole)]) == whole, "with the intact signatures"
+        assert {name: gain["entries"] for name, gain in base.from_regions.items()} == {
+            "eu-west": 0,
+            "us-east": len(tail),
+        }
+        assert {(r.region, r.reason) for r in base.refused} == {("eu-west", "bad-signature")}
+
+
+@pytest.mark.parametrize("on_top", [1, 2])
+def test_what_the_registry_did_not_sign_chooses_no_branch(on_top: int) -> None:
+    mesh, n = world()
+    whole = entries_of(mesh.history["acme"])
+    side = mesh.plan("acme", "key.want", {"key": "l2", "version": 2}, held=mesh.history["acme"][n - 1])
+    forged, top = [], side
+    for i in range(on_top):
+        made = mesh.plan("acme", "key.want", {"key": "l2", "version": 3 + i}, held=top)
+        top = resigned(made, mesh.key("stranger"), epoch=9, seq=made.head.entry.seq + 100)
+        forged.append(top.head)
+    bare = parse_entry(msgspec.structs.replace(forged[-1].envelope, signatures=()))
+    log = backed_up(mesh, n)
+    handed = (Handed("eu-west", (), (side.head, *forged, bare)), Handed("us-east", (), whole))
+    base = restored(mesh, log, *handed)
+    assert tuple(log.chain("acme").entries[: len(whole)]) == whole
+    assert base.from_regions["eu-west"]["entries"] == 0
+    assert {(r.region, r.reason) for r in base.refused} == {("eu-west", "bad-signature")}

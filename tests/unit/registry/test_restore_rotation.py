@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from keymesh.control.rows import RootRow, get
+from keymesh.control.rows import RestrictionRow, RootRow, get
 from keymesh.model.errors import Refused
 from keymesh.registry.restore import Handed
 from tests.unit.control.rotating import Rotating
-from tests.unit.registry.test_restore import backed_up, entries_of, offer_of, restored
+from tests.unit.registry.test_restore import backed_up, entries_of, offer_of, restored, word
 
 IVK = {"region": "us-east", "generation": 2}
 
@@ -53,3 +53,17 @@ def test_a_log_that_would_put_old_keys_back_in_force_is_not_made(mesh: Rotating,
     with pytest.raises(Refused) as caught:
         restored(mesh, backed_up(mesh, 1), Handed("us-east", (mesh.mesh,)), offer=offer_of(mesh, signers=signers))
     assert caught.value.code == "trust-behind"
+
+
+def test_a_wide_restriction_by_officers_of_before_closes_the_mesh(mesh: Rotating) -> None:
+    """Beside a chain that rotated them away their word can't be judged; but a voter had countersigned it."""
+    side = mesh.plan("mesh", "suspend", {"scope": "region:us-east", "reason": "", "abandon_children": False})
+    mesh.rotate(1)
+    offer = offer_of(mesh)
+    words = [word(mesh, "us-east", offer), word(mesh, "us-west", offer, side.head)]
+    log = backed_up(mesh, 1)
+    handed = Handed("us-east", (mesh.mesh,), (*entries_of(mesh.history["mesh"]), side.head))
+    base = restored(mesh, log, handed, offer=offer, words=words)
+    assert [r.reason for r in base.refused] == ["below-threshold", "nobody-has-the-entry"]
+    closed = get(log.mesh.rows, "restriction/mesh", RestrictionRow)
+    assert closed is not None and closed.state == "suspended"
