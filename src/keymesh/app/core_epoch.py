@@ -87,7 +87,8 @@ class EpochDoor:
             shown["refused"] = "not-signed"
         if not shown["refused"]:
             state = self._core.shell.state
-            held = {MESH_NAMESPACE, *state.tails, *(n for n, h in state.tenants.items() if h.applied is not None)}
+            tenants = {name for name, holding in state.tenants.items() if holding.applied is not None}
+            held = tenants | {MESH_NAMESPACE} | {name for name, _ in state.tails}
             shown["namespaces"] = sorted(held)
         return json_response(shown)
 
@@ -140,9 +141,9 @@ class EpochDoor:
 
     def _states(self, namespace: str) -> list[Any]:
         state = self._core.shell.state
-        holding, tail = state.holding(namespace), state.tails.get(namespace)
+        holding = state.holding(namespace)
         held = [] if holding is None or holding.applied is None else [holding.applied]
-        return held if tail is None else [*held, tail]
+        return held + [tail for (name, _), tail in sorted(state.tails.items()) if name == namespace]
 
 
 def officers_of(core: CoreProcess, kind: str, args: dict[str, Any]) -> trust.Quorum | None:

@@ -101,7 +101,10 @@ class ClosedRecord:
 
 @dataclass(frozen=True, slots=True)
 class TailRecord:
-    """What this node held when a new epoch's base took its place, and had key versions that the base lacks."""
+    """What this node held, as it was signed, when a later epoch's base took its place and lacked some of it for good.
+
+    Each epoch's is kept beside the others', until the Registry has what could be had of it.
+    """
 
     namespace: str
     state: NamespaceState
@@ -151,7 +154,13 @@ def quarantine_name(namespace: str, entry_hash: str) -> str:
     return f"quarantine/{namespace}/{entry_hash}"
 
 
-def tail_name(namespace: str) -> str:
+def tail_name(namespace: str, epoch: int) -> str:
+    """``epoch`` is the tail's own."""
+    return f"{old_tail_name(namespace)}/{epoch}"
+
+
+def old_tail_name(namespace: str) -> str:
+    """Of releases that kept the tail of one epoch alone."""
     return f"tail/{namespace}"
 
 

@@ -274,7 +274,7 @@ class NodeState:
     standby_said: dict[Address, tuple[StandbyGrant, Sealed]] = field(default_factory=dict)  # each voter's last grant
     handing_in: int = 0  # how often yet the Registry is to be told of them
     liars: set[Address] = field(default_factory=set)  # voters with a proof of a lie on file
-    tails: dict[str, NamespaceState] = field(default_factory=dict)  # of earlier epochs, to be handed in
+    tails: dict[tuple[str, int], NamespaceState] = field(default_factory=dict)  # by epoch, to be handed in
     fetching: set[str] = field(default_factory=set)  # namespaces that other regions are asked for
     walk: HeadsWalk | None = None
     clock: ClockWatch = field(default_factory=ClockWatch)

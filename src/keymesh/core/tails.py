@@ -1,25 +1,30 @@
 """What a node had beyond the base of a new epoch, and what becomes of it (DESIGN section 3, "Epochs and restore").
 
 Restrictions that the base lacks become local suspensions, in force at once and recorded in the same step as the base;
-they are forwarded like any other, and end only with their entry.  A state with key versions that the base lacks is
-kept, and handed in until the Registry says that it has it.
+they are forwarded like any other, and end only with their entry.  A state with key versions or revocations that the
+base lacks is kept, beside those of other epochs, and handed in until the Registry says that it has it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
+from keymesh.control.entry import Entry
 from keymesh.control.rows import KeyRow, RestrictionRow, shape_of
 from keymesh.control.state import NamespaceState
 from keymesh.control.view import Accepted
 from keymesh.core import restrictions
-from keymesh.core.records import LocalRecord, TailRecord, local_name, tail_name
+from keymesh.core.records import LocalRecord, TailRecord, local_name, old_tail_name, tail_name
 from keymesh.core.state import LocalKey, LocalSuspension, NodeState, Out, Puts, note
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.machine import REGISTRY, Address, Send
 from keymesh.model.scope import parse_scope
 from keymesh.model.time import Instant
 from keymesh.orbital.messages import Tail, TailTaken
+
+TAILS_PER_NAMESPACE_MAX: Final = 8
+"""Each is of an epoch that recovery officers opened; no Registry of a later one took it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,10 @@ NOTHING = Left()
 
 
 def leave(state: NodeState, now: Instant, held: NamespaceState | None, taken: Accepted, out: Out) -> Left:
-    """Put in force here what ``taken``, of a later epoch than ``held``, lacks."""
+    """Put in force here what ``taken``, of a later epoch than ``held``, lacks.
+
+    ``held``: what is applied, with what restricts beyond it; a tail is the first alone, for nobody signed both.
+    """
     if held is None or taken.state.head.entry.epoch <= held.head.entry.epoch:
         return NOTHING
     keys = tuple(_suspend(state, now, scope, row, out) for scope, row in taken.abandoned)
@@ -45,7 +53,22 @@ def leave(state: NodeState, now: Instant, held: NamespaceState | None, taken: Ac
     of_mesh = bool(taken.abandoned) and held.head.entry.namespace == MESH_NAMESPACE
     if not (final or of_mesh or lost_keys(held, taken.state)):
         return Left(keys)
-    return Left(keys, (TailRecord(str(held.head.entry.namespace), held),))
+    return Left(keys) + _keep(state, now, held.head.entry, out)
+
+
+def _keep(state: NodeState, now: Instant, head: Entry, out: Out) -> Left:
+    """The applied state, of ``head``, as a tail.  One too many takes no other's place: the namespace is suspended
+    whole instead, until somebody resumes it knowing that what it had is lost here."""
+    namespace, holding = str(head.namespace), state.holding(head.namespace)
+    assert holding is not None and holding.applied is not None
+    if sum(name == namespace for name, _ in state.tails) < TAILS_PER_NAMESPACE_MAX:
+        return Left(tails=(TailRecord(namespace, holding.applied),))
+    whole = namespace if namespace == MESH_NAMESPACE else f"tenant:{namespace}"
+    note(out, "tail-not-kept", head.correlation_id, namespace=namespace, epoch=head.epoch, seq=head.seq)
+    lost = RestrictionRow(
+        state="suspended", seq=head.seq, command_id=f"tail-{head.epoch}-{holding.leaf.entry_hash[:16]}"
+    )
+    return Left((_suspend(state, now, whole, lost, out),))
 
 
 def lost_keys(held: NamespaceState, new: NamespaceState) -> tuple[str, ...]:
@@ -69,7 +92,7 @@ def _suspend(state: NodeState, now: Instant, scope: str, row: RestrictionRow, ou
 def puts(state: NodeState, left: Left) -> Puts:
     """Records of ``left`` that are still wanted."""
     kept = [(local_name(*key), state.locals[key].record) for key in left.keys if key in state.locals]
-    return (*kept, *[(tail_name(tail.namespace), tail) for tail in left.tails])
+    return (*kept, *[(tail_name(tail.namespace, tail.state.head.entry.epoch), tail) for tail in left.tails])
 
 
 def recorded(state: NodeState, left: Left) -> None:
@@ -82,7 +105,7 @@ def recorded(state: NodeState, left: Left) -> None:
 
 
 def restore(state: NodeState, record: TailRecord) -> None:
-    state.tails[record.namespace] = record.state
+    state.tails[record.namespace, record.state.head.entry.epoch] = record.state
 
 
 def hand_in(state: NodeState, out: Out) -> None:
@@ -92,7 +115,13 @@ def hand_in(state: NodeState, out: Out) -> None:
 
 def on_taken(state: NodeState, sender: Address, message: TailTaken, out: Out) -> None:
     """The Registry has of it what could be had."""
-    tail = state.tails.get(message.namespace)
-    if sender == REGISTRY and tail is not None and tail.head.hash == message.entry_hash:
-        del state.tails[message.namespace]
-        state.persist("tail-taken", None, (), (tail_name(message.namespace),), out)
+    mine = {key: tail.head.hash for key, tail in state.tails.items() if key[0] == message.namespace}
+    taken = [key for key, digest in mine.items() if digest == message.entry_hash]
+    if sender != REGISTRY or not taken:
+        return
+    names = [tail_name(*key) for key in taken]
+    for key in taken:
+        del state.tails[key]
+    if len(taken) == len(mine):  # before that, the old name may be of one that is still to be handed in
+        names.append(old_tail_name(message.namespace))
+    state.persist("tail-taken", None, (), tuple(names), out)

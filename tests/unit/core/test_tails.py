@@ -6,7 +6,8 @@ import pytest
 
 from keymesh.control.messages import ForwardRestriction, Recorded
 from keymesh.control.state import NamespaceState, Supported, support_after
-from keymesh.core.records import local_name, state_name, tail_name
+from keymesh.core import tails
+from keymesh.core.records import local_name, old_tail_name, state_name, tail_name
 from keymesh.model.ids import ZERO_DIGEST, Digest
 from keymesh.model.machine import Persist
 from keymesh.model.states import Mode, Operation
@@ -15,7 +16,7 @@ from keymesh.registry.regrow import Regrown
 from keymesh.registry.restore import Handed
 from tests.unit.control.world import Mesh, digest
 from tests.unit.core.bench import SERVICE, TENANT, Bench, furnished
-from tests.unit.registry.test_restore import backed_up, restored
+from tests.unit.registry.test_restore import backed_up, offer_of, restored, word
 
 SCOPE = f"service:{TENANT}/{SERVICE}"
 
@@ -64,8 +65,8 @@ def test_a_restriction_of_the_tail_becomes_a_local_suspension_in_the_same_step_a
     assert refused(bench)
     bench.take()
     assert bench.beat().epoch == 2
-    (word,) = bench.sent(ForwardRestriction)
-    assert (word.command_id, word.scope, word.action) == (command_id, SCOPE, "suspend")
+    (forwarded,) = bench.sent(ForwardRestriction)
+    assert (forwarded.command_id, forwarded.scope, forwarded.action) == (command_id, SCOPE, "suspend")
 
 
 def test_what_the_base_has_is_no_suspension_of_the_nodes_own() -> None:
@@ -122,9 +123,9 @@ def test_a_state_with_lost_versions_is_handed_in_until_it_is_taken() -> None:
         bench.reboot()
         bench.take()
     bench.receive(TailTaken(namespace=TENANT, entry_hash=Digest(ZERO_DIGEST)))
-    assert tail_name(TENANT) in bench.disk
+    assert tail_name(TENANT, 1) in bench.disk
     bench.receive(TailTaken(namespace=TENANT, entry_hash=held.head.hash))
-    assert tail_name(TENANT) not in bench.disk
+    assert tail_name(TENANT, 1) not in bench.disk
     bench.take()
     bench.beat()
     assert bench.sent(Tail) == []
@@ -168,3 +169,102 @@ def test_one_officer_opens_nothing() -> None:
         bench.give(state)
     assert bench.state.epoch == 1
     assert bench.mode() is Mode.SYNCED
+
+
+# --- several epochs --------------------------------------------------------------------------------------------------
+
+KEY_SCOPE = f"key:{TENANT}/{SERVICE}@1"
+
+
+def log_without(mesh: Mesh, n_backup: int, epoch: int) -> Regrown:
+    """The log of ``epoch``, made from the backup alone: no region and no voter had more."""
+    log = backed_up(mesh, n_backup)
+    offer = offer_of(mesh, epoch, command_id=f"open-{epoch}")
+    restored(mesh, log, offer=offer, words=[word(mesh, region, offer) for region in ("us-east", "us-west")])
+    return log
+
+
+def final_then_lost_again() -> tuple[Bench, list[NamespaceState]]:
+    """A node that lost a revocation and a version in epoch 2, and a version of epoch 2 in epoch 3, and handed in
+    nothing; the two states that it held."""
+    mesh = furnished()
+    n_backup = len(mesh.history[TENANT])
+    mesh.do(TENANT, "key.want", {"key": f"l3/{SERVICE}", "version": 2})
+    mesh.key_version(TENANT, f"l3/{SERVICE}", 2, digest("acme/l2/1")[:32])
+    mesh.do(TENANT, "revoke", {"scope": KEY_SCOPE, "reason": "", "abandon_children": True})
+    bench = Bench(mesh).up()
+    states = [applied(bench)]
+    log = log_without(mesh, n_backup, 2)
+    move(bench, log)
+    base = state_of(log, TENANT)
+    made = {"key": f"l3/{SERVICE}", "version": 2, "kid": digest("other")[:32], "digest": digest("other blob")}
+    want = mesh.plan(TENANT, "key.want", {"key": f"l3/{SERVICE}", "version": 2}, held=base, epoch=2)
+    grown = mesh.plan(TENANT, "key.create", {**made, "parent": digest("acme/l2/1")[:32]}, held=want, epoch=2)
+    bench.give(grown)
+    states.append(applied(bench))
+    move(bench, log_without(mesh, n_backup, 3))
+    assert [state.head.entry.epoch for state in (*states, applied(bench))] == [1, 2, 3]
+    return bench, states
+
+
+def applied(bench: Bench) -> NamespaceState:
+    held = bench.holding().applied
+    assert held is not None
+    return held
+
+
+def handed_in(bench: Bench) -> list[NamespaceState]:
+    bench.take()
+    bench.beat()
+    return [tail.state for tail in bench.sent(Tail)]
+
+
+def test_the_tail_of_a_second_epoch_takes_no_earlier_ones_place() -> None:
+    bench, states = final_then_lost_again()
+    for _ in range(2):
+        assert handed_in(bench) == states
+        bench.reboot()
+    bench.receive(TailTaken(namespace=TENANT, entry_hash=states[1].head.hash))
+    assert handed_in(bench) == states[:1]
+    bench.reboot()
+    assert handed_in(bench) == states[:1]
+    bench.receive(TailTaken(namespace=TENANT, entry_hash=states[0].head.hash))
+    bench.reboot()
+    assert handed_in(bench) == []
+    assert not [name for name in bench.disk if name.startswith("tail/")]
+
+
+def test_a_tail_under_its_old_name_is_read_and_goes_last() -> None:
+    bench, states = final_then_lost_again()
+    bench.disk[old_tail_name(TENANT)] = bench.disk.pop(tail_name(TENANT, 1))
+    bench.reboot()
+    bench.receive(TailTaken(namespace=TENANT, entry_hash=states[1].head.hash))
+    bench.reboot()
+    assert handed_in(bench) == states[:1]
+    bench.receive(TailTaken(namespace=TENANT, entry_hash=states[0].head.hash))
+    assert not [name for name in bench.disk if name.startswith("tail/")]
+
+
+def test_one_tail_too_many_takes_no_earlier_ones_place_and_closes_the_tenant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tails, "TAILS_PER_NAMESPACE_MAX", 1)
+    bench, states = final_then_lost_again()
+    assert "tail-not-kept" in bench.notes()
+    assert handed_in(bench) == states[:1]
+    command_id = f"tail-2-{states[1].head.hash[:16]}"
+    assert bench.disk[local_name(TENANT, command_id)].scope == f"tenant:{TENANT}"
+    bench.reboot()
+    assert refused(bench)
+
+
+def test_a_tail_is_kept_as_it_was_signed_whatever_restricts_beyond_it() -> None:
+    bench, log, _ = lost(version=True)
+    held = applied(bench)
+    bench.give(state_of(log, "mesh"))
+    args = {"scope": f"tenant:{TENANT}", "reason": "", "abandon_children": False}
+    suspended = bench.mesh.plan(TENANT, "suspend", args, held=state_of(log, TENANT), epoch=2)
+    bench.disk_works = False
+    bench.give(suspended)
+    bench.disk_works = True
+    bench.give(suspended)
+    assert applied(bench).head.entry.epoch == 2
+    assert handed_in(bench) == [held]
