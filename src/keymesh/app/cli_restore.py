@@ -8,7 +8,7 @@ import sqlite3
 import time
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,11 +33,11 @@ from keymesh.control.messages import EpochOffer
 from keymesh.control.signing import DsseSuite, to_plain
 from keymesh.control.trust import Pins, make_authority, quorum_for, verify_authority
 from keymesh.crypto.dsse import envelope_from_json
-from keymesh.model.errors import Refused, Unavailable
-from keymesh.model.ids import MESH_NAMESPACE, KeyId
+from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.model.ids import MESH_NAMESPACE, Digest, KeyId
 from keymesh.model.time import Instant
 from keymesh.orbital.wire import Codec
-from keymesh.registry.records import RECORD_TYPES, commit_name
+from keymesh.registry.records import RECORD_TYPES, AnyRecord, commit_name, still_true
 from keymesh.registry.regrow import Regrown
 from keymesh.registry.restore import Base, plan_base
 
@@ -65,16 +65,16 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> dict[str, An
         check_heard(found, by_backup)
         now = Instant(_wall_ms())
         base = plan_base(log, offer=offer, words=found.words, handed=found.handed, now=now)
-        await write(layout, base, mesh=client.plan.mesh)
+        set_aside = await write(layout, base, mesh=client.plan.mesh)
     finally:
         if is_supervised:
             ask_supervisor(layout, {"do": "release", "name": PROCESS})
     if is_supervised:
         await client.until(lambda: _serves(client), what="the Registry serving", timeout_s=START_WAIT_S)
-    return report(base, found, is_serving=is_supervised)
+    return report(base, found, set_aside=set_aside, is_serving=is_supervised)
 
 
-def report(base: Base, found: Gathered, *, is_serving: bool) -> dict[str, Any]:
+def report(base: Base, found: Gathered, *, set_aside: str, is_serving: bool) -> dict[str, Any]:
     return {
         "ok": True,
         "epoch": base.epoch,
@@ -83,6 +83,7 @@ def report(base: Base, found: Gathered, *, is_serving: bool) -> dict[str, Any]:
         "from_regions": base.from_regions,
         "refused": [asdict(one) for one in (*found.refused, *base.refused)],
         "voters": len(found.words),
+        "set_aside": set_aside,
         "serving": is_serving,
     }
 
@@ -223,26 +224,64 @@ async def _hold(layout: Layout) -> bool:
 # --- after -----------------------------------------------------------------------------------------------------------
 
 
-async def write(layout: Layout, base: Base, *, mesh: str) -> None:
-    """The log, made beside and put in place whole; the proofs of its resumes; no projection, which follows from it."""
+async def write(layout: Layout, base: Base, *, mesh: str) -> str:
+    """The log, made beside and put in place whole, and last; its records; no projection, which follows from it.
+
+    The lost log's records are another history's: they stay, under the name that is returned ("" where there were
+    none), and only what holds of this log as well is taken over.  Stopped anywhere, a repeated restore finds all that
+    it needs.  Raises Unavailable, before anything is written, where the records are in use or can't be read.
+    """
     directory = layout.registry
-    made = directory / "log.db.restored"
-    _unlink(made)
+    path, made, made_records = (directory / name for name in ("records.db", "log.db.restored", "records.db.restored"))
+    kept = old_records(path, {signed.hash for group in base.commits for signed in group})
+    for beside in (made, made_records):
+        _unlink(beside)
     log = SqliteControlLog(made, mesh=mesh)
     try:
         for group in base.commits:
             await log.append(group)
     finally:
         await log.close()
-    for name in ("log.db", "projection.db"):
-        _unlink(directory / name)
-    records = SqliteRecords(directory / "records.db", Codec(RECORD_TYPES))
+    records = SqliteRecords(made_records, Codec(RECORD_TYPES))
     try:
-        records.write([(commit_name(proof.namespace, proof.seq), proof) for proof in base.proofs])
+        proofs = {commit_name(proof.namespace, proof.seq): proof for proof in base.proofs}
+        records.write((kept | proofs).items())
     finally:
         records.close()
+    for name in ("log.db", "projection.db"):
+        _unlink(directory / name)
+    set_aside = _set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
+    made_records.replace(path)
     made.rename(directory / "log.db")
     _unlink(made)
+    return set_aside
+
+
+def old_records(path: Path, hashes: set[Digest]) -> dict[str, AnyRecord]:
+    """What is still true of the records in ``path``; nothing of a file that is damaged.  Raises Unavailable."""
+    if not path.exists():
+        return {}
+    try:
+        records = SqliteRecords(path, Codec(RECORD_TYPES))
+        try:
+            return still_true(records.read_all(), hashes)
+        finally:
+            records.close()
+    except (Integrity, Refused):
+        return {}
+
+
+def _set_aside(path: Path, name: str) -> str:
+    """``path`` under ``name`` as well, so that it is never gone; what a damaged file has beside it moves."""
+    if not path.exists():
+        return ""
+    free = next(tried for n in count(1) if not path.with_name(tried := name if n == 1 else f"{name}.{n}").exists())
+    for suffix in ("-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.rename(path.with_name(free + suffix))
+    path.with_name(free).hardlink_to(path)
+    return free
 
 
 def _unlink(path: Path) -> None:

@@ -6,7 +6,8 @@ commits are asked for again, certificates fall back to the bound.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final, TypeAlias, assert_never, get_args
 
 from msgspec import Struct
 
@@ -99,15 +100,33 @@ class ParkedRecord(Record, frozen=True):
     at: int
 
 
-RECORD_TYPES: Final[tuple[type, ...]] = (
-    CommitRecord,
-    KillRecord,
-    EvidenceRecord,
-    HoldersRecord,
-    WaitRecord,
-    ParkedRecord,
-    StandbyLie,
+AnyRecord: TypeAlias = (
+    CommitRecord | KillRecord | EvidenceRecord | HoldersRecord | WaitRecord | ParkedRecord | StandbyLie
 )
+RECORD_TYPES: Final[tuple[type, ...]] = get_args(AnyRecord)
+
+
+def still_true(records: Mapping[str, AnyRecord], hashes: Collection[str]) -> dict[str, AnyRecord]:
+    """Of the records beside a log that is lost, those that hold beside one of the entries of ``hashes``.
+
+    What names exactly one of these entries, and rests on nothing else of that history: proofs of commits, issued
+    certificates, waits; and what is proven against a voter.  All else is found out again.
+    """
+    return {name: record for name, record in records.items() if _holds(record, hashes)}
+
+
+def _holds(record: AnyRecord, hashes: Collection[str]) -> bool:
+    match record:
+        case StandbyLie():
+            return True
+        case CommitRecord() | WaitRecord():
+            return record.entry_hash in hashes
+        case KillRecord():  # one without its certificate counts holders by the lost mesh
+            return record.certificate is not None and record.entry_hash in hashes
+        case EvidenceRecord() | HoldersRecord() | ParkedRecord():
+            return False
+        case _:
+            assert_never(record)
 
 
 def commit_name(namespace: str, seq: int) -> str:

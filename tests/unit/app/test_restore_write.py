@@ -1,0 +1,167 @@
+"""What a restore writes: the new log, and of the lost one's records what is about exactly an entry of the new one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.control.world import MESH, Mesh
+from tests.unit.registry.test_restore import backed_up, restored
+
+from keymesh.adapters.sqlite_log import SqliteControlLog
+from keymesh.adapters.sqlite_records import SqliteRecords
+from keymesh.app.cli_restore import write
+from keymesh.app.layout import Layout
+from keymesh.control.standby import StandbyLie, lie_name
+from keymesh.model.errors import Unavailable
+from keymesh.orbital.wire import Codec
+from keymesh.registry.records import (
+    RECORD_TYPES,
+    CommitRecord,
+    EvidenceRecord,
+    HoldersRecord,
+    KillRecord,
+    ParkedRecord,
+    WaitRecord,
+    commit_name,
+    evidence_name,
+    holders_name,
+    kill_name,
+    parked_name,
+    wait_name,
+)
+from keymesh.registry.restore import Base
+
+LOST = "0" * 64
+CODEC = Codec(RECORD_TYPES)
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = Layout(tmp_path)
+    made.registry.mkdir(parents=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    mesh = Mesh(real=True)
+    mesh.furnished()
+    return restored(mesh, backed_up(mesh, len(mesh.history["acme"])))
+
+
+def acme(base: Base) -> list[Any]:
+    return [signed for group in base.commits for signed in group if signed.entry.namespace == "acme"]
+
+
+def kill(command_id: str, entry_hash: str, certificate: Any) -> tuple[str, KillRecord]:
+    made = KillRecord(
+        command_id=command_id, correlation_id="c", namespace="acme", seq=2, entry_hash=entry_hash, scope="tenant:acme",
+        action="suspend", status="revoking", mesh_seq=9, holders=("node:us-east/n1",), certificate=certificate,
+    )  # fmt: skip
+    return kill_name(command_id, "acme"), made
+
+
+def commit(seq: int, entry_hash: str) -> tuple[str, CommitRecord]:
+    made = CommitRecord(namespace="acme", seq=seq, entry_hash=entry_hash, countersignatures=(), committed_at=5)
+    return commit_name("acme", seq), made
+
+
+def wait(entry_hash: str) -> tuple[str, WaitRecord]:
+    return wait_name("acme"), WaitRecord(namespace="acme", seq=3, waited_ms=7, entry_hash=entry_hash)
+
+
+def word(entry_hash: str) -> tuple[str, EvidenceRecord]:
+    made = EvidenceRecord(
+        command_id="s1", namespace="acme", node="n", ack=None, received_at=1, edge_leases_end_in_ms=0,
+        open_edge_leases=0, entry_hash=entry_hash,
+    )  # fmt: skip
+    return evidence_name("s1", "acme", "n"), made
+
+
+def records_of(path: Path) -> dict[str, Any]:
+    records = SqliteRecords(path, CODEC)
+    try:
+        return records.read_all()
+    finally:
+        records.close()
+
+
+def lost_records(layout: Layout, *kept: tuple[str, Any]) -> None:
+    records = SqliteRecords(layout.registry / "records.db", CODEC)
+    records.write(kept)
+    records.close()
+
+
+async def entries_in(layout: Layout) -> int:
+    log = SqliteControlLog(layout.registry / "log.db", mesh=MESH)
+    try:
+        return len((await log.read(0))[1])
+    finally:
+        await log.close()
+
+
+async def test_only_what_is_about_an_entry_of_the_new_log_is_taken_over(layout: Layout, base: Base) -> None:
+    here = [signed.hash for signed in acme(base)]
+    lie = StandbyLie(voter="us-west", blind="b", grant=None, earlier=None)
+    holds = [commit(1, here[0]), kill("done", here[1], "sealed"), wait(here[2]), (lie_name("us-west"), lie)]
+    lost = [
+        commit(9, LOST),
+        kill("lost", LOST, "sealed"),
+        kill("open", here[1], None),
+        word(here[1]),
+        (
+            holders_name("acme", "l2", 1),
+            HoldersRecord(namespace="acme", key="l2", version=1, regions=("us-east",)),
+        ),
+        (parked_name("n", "acme"), ParkedRecord(node="n", namespace="acme", seq=2, reason="poison", at=1)),
+    ]
+    lost_records(layout, *holds, *lost)
+    name = await write(layout, base, mesh=MESH)
+    proofs = {commit_name(p.namespace, p.seq): p for p in base.proofs}
+    assert records_of(layout.registry / "records.db") == dict(holds) | proofs
+    assert name == f"records.db.before-epoch-{base.epoch}"
+    assert records_of(layout.registry / name) == dict([*holds, *lost])
+    assert await entries_in(layout) == sum(len(group) for group in base.commits)
+
+
+async def test_a_wait_of_another_destruction_is_not_taken_over(layout: Layout, base: Base) -> None:
+    lost_records(layout, wait(LOST))
+    await write(layout, base, mesh=MESH)
+    assert wait_name("acme") not in records_of(layout.registry / "records.db")
+
+
+async def test_where_no_records_were_left_nothing_is_set_aside(layout: Layout, base: Base) -> None:
+    assert await write(layout, base, mesh=MESH) == ""
+    assert not list(layout.registry.glob("records.db.*"))
+
+
+async def test_records_that_are_damaged_are_kept_and_not_believed(layout: Layout, base: Base) -> None:
+    (layout.registry / "records.db").write_bytes(b"no database" * 500)
+    name = await write(layout, base, mesh=MESH)
+    assert (layout.registry / name).read_bytes() == b"no database" * 500
+    assert set(records_of(layout.registry / "records.db")) == {commit_name(p.namespace, p.seq) for p in base.proofs}
+
+
+@pytest.mark.parametrize("step", ["hardlink_to", "replace", "rename"])
+async def test_a_restore_that_stopped_loses_nothing_and_is_repeated(
+    layout: Layout, base: Base, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, lost = commit(1, acme(base)[0].hash), word(LOST)
+    lost_records(layout, held, lost)
+
+    def stop(*args: Any) -> None:
+        raise Unavailable("storage", "stopped")
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Path, step, stop)
+        with pytest.raises(Unavailable):
+            await write(layout, base, mesh=MESH)
+    assert not (layout.registry / "log.db").exists()
+    await write(layout, base, mesh=MESH)
+    assert held[0] in records_of(layout.registry / "records.db")
+    assert lost[0] not in records_of(layout.registry / "records.db")
+    aside = sorted(layout.registry.glob("records.db.before-epoch-*"))
+    assert lost[0] in records_of(aside[0])
+    assert await entries_in(layout) == sum(len(group) for group in base.commits)
