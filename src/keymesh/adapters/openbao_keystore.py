@@ -38,6 +38,9 @@ from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import Digest, Kid
 
 VERSIONS_REMEMBERED_MAX: Final = 65_536
+LATE_WRITE_S: Final = 300.0
+"""A closed connection's last bytes are given up by TLS and the kernel after some two minutes; then the server has its
+``max_request_duration``, 90 s unless told otherwise."""
 SETTLE_S: Final = 30.0  # past every call that another node may have begun under the old schema
 _HEX: Final = re.compile(r"[0-9a-f]{1,64}")
 _LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
@@ -69,6 +72,8 @@ class _Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 class OpenBaoKeyStore:
     """``core.keystore.KeyStore``.  ``bao`` is closed with it."""
+
+    late_write_s = LATE_WRITE_S
 
     def __init__(
         self, bao: OpenBao, *, mount: str, prefix: str, monotonic_s: Callable[[], float] = time.monotonic

@@ -72,7 +72,7 @@ class Kv:
             body["options"] = {"cas": cas}
         try:
             async with self._calls:
-                await self._bao.call("POST", self._path("data", path), body, repeatable=cas is None)
+                await self._bao.call("POST", self._path("data", path), body, repeatable=False)
         except BaoRefused as refused:
             if refused.why is Why.CHANGED:
                 return False

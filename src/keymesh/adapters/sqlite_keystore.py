@@ -75,6 +75,8 @@ def _same(key: StoredKey) -> tuple[Any, ...]:
 class SqliteKeyStore:
     """``core.keystore.KeyStore``; the file has mode 0600."""
 
+    late_write_s = 0.0
+
     def __init__(self, path: Path) -> None:
         path.touch(mode=0o600, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)

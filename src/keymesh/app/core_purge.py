@@ -1,6 +1,7 @@
 """Destroying what a Core has of one tenant: in memory at once, at rest for good, and nothing written after that.
 
-1. From now on the key store takes nothing of the tenant, here; what is being written comes to its end.
+1. From now on the key store takes nothing of the tenant, here; what is being written comes to its end,
+   and where nobody answered for it, to where it cannot arrive any more.
 2. Keys leave memory.  3. Every wrap and blob leaves the store, and that is durable.  4. A last look finds nothing.
 5. The backups of the domain that still hold some are named: nobody can take those back before their time.
 Whatever stands in the way is waited for; the machine hears only of the end.

@@ -4,13 +4,18 @@ Decides when a call may go through, never what is stored.  A call that meets sil
 which then fail at once instead of waiting each for its own silence; only a look at the store (``RegionStore.check``)
 opens it again, so that nothing is read from, or written to, a store that came back as another.  Calls under way are
 bounded, and so are those that wait.
+
+A call that ended without the store's word may still be carried out: of a tenant that is no more, nothing is quiet
+before that can't be any longer.  What an earlier life of this process left on its way is counted from its start.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from keymesh.core.keystore import KeyStore, StoredIvk, StoredKey, StoreIdentity
@@ -19,6 +24,7 @@ from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 CALLS_AT_ONCE: Final = 16
 WAITING_MAX: Final = 4_096
 CALL_MAX_S: Final = 20.0
+_ALL: Final = ""  # in place of a tenant
 
 # Of what a store may answer, that by which it serves nobody; all else concerns one call.
 _AWAY: Final = frozenset(
@@ -43,7 +49,7 @@ T = TypeVar("T")
 class GuardedStore:
     """``core.keystore.KeyStore`` around ``inner``.  ``shut``: why calls fail now, None where they go through."""
 
-    def __init__(self, inner: KeyStore) -> None:
+    def __init__(self, inner: KeyStore, *, monotonic_s: Callable[[], float] = time.monotonic) -> None:
         self.inner: Final = inner
         self.shut: KeymeshError | None = NOT_LOOKED_AT
         self.call_max_s = CALL_MAX_S
@@ -53,6 +59,13 @@ class GuardedStore:
         self._destroyed: set[str] = set()
         self._writing: Counter[str] = Counter()
         self._ended: dict[str, asyncio.Event] = {}
+        self._monotonic_s: Final = monotonic_s
+        self._late_until_s: dict[str, float] = {}
+        self._doubt(_ALL)
+
+    @property
+    def late_write_s(self) -> float:
+        return self.inner.late_write_s
 
     def open(self) -> None:
         self.shut = None
@@ -62,7 +75,8 @@ class GuardedStore:
         self.shut = why
         self.shut_event.set()
 
-    async def _pass(self, call: Coroutine[Any, Any, T], *, is_bounded: bool = True) -> T:
+    async def _pass(self, call: Coroutine[Any, Any, T], *, of: str | None = None, is_bounded: bool = True) -> T:
+        """``of``: the tenant (or all) of whom it may write something."""
         try:
             self._check_open()
             if self._waiting >= WAITING_MAX:
@@ -74,7 +88,8 @@ class GuardedStore:
                 self._waiting -= 1
             try:
                 self._check_open()
-                return await self._timed(call, self.call_max_s if is_bounded else None)
+                with self._doubted(of):
+                    return await self._timed(call, self.call_max_s if is_bounded else None)
             finally:
                 self._slots.release()
         finally:
@@ -110,9 +125,29 @@ class GuardedStore:
         self._destroyed.add(tenant)
 
     async def quiet(self, tenant: str) -> None:
-        """Until no write of a forbidden tenant is under way any more."""
+        """Until no write of a forbidden tenant is under way any more, here or where nobody answered for it."""
         if self._writing[tenant]:
             await self._ended.setdefault(tenant, asyncio.Event()).wait()
+        while True:
+            until_s = max(self._late_until_s.get(of, 0.0) for of in (tenant, _ALL))
+            if (left_s := until_s - self._monotonic_s()) <= 0:
+                return
+            await asyncio.sleep(left_s)
+
+    @contextmanager
+    def _doubted(self, of: str | None) -> Iterator[None]:
+        """Whatever ends the call but an answer or a refusal, cancellation too, leaves a doubt."""
+        try:
+            yield
+        except Refused:
+            raise
+        except BaseException:
+            if of is not None:
+                self._doubt(of)
+            raise
+
+    def _doubt(self, of: str) -> None:
+        self._late_until_s[of] = self._monotonic_s() + self.inner.late_write_s
 
     async def _write(self, tenant: str, call: Coroutine[Any, Any, T]) -> T:
         if tenant in self._destroyed:
@@ -120,14 +155,14 @@ class GuardedStore:
             raise Refused("destroyed", "this tenant is destroyed", field="tenant")
         self._writing[tenant] += 1
         try:
-            return await self._pass(call)
+            return await self._pass(call, of=tenant)
         finally:
             self._writing[tenant] -= 1
             if not self._writing[tenant]:
                 del self._writing[tenant]
                 self._ended.pop(tenant, asyncio.Event()).set()
 
-    # --- KeyStore ----------------------------------------------------------------------------------------------------
+    # --- KeyStore: a read may move a key under its new name ----------------------------------------------------------
 
     async def identity(self) -> StoreIdentity | None:
         return await self._pass(self.inner.identity())
@@ -141,20 +176,21 @@ class GuardedStore:
     async def migrate(self, schema: int) -> None:
         """Of all keys, in one call: unbounded in time, so it takes none of the slots."""
         self._check_open()
-        await self.inner.migrate(schema)
+        with self._doubted(_ALL):
+            await self.inner.migrate(schema)
 
     async def get_key(self, namespace: str, kid: str) -> StoredKey | None:
-        return await self._pass(self.inner.get_key(namespace, kid))
+        return await self._pass(self.inner.get_key(namespace, kid), of=namespace)
 
     async def put_key(self, stored: StoredKey, *, over: StoredKey | None) -> bool:
         return await self._write(stored.namespace, self.inner.put_key(stored, over=over))
 
     async def drop_key(self, stored: StoredKey) -> bool:
-        return await self._pass(self.inner.drop_key(stored))
+        return await self._pass(self.inner.drop_key(stored), of=stored.namespace)
 
     async def stored_keys(self, namespace: str | None = None) -> tuple[StoredKey, ...]:
         """As many reads as there are keys, each bounded by itself: a region may have more than fit into any limit."""
-        return await self._pass(self.inner.stored_keys(namespace), is_bounded=False)
+        return await self._pass(self.inner.stored_keys(namespace), of=namespace or _ALL, is_bounded=False)
 
     async def ivks(self) -> tuple[StoredIvk, ...]:
         return await self._pass(self.inner.ivks())
@@ -179,7 +215,7 @@ class GuardedStore:
 
     async def purge(self, tenant: str) -> None:
         """As many writes as the tenant has keys, each bounded by itself."""
-        await self._pass(self.inner.purge(tenant), is_bounded=False)
+        await self._pass(self.inner.purge(tenant), of=tenant, is_bounded=False)
 
     async def drop_blob(self, tenant: str, digest: str) -> None:
         await self._pass(self.inner.drop_blob(tenant, digest))

@@ -66,6 +66,11 @@ class KeyStore(Protocol):
     ``identity`` comes first: the others need to know the layout, and raise Unavailable ``store-not-open`` before.
     """
 
+    @property
+    def late_write_s(self) -> float:
+        """For how long after a call ended without an answer, or its process did, what it writes may still arrive."""
+        ...
+
     async def identity(self) -> StoreIdentity | None:
         """None where it was never named (by ``found``)."""
         ...

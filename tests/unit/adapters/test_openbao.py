@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import ssl
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keymesh.adapters.openbao import BaoRefused, Why, _Envelope, _understood, check_mount, check_name
+from keymesh.adapters.openbao import BaoRefused, OpenBao, Why, _Envelope, _understood, check_mount, check_name
+from keymesh.adapters.openbao_keystore import OpenBaoKeyStore
 from keymesh.adapters.openbao_l1 import _raise_no
+from keymesh.adapters.openbao_login import AppRoleLogin
 from keymesh.core.l1 import L1Denied, L1Unreachable
 from keymesh.model.errors import Integrity, Refused, Unavailable
 
@@ -121,3 +125,22 @@ def test_paths_are_of_plain_names(path: str) -> None:
         check_mount("mount", path)
     with pytest.raises(Refused, match="key"):
         check_name("key", path)
+
+
+class Recording(OpenBao):
+    """Notes what it is asked, and answers nothing."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        super().__init__(["https://bao.test:8200"], ssl.create_default_context(), AppRoleLogin(tmp_path / "none"))
+        self.asked: list[tuple[str, bool]] = []
+
+    async def call(self, method: str, path: str, body: Any = None, *, repeatable: bool = True) -> Any:
+        self.asked.append((path, repeatable))
+
+
+async def test_no_write_is_sent_twice(tmp_path: Path) -> None:
+    """A blob neither: the first may arrive long after the second was answered, and the blob dropped."""
+    bao = Recording(tmp_path)
+    store = OpenBaoKeyStore(bao, mount="kv", prefix="core")
+    await store.put_blob("acme", "ab", b"blob")
+    assert bao.asked == [("kv/data/core/blobs/acme/ab", False)]

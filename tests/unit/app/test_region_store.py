@@ -52,6 +52,8 @@ def key(n: int = 1) -> StoredKey:
 class Flaky:
     """A real store, in front of which one can stand: every call is counted, and may fail, or wait."""
 
+    late_write_s = 0.0
+
     def __init__(self, path: Path) -> None:
         self.real = SqliteKeyStore(path)
         self.fails: KeymeshError | None = None
