@@ -59,7 +59,7 @@ async def test_kubernetes(mesh: LiveMesh) -> None:
             assert sealed.key_id == status.key_id
             asked = MESSAGES["DecryptRequest"](ciphertext=sealed.ciphertext, uid="2", key_id=sealed.key_id)
             assert (await call["Decrypt"](asked)).plaintext == b"a seed"
-            await mesh.cli("suspend", f"service:{US}/kubernetes")
+            await mesh.cli("suspend", f"service:{US}/kubernetes", "-o", where / "cert.json")
             told = await _status(call["Status"], healthy=False)
             assert told.key_id == status.key_id
             try:
