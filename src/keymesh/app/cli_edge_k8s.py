@@ -54,10 +54,12 @@ async def _serve(sidecar: Sidecar, names: tuple[str, str], path: Path) -> None:
     await sidecar.open()
     try:
         server = KmsV2Server(KubernetesKms(sidecar.edge(*names), secrets.token_bytes), path)
+        stopped = asyncio.create_task(wait_for_stop())
+        await asyncio.sleep(0)  # the signals are taken before anybody can see that we serve, and stop us
         await server.start()
         try:
             stderr.print(f"serving {'/'.join(names)} on {path}")
-            await wait_for_stop()
+            await stopped
         finally:
             await server.stop()
     finally:
