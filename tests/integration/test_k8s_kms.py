@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import socket
 import stat
 import subprocess
 import sys
@@ -151,7 +152,8 @@ async def test_a_second_plugin_does_not_take_the_socket_and_a_dead_ones_is_repla
                 )  # fmt: skip
                 _, said = await second.communicate()
                 assert second.returncode == 1 and b"address-in-use" in said
-            path.touch()
-            path.unlink()
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+            assert path.is_socket()
             async with plugin(core, root):
                 pass

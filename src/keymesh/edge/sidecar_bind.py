@@ -17,7 +17,9 @@ def bind_unix(path: Path, *, shared: bool = False) -> socket.socket:
             probe.connect(str(path))
         except FileNotFoundError:
             pass
-        except ConnectionRefusedError:
+        except ConnectionRefusedError as nobody:
+            if not path.is_socket():  # a connection to any other file is refused as well
+                raise Refused("address-in-use", f"{path.name} is there and not a socket", field="socket") from nobody
             path.unlink(missing_ok=True)
         except OSError as bad:
             raise Refused("address-in-use", f"cannot listen on {path.name}: {bad.strerror}", field="socket") from bad

@@ -116,3 +116,18 @@ def test_a_socket_has_the_mode_of_its_callers(tmp_path: Path) -> None:
     with bind_unix(tmp_path / "own"), bind_unix(tmp_path / "all", shared=True):
         assert (tmp_path / "own").stat().st_mode & 0o777 == 0o600
         assert (tmp_path / "all").stat().st_mode & 0o777 == 0o666
+
+
+def test_a_file_in_the_place_of_a_socket_is_nobodys_leftover(tmp_path: Path) -> None:
+    """Connecting to it is refused just as to a dead process's socket is; it is not ours to remove."""
+    path = tmp_path / "notes"
+    path.write_text("mine")
+    with pytest.raises(Refused, match="not a socket"):
+        bind_unix(path)
+    assert path.read_text() == "mine"
+
+
+def test_a_dead_processs_socket_is_replaced(tmp_path: Path) -> None:
+    bind_unix(tmp_path / "s").close()
+    with bind_unix(tmp_path / "s") as again:
+        assert again.getsockname() == str(tmp_path / "s")
