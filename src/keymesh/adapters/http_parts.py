@@ -140,7 +140,9 @@ def bind_unix(path: Path) -> socket.socket:
             probe.connect(str(path))
         except FileNotFoundError:
             pass
-        except ConnectionRefusedError:
+        except ConnectionRefusedError as nobody:
+            if not path.is_socket():  # a connection to any other file is refused as well
+                raise OSError(0, "a file that is not a socket is there") from nobody
             path.unlink(missing_ok=True)
         else:
             raise OSError(0, "another process listens there")
