@@ -37,10 +37,12 @@ from keymesh.app.core_epoch import EpochDoor
 from keymesh.app.core_history import CoreHistory
 from keymesh.app.core_keys import CoreKeys
 from keymesh.app.core_loads import CoreLoads
+from keymesh.app.core_objects import CoreObjects
 from keymesh.app.core_peers import PeerDoor
 from keymesh.app.core_purge import CorePurge
 from keymesh.app.core_ready import CoreReady
 from keymesh.app.core_seals import RegionSeals
+from keymesh.app.core_snapshot import take_snapshot
 from keymesh.app.keystore_open import open_keystore
 from keymesh.app.lifeline import die, say_ready, wait_for_stop
 from keymesh.app.metrics import CoreCollector
@@ -78,8 +80,8 @@ from keymesh.core.records import RECORD_TYPES
 from keymesh.crypto.dsse import Ed25519Signer
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import KeyPages, SecretBytes, harden_process
-from keymesh.model.errors import Integrity, KeymeshError, Refused
-from keymesh.model.ids import MESH_NAMESPACE, KeyId, MeshName
+from keymesh.model.errors import KeymeshError, Refused
+from keymesh.model.ids import KeyId, MeshName
 from keymesh.model.machine import REGISTRY, Received
 from keymesh.orbital.messages import Task
 from keymesh.orbital.wire import MESSAGES, Codec
@@ -137,6 +139,9 @@ class CoreProcess:
             root_threshold=trust.root.threshold,
             heartbeat_ms=config.timing.heartbeat_ms,
         )
+        self.objects = CoreObjects(
+            region=region, directory=self.directory, policy_of=self.policy, new_origin=SystemEntropy().token(16).hex()
+        )
         self.purge = CorePurge(self)
         self.loads = CoreLoads(lambda e: self.keys.load(e), self.spawn)  # noqa: PLW0108 - keys come later
         self.shell = Shell(
@@ -155,7 +160,7 @@ class CoreProcess:
                 WipeMinted: lambda e: self.spawn(self.keys.wipe_minted(e.namespace, e.kid)),
                 RotateIvk: lambda e: self.spawn(self.keys.rotate_ivk(e)),
                 MigrateStore: lambda e: self.spawn(self.region_store.migrate_and_tell(e.schema, self.shell.feed)),
-                TakeSnapshot: lambda e: self.spawn(self._snapshot()),
+                TakeSnapshot: lambda e: self.spawn(take_snapshot(self)),
                 ReplyLocal: self._reply_local,
             },
         )
@@ -277,27 +282,6 @@ class CoreProcess:
             self.loads.drop(effect.namespace)
         self.keyring.drop(effect.namespace, effect.kids)
 
-    async def _snapshot(self) -> None:
-        await asyncio.sleep(0)
-        states = []
-        for namespace, holding in self.shell.state.tenants.items():
-            if holding.applied is not None:
-                states.append((namespace, self._recorded_rows(namespace)))
-        states.append((MESH_NAMESPACE, self._recorded_rows(MESH_NAMESPACE)))
-        try:
-            taken = await self.keys.cascades.snapshot(states)
-        except KeymeshError as failed:  # sealed, or a store that does not answer: the machine asks again
-            log.warning("snapshot not taken", extra={"fields": {"reason": failed.code}})
-            return
-        self.shell.feed(taken)
-
-    def _recorded_rows(self, namespace: str) -> dict[str, bytes]:
-        try:
-            record = self.records.read(f"ns/{namespace}")
-        except (Refused, Integrity):  # damaged: an empty state shows as drift
-            return {}
-        return {} if record is None else dict(record.rows)
-
     def _reply_local(self, effect: ReplyLocal) -> None:
         waiter = self.replies.pop(f"local/{effect.scope}/{effect.command_id}", None)
         if waiter is not None and not waiter.done():
@@ -378,6 +362,7 @@ class CoreProcess:
             await link.close()
         await self.store.close()
         self.records.close()
+        self.objects.close()
         self.history.store.close()
         self.voter_records.close()
 

@@ -1,8 +1,9 @@
 """Destroying what a Core has of one tenant: in memory at once, at rest for good, and nothing written after that.
 
-1. From now on the key store takes nothing of the tenant, here; what is being written comes to its end,
-   and where nobody answered for it, to where it cannot arrive any more.
-2. Keys leave memory.  3. Every wrap and blob leaves the store, and that is durable.  4. A last look finds nothing.
+1. From now on the stores of keys and of objects take nothing of the tenant, here; what is being written comes to its
+   end, and where nobody answered for it, to where it cannot arrive any more.
+2. Keys leave memory.  3. Every wrap, blob and object leaves its store, and that is durable.  4. A last look finds
+   nothing.
 5. The backups of the domain that still hold some are named: nobody can take those back before their time.
 Whatever stands in the way is waited for; the machine hears only of the end.
 """
@@ -34,6 +35,7 @@ class CorePurge:
     def begin(self, effect: PurgeTenant) -> None:
         """Steps 1 and 2 before this returns; the rest beside everything else."""
         self._core.store.forbid(effect.namespace)
+        self._core.objects.forbid(effect.namespace)
         self._core.loads.drop(effect.namespace)
         self._core.keyring.drop(effect.namespace, None)
         self._core.spawn(self._run(effect))
@@ -65,6 +67,7 @@ class CorePurge:
         self._core.keys.forget(tenant)
         seen |= {stored.digest for stored in await store.stored_keys(tenant)} | set(await store.blob_digests(tenant))
         await store.purge(tenant)
+        await self._core.objects.purge(tenant)
         if await store.stored_keys(tenant) or await store.blob_digests(tenant):
             raise Unavailable("not-empty", "the key store still shows keys of the tenant")
 

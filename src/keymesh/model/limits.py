@@ -38,3 +38,16 @@ KMIP_RESPONSE_MAX_BYTES: Final = 1024 * 1024  # of one answer, whatever a batch 
 KMIP_BATCH_MAX: Final = 256  # items of one request
 KMIP_DEPTH_MAX: Final = 32
 KMIP_ITEMS_MAX: Final = 16_384  # of one message, structures counted
+
+OBJECT_SEALED_MAX_BYTES: Final = 256 * 1024  # of one KMIP object, sealed
+OBJECT_NAMES_MAX: Final = 64  # of one KMIP object
+OBJECT_NAME_MAX_BYTES: Final = 64  # of a name's blinded token
+OBJECT_COMMIT_MAX: Final = 64  # objects in one commit
+OBJECT_COMMIT_MAX_BYTES: Final = 768 * 1024  # of one commit: it fits into one request to another region
+OBJECTS_PER_TENANT_MAX: Final = 100_000
+OBJECTS_FOUND_MAX: Final = 10_000  # in one answer
+OBJECT_FORKS_MAX: Final = 1_000  # kept as evidence, of all tenants
+OBJECT_FORWARDS_MAX: Final = 1_000  # of one tenant, remembered
+OBJECT_PAGE_MAX: Final = 500  # objects in one answer to another region
+OBJECT_PAGE_MAX_BYTES: Final = 1024 * 1024  # of these; one object more may go beyond
+OBJECT_HEADS_MAX: Final = 1_000  # tenants in one answer to another region

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from keymesh.adapters.sqlite_keystore import SqliteKeyStore
+from keymesh.app.core_objects import CoreObjects
 from keymesh.app.core_purge import CorePurge
 from keymesh.app.guarded_store import GuardedStore
+from keymesh.control.rows import PolicyRow
 from keymesh.core.events import PurgeTenant, TenantPurged
 from keymesh.core.keystore import NEWEST_SCHEMA, StoredKey, StoreIdentity
-from keymesh.model.errors import Unavailable
+from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import Digest, Kid
+from keymesh.orbital.objects import SealedObject
 
 TENANT = "acme"
 KEY = StoredKey(
@@ -29,6 +32,9 @@ KEY = StoredKey(
     ivk_kid="",
     blob=b"blob",
 )
+
+
+OBJECT = SealedObject(TENANT, "pay", "u1", "eu", 1, (), False, b"sealed")
 
 
 class Held(SqliteKeyStore):
@@ -72,6 +78,14 @@ async def held(tmp_path: Path) -> AsyncIterator[Held]:
     await made.close()
 
 
+@pytest.fixture
+def objects(tmp_path: Path) -> Iterator[CoreObjects]:
+    policy = PolicyRow(version=1, home="eu", domain="eu", regions=("eu",), admins=("a",))
+    made = CoreObjects(region="eu", directory=tmp_path, policy_of=lambda _: policy, new_origin="origin")
+    yield made
+    made.close()
+
+
 class Clock:
     now_s = 0.0
 
@@ -85,7 +99,7 @@ def opened(held: Held, clock: Clock) -> GuardedStore:
     return made
 
 
-async def purge(store: GuardedStore) -> None:
+async def purge(store: GuardedStore, objects: CoreObjects) -> None:
     """Until the machine hears of the end."""
     ended, tasks = asyncio.Event(), set[asyncio.Task[None]]()
 
@@ -98,6 +112,7 @@ async def purge(store: GuardedStore) -> None:
 
     core: Any = SimpleNamespace(
         store=store,
+        objects=objects,
         loads=SimpleNamespace(drop=drop),
         keyring=SimpleNamespace(drop=drop),
         keys=SimpleNamespace(forget=drop),
@@ -120,7 +135,7 @@ WRITES: dict[str, Callable[[GuardedStore], Awaitable[Any]]] = {
 @pytest.mark.parametrize("how", ["timeout", "cancelled", "restart"])
 @pytest.mark.parametrize("what", WRITES)
 async def test_a_write_that_nobody_answered_for_arrives_before_the_end_or_never(
-    what: str, how: str, held: Held
+    what: str, how: str, held: Held, objects: CoreObjects
 ) -> None:
     clock = Clock()
     store = opened(held, clock)
@@ -134,7 +149,7 @@ async def test_a_write_that_nobody_answered_for_arrives_before_the_end_or_never(
         await call
     store = opened(held, clock) if how == "restart" else store
     store.open()
-    purging = asyncio.create_task(purge(store))
+    purging = asyncio.create_task(purge(store, objects))
     await asyncio.sleep(0.1)
     await held.deliver()
     clock.now_s += held.late_write_s
@@ -142,11 +157,22 @@ async def test_a_write_that_nobody_answered_for_arrives_before_the_end_or_never(
     assert not await held.has_any()
 
 
-async def test_where_everything_was_answered_nothing_is_waited_for(held: Held) -> None:
+async def test_where_everything_was_answered_nothing_is_waited_for(held: Held, objects: CoreObjects) -> None:
     clock = Clock()
     store = opened(held, clock)
     clock.now_s += held.late_write_s
     await SqliteKeyStore.put_key(held, KEY, over=None)
     assert await store.stored_keys(TENANT) == (KEY,)
-    await purge(store)
+    await purge(store, objects)
     assert not await held.has_any()
+
+
+async def test_the_end_is_told_once_the_objects_are_gone_too(held: Held, objects: CoreObjects) -> None:
+    clock = Clock()
+    store = opened(held, clock)
+    clock.now_s += held.late_write_s
+    await objects.commit(TENANT, "pay", [(0, OBJECT)], durability="async")
+    await purge(store, objects)
+    assert await objects.get(TENANT, "pay", OBJECT.uid) is None
+    with pytest.raises(Refused):
+        objects.store.receive(TENANT, [OBJECT], source="eu-2")

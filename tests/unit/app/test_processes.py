@@ -28,6 +28,7 @@ from keymesh.app.channels import split_messages
 from keymesh.app.config_of_plan import core_config_of, registry_config_of
 from keymesh.app.core_api import CoreApi
 from keymesh.app.core_app import CoreProcess
+from keymesh.app.core_snapshot import take_snapshot
 from keymesh.app.layout import Layout, MeshPlan
 from keymesh.app.metrics import CoreCollector, RegistryCollector
 from keymesh.app.read_model import ReadModel
@@ -770,5 +771,5 @@ async def test_a_snapshot_that_cannot_be_taken_is_no_end_of_the_process(caplog: 
             raise Unavailable("storage", "the disk is full")
 
         process.keys.cascades.snapshot = broken  # type: ignore[method-assign]
-        await process._snapshot()
+        await take_snapshot(process)
         assert "snapshot not taken" in [r.message for r in caplog.records]
