@@ -9,8 +9,9 @@ the API server's rules for ``v2.KeyManagementService`` (key id below 1 kB, ciphe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from keymesh.compat.ring import Keys
 from keymesh.crypto.blob import blob_kid
 from keymesh.crypto.parcel import OVERHEAD_BYTES, PARCEL_NONCE_BYTES, open_parcel, parcel_blob, seal_parcel
 from keymesh.crypto.xaes import Octets
@@ -23,24 +24,6 @@ PLAINTEXT_MAX: Final = CIPHERTEXT_MAX - OVERHEAD_BYTES
 UID_MAX: Final = 1_024
 CONTEXT: Final[Mapping[str, str]] = {"keymesh": "kubernetes-kms-v2"}
 """Bound to every key that is made here: nobody else's blob opens, and none of these opens elsewhere by mistake."""
-
-
-class Made(Protocol):
-    """A data key and its wrapped blob."""
-
-    @property
-    def blob(self) -> bytes: ...
-
-    @property
-    def plaintext(self) -> Octets | None: ...
-
-
-class Keys(Protocol):
-    """The Edge of one service."""
-
-    async def create_key(self, context: Mapping[str, str] | None = None, *, plaintext: bool = False) -> Made: ...
-
-    async def decrypt_key(self, blob: bytes, context: Mapping[str, str] | None = None) -> bytes: ...
 
 
 class Status(NamedTuple):

@@ -321,6 +321,11 @@ class Edge:
         """Whether a use would find a lease now."""
         return self.hot.is_live()
 
+    def kids(self) -> dict[str, int]:
+        """Kid (hex) -> version, of the keys that are leased now; none under ``core-held`` custody."""
+        lease = self._shell.state.lease
+        return {} if lease is None else {version.kid: version.version for version in lease.versions}
+
     def status(self) -> dict[str, Any]:
         """What this Edge holds, by names and counts."""
         lease = self._shell.state.lease

@@ -71,7 +71,17 @@ class Slot:
 class Server:
     """What all connections of one worker share.  ``handle`` may raise nothing."""
 
-    def __init__(self, handle: Handle, refuse: Refuse, *, heads: Heads, body_max: int) -> None:
+    def __init__(
+        self,
+        handle: Handle,
+        refuse: Refuse,
+        *,
+        heads: Heads,
+        body_max: int,
+        connection: type[Connection] | None = None,
+    ) -> None:
+        """``connection``: of the connections' own class, where their requests hold more than ours do."""
+        self._connection = connection or Connection
         self.handle = handle
         self.refuse = refuse
         self.heads = heads
@@ -97,7 +107,7 @@ class Server:
             self._ticking = loop.create_task(self._tick())
 
         def connection() -> Connection:
-            return Connection(self, peer_of)
+            return self._connection(self, peer_of)
 
         options: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": 10.0}
         if bound.family == socket.AF_UNIX:
@@ -145,8 +155,7 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._peer_of = peer_of
         self._peer: Any = None
-        self._buffer = bytearray(READ_BYTES)
-        self._view = memoryview(self._buffer)
+        self._view = memoryview(bytearray(READ_BYTES))
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
@@ -185,8 +194,8 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
         self._server.gone(self)
 
-    def get_buffer(self, sizehint: int) -> bytearray:
-        return self._buffer
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view  # asyncio's TLS reads into slices of it, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing or self._ends:
@@ -195,7 +204,7 @@ class Connection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._view[:nbytes])
         except httptools.HttpParserCallbackError as wrapped:
             cause = wrapped.__context__
-            if not isinstance(cause, _Refused):
+            if not isinstance(cause, BadRequest):
                 raise
             self._fail(cause.status, cause.code, str(cause))
         except httptools.HttpParserError:
@@ -248,11 +257,11 @@ class Connection(asyncio.BufferedProtocol):
     def _count(self, size: int) -> None:
         self._head_bytes += size
         if self._head_bytes > HEAD_MAX_BYTES or self._headers > HEADERS_MAX:
-            raise _Refused(431, "too-large", f"at most {HEADERS_MAX} headers and {HEAD_MAX_BYTES} bytes of them")
+            raise BadRequest(431, "too-large", f"at most {HEADERS_MAX} headers and {HEAD_MAX_BYTES} bytes of them")
 
     def on_headers_complete(self) -> None:
         if self._parser.should_upgrade():
-            raise _Refused(400, "bad-field", "no upgrade here")
+            raise BadRequest(400, "bad-field", "no upgrade here")
         if self._expects and self._transport is not None and not self._slots:
             self._flush()
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -260,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):
     def on_body(self, chunk: bytes) -> None:
         size = len(self._body) + len(chunk)
         if size > self._server.body_max:
-            raise _Refused(413, "too-large", f"at most {self._server.body_max} bytes")
+            raise BadRequest(413, "too-large", f"at most {self._server.body_max} bytes")
         if not self._body:
             self._body = chunk
         else:
@@ -274,14 +283,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._closing or self._ends:
             return
         server = self._server
-        asked = Request(
-            self._parser.get_method(),
-            self._url,
-            self._content_type,
-            self._correlation_id,
-            bytes(self._body),
-            self._peer,
-        )
+        asked = self._request()
         is_last = server.draining or not self._parser.should_keep_alive()
         answer = server.handle(asked)
         is_head = asked.method == b"HEAD"
@@ -298,6 +300,16 @@ class Connection(asyncio.BufferedProtocol):
             server.pending.add(waiting)
             waiting.add_done_callback(server.pending.discard)
             self._pace()
+
+    def _request(self) -> Request:
+        return Request(
+            self._parser.get_method(),
+            self._url,
+            self._content_type,
+            self._correlation_id,
+            bytes(self._body),
+            self._peer,
+        )
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
@@ -371,7 +383,9 @@ def _head_of(answer: Answer) -> Answer:
     return answer[: answer.index(b"\r\n\r\n") + 4]
 
 
-class _Refused(Exception):
+class BadRequest(Exception):
+    """A connection's last request: the answer's status, code and text."""
+
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status = status

@@ -8,7 +8,9 @@ from typing import Final
 JSON: Final = b"application/json"
 PHRASES: Final = {
     200: b"OK",
+    204: b"No Content",
     400: b"Bad Request",
+    401: b"Unauthorized",
     403: b"Forbidden",
     404: b"Not Found",
     405: b"Method Not Allowed",
@@ -19,6 +21,7 @@ PHRASES: Final = {
     429: b"Too Many Requests",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
+    501: b"Not Implemented",
     503: b"Service Unavailable",
 }
 

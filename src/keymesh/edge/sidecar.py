@@ -222,6 +222,10 @@ class Sidecar:
         hosted = self._hosted.get(names)
         return None if hosted is None else hosted.edge
 
+    def services(self, tenant: str) -> list[str]:
+        """Those of ``tenant`` that are here, sorted."""
+        return sorted(service for owner, service in self._hosted if owner == tenant)
+
     def edge(self, tenant: str, service: str) -> Edge:
         """The Edge of that service.  Raises Refused ``not-found``, Unavailable ``no-certificate``."""
         hosted = self._hosted.get((tenant, service))

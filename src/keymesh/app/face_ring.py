@@ -1,0 +1,191 @@
+"""A face's ring: the services that this process's Edges hold, and the Registry through an administrator's identity.
+
+Decides nothing about who may ask: that is the face's.  Source of the port: ``compat.ring``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from keymesh.app.admin_client import AdminClient, named_conflict, new_command_id, wait_for_key
+from keymesh.compat.ring import KeyFacts, Keys, VersionFacts
+from keymesh.control.kinds import ScopeArgs, SetService, WantKey
+from keymesh.control.rows import ServiceRow
+from keymesh.edge.client import Edge
+from keymesh.edge.hot_lease import FINAL_REASONS
+from keymesh.edge.sidecar import Sidecar
+from keymesh.model.errors import KeymeshError, Refused, Unavailable
+from keymesh.model.ids import check_service, check_tenant
+from keymesh.model.limits import EDGE_TTL_DEFAULT_MS
+
+COMMIT_S: Final = 30.0
+EDGE_S: Final = 15.0
+"""How long a change is waited for at this process's own Edge."""
+HOST_PAUSE_S: Final = 5.0
+"""Between two looks at the Registry for services that were made elsewhere."""
+
+
+class MeshRing:
+    """``sidecar`` is open; ``admin`` is None where the face may not ask the Registry for anything."""
+
+    def __init__(self, sidecar: Sidecar, admin: AdminClient | None) -> None:
+        self._sidecar = sidecar
+        self._admin = admin
+        self._hosting = asyncio.Lock()
+        self._looked: dict[str, float] = {}
+
+    # --- here ------------------------------------------------------------------------------------------------------
+
+    def services(self, tenant: str) -> tuple[str, ...]:
+        return tuple(self._sidecar.services(tenant))
+
+    def keys(self, tenant: str, service: str) -> Keys:
+        return self._sidecar.edge(tenant, service)
+
+    def version_of(self, tenant: str, service: str, kid: bytes) -> int | None:
+        return self._sidecar.edge(tenant, service).kids().get(kid.hex())
+
+    # --- at the Registry ---------------------------------------------------------------------------------------------
+
+    def _client(self) -> AdminClient:
+        if self._admin is None:
+            raise Refused("unsupported", "this face was given no administrator's identity (--dir)")
+        return self._admin
+
+    async def find(self, tenant: str, service: str) -> KeyFacts:
+        client = self._client()
+        shown = await client.call("GET", f"/v1/tenants/{check_tenant(tenant)}/services/{check_service(service)}")
+        keys = (await client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
+        versions = (
+            VersionFacts(version=k["version"], kid=k["kid"], state=k["state"])
+            for k in keys
+            if k["key"] == f"l3/{service}"
+        )
+        return _facts(shown, tuple(sorted(versions, key=lambda v: v.version)))
+
+    async def list(self, tenant: str) -> tuple[KeyFacts, ...]:
+        shown = await self._client().call("GET", f"/v1/tenants/{check_tenant(tenant)}/services")
+        return tuple(_facts(one, ()) for one in shown["services"])
+
+    async def regions(self, tenant: str) -> tuple[str, ...]:
+        shown = await self._client().call("GET", f"/v1/tenants/{check_tenant(tenant)}")
+        return (shown["home"], *(region for region in shown["regions"] if region != shown["home"]))
+
+    async def create(self, tenant: str, service: str) -> KeyFacts:
+        client = self._client()
+        row = ServiceRow(version=1, custody="leased", edge_ttl_ms=client.plan.timing.edge_ttl_ms or EDGE_TTL_DEFAULT_MS)
+        with named_conflict(f"service {tenant}/{service} exists already"):
+            args = msgspec.to_builtins(SetService(service=check_service(service), row=row))
+            await client.command(check_tenant(tenant), "service.set", args)
+        await wait_for_key(client, tenant, f"l3/{service}")
+        async with self._hosting:
+            await self._enrol(client, tenant, service)
+        return await self.find(tenant, service)
+
+    async def host(self, tenant: str) -> None:
+        """At most one look in five seconds for each tenant: whoever names what does not exist asks for little."""
+        client = self._client()
+        async with self._hosting:
+            now = time.monotonic()
+            if now < self._looked.get(tenant, -HOST_PAUSE_S) + HOST_PAUSE_S:
+                return
+            self._looked[tenant] = now
+            held = {s for s in self.services(tenant) if self._sidecar.edge_of((tenant, s)) is not None}
+            for facts in await self.list(tenant):
+                if facts.service not in held and facts.wrapping is not None:
+                    await self._enrol(client, tenant, facts.service)
+
+    async def _enrol(self, client: AdminClient, tenant: str, service: str) -> None:
+        """A certificate from this region's Core for a key that is made here and stays here; then its first lease."""
+        sidecar = self._sidecar
+        csr = sidecar.request_identity(tenant, service)
+        body = {"tenant": tenant, "service": service, "instance": sidecar.store.instance, "csr": csr}
+
+        async def signed() -> str | None:
+            try:
+                chain: str = (await client.call("POST", "/v1/certificates", body, target=sidecar.region))["chain"]
+                return chain
+            except Refused as not_yet:
+                if not_yet.code != "not-found":  # the entry may not have reached this region
+                    raise
+                return None
+
+        chain = await client.until(signed, what=f"{sidecar.region} knowing {tenant}/{service}", timeout_s=EDGE_S)
+        # an Edge outlives the request that it was made for: nothing of that belongs to it, least of all its id
+        made = asyncio.create_task(sidecar.install_certificate(tenant, service, chain), context=contextvars.Context())
+        await made
+        try:
+            await sidecar.edge(tenant, service).wait_ready(EDGE_S)
+        except Refused as restricted:  # hosted all the same: it serves again when it is resumed
+            if restricted.code not in FINAL_REASONS:
+                raise
+
+    async def rotate(self, tenant: str, service: str) -> int:
+        client, key = self._client(), f"l3/{check_service(service)}"
+        versions = (await self.find(tenant, service)).versions
+        newest = max((v.version for v in versions), default=0)
+        if newest == 0:
+            raise Refused("not-found", "this service has no key yet", field="service")
+        args = msgspec.to_builtins(WantKey(key=key, version=newest + 1))
+        with named_conflict("another rotation of this key is under way"):
+            await client.command(tenant, "key.want", args)
+        await wait_for_key(client, tenant, key, version=newest + 1)
+        await self._until_here(tenant, service, lambda edge: newest + 1 in edge.kids().values() or not edge.kids())
+        return newest + 1
+
+    async def suspend(self, tenant: str, service: str, reason: str) -> None:
+        await self._restrict("suspend", tenant, service, reason)
+        await self._until_here(tenant, service, lambda edge: not edge.ready)
+
+    async def resume(self, tenant: str, service: str, reason: str) -> None:
+        await self._restrict("resume", tenant, service, reason)
+        await self._until_here(tenant, service, lambda edge: edge.ready)
+
+    async def _restrict(self, kind: str, tenant: str, service: str, reason: str) -> None:
+        client, command_id = self._client(), new_command_id()
+        scope = f"service:{check_tenant(tenant)}/{check_service(service)}"
+        args = msgspec.to_builtins(ScopeArgs(scope=scope, reason=reason))
+        await client.command(tenant, kind, args, command_id=command_id)
+
+        async def committed() -> Any:
+            shown = await client.call("GET", f"/v1/commands/{tenant}/{command_id}")
+            return True if shown["committed"] else None
+
+        await client.until(committed, what=f"{kind} {scope} being committed", timeout_s=COMMIT_S)
+
+    async def _until_here(self, tenant: str, service: str, done: Callable[[Edge], bool]) -> None:
+        """Best effort: the change stands, whatever this Edge sees of it so far."""
+        edge = self._sidecar.edge_of((tenant, service))
+
+        async def seen() -> bool | None:
+            return True if edge is None or done(edge) else None
+
+        with contextlib.suppress(Unavailable):
+            await self._client().until(seen, what=f"the Edge of {tenant}/{service}", timeout_s=EDGE_S)
+
+
+async def host_all(ring: MeshRing, tenants: frozenset[str], say: Callable[[str, KeymeshError], None]) -> None:
+    """Hold what there is of ``tenants`` before anybody asks; what fails is told, and tried again when it is named."""
+    for tenant in sorted(tenants):
+        try:
+            await ring.host(tenant)
+        except (Refused, Unavailable) as failed:
+            say(tenant, failed)
+
+
+def _facts(shown: Any, versions: tuple[VersionFacts, ...]) -> KeyFacts:
+    return KeyFacts(
+        tenant=shown["tenant"],
+        service=shown["service"],
+        state=shown["state"],
+        custody=shown["custody"],
+        wrapping=shown["wrapping"],
+        versions=versions,
+    )
