@@ -45,11 +45,11 @@ check: static unit  ## format, lint, types, import contracts, unit and vector te
 	$(call SIM,$(CHECK_SEEDS))
 
 test: servers static  ## everything: check, contract, integration and simulation tests (about half an hour)
-	$(PYTEST) -n $(JOBS) --durations=10 -m "not serial" tests
-	@$(BIN)/python .ci/serial.py $(TEST_SEEDS) --durations=$(DURATIONS)
+	$(PYTEST) -n $(JOBS) --durations=10 -m "not live and not serial" tests
+	@$(BIN)/python .ci/live.py $(TEST_SEEDS) --durations=$(DURATIONS)
 
 soak: servers dev  ## the same tests with their full counts; prints one JSON object at the end
-	@KEYMESH_SOAK=1 $(BIN)/python .ci/soak.py
+	@SOAK_PARTS="$(SOAK_PARTS)" $(BIN)/python .ci/soak.py
 
 bench: servers setup  ## measure Edge, kill switch and its bounds, control log, dispatch, manifests and scale
 	@$(BIN)/keymesh bench edge --json

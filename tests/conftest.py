@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tests.servers.rabbitmq import Rabbit
 
 ROOT = Path(__file__).resolve().parents[1]
+LIVE = ("live", "serial")
 SOAK = os.environ.get("KEYMESH_SOAK") == "1"
 
 # Fixed examples in the ordinary runs, so that a failure is the change's own; fresh and many in a soak.
@@ -32,15 +33,13 @@ settings.load_profile("soak" if SOAK else "quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Everything under ``tests/integration`` starts processes and is timed: it runs alone."""
+    """Everything under ``tests/integration`` starts processes."""
     for item in items:
         if ROOT / "tests" / "integration" in item.path.parents:
             item.add_marker(pytest.mark.integration)
-            item.add_marker(pytest.mark.serial)
-        elif item.get_closest_marker("serial") and ROOT / "tests" / "contract" not in item.path.parents:
-            raise pytest.UsageError(
-                f"{item.nodeid}: .ci/serial.py looks for serial tests in contract and integration only"
-            )
+            item.add_marker(pytest.mark.live)
+        elif ROOT / "tests" / "contract" not in item.path.parents and any(map(item.get_closest_marker, LIVE)):
+            raise pytest.UsageError(f"{item.nodeid}: .ci/live.py looks for such tests in contract and integration only")
 
 
 @pytest.fixture(scope="session")

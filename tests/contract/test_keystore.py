@@ -27,7 +27,7 @@ from keymesh.model.ids import Digest, Kid
 from keymesh.model.states import IvkState
 from keymesh.model.time import Instant
 
-LIVE = [pytest.mark.integration, pytest.mark.serial]
+LIVE = [pytest.mark.integration, pytest.mark.live]
 _prefixes = itertools.count()
 
 
@@ -532,7 +532,7 @@ async def test_a_node_that_did_not_hear_of_a_migration_loses_nothing(old: Opener
 
 
 @pytest.mark.integration
-@pytest.mark.serial
+@pytest.mark.live
 async def test_a_migration_stopped_anywhere_is_taken_up_again(bao: OpenBaoServer, path: Path) -> None:
     """Cut off after each of its writes in turn: what was there is there, and a second try ends."""
     for cut in range(30):
@@ -576,7 +576,7 @@ class CutOff:
 
 
 @pytest.mark.integration
-@pytest.mark.serial
+@pytest.mark.live
 async def test_old_names_are_left_alone_once_nobody_can_write_them(bao: OpenBaoServer, path: Path) -> None:
     opener = Opener(path, bao, 1)
     store = await filled(opener)

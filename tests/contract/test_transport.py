@@ -21,7 +21,7 @@ from keymesh.model.states import Lane
 from keymesh.orbital import broker
 from keymesh.orbital.transport import Delivery, Outgoing, Source
 
-pytestmark = pytest.mark.serial
+pytestmark = pytest.mark.live
 MESH = "prod.example"
 EAST, WEST = "us-east", "us-west"
 BODIES = [b"{}", b"\x00\xff not text", b"z" * 200_000]

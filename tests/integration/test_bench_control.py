@@ -15,6 +15,8 @@ from keymesh.app.cli import main
 from keymesh.app.config_endpoint import Endpoint
 from keymesh.model.errors import Refused, Unavailable
 
+pytestmark = pytest.mark.serial
+
 WORDS = [sys.executable, "-m", "keymesh.app.cli", "bench", "control", "--json"]
 
 

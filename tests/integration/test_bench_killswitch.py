@@ -21,7 +21,7 @@ from keymesh.app.layout import Layout
 from keymesh.app.supervisor_client import take_lock
 from keymesh.model.errors import ExitCode, Refused
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 NAMED = ("p50_ms", "p99_ms", "p99_ms_loaded", "backlog", "lower_lane_before_lane0_max")
 BOUNDS = ("push_p99_ms", "lease_margin_ms", "governance_margin_ms", "root_margin_ms", "edges")
 
@@ -37,7 +37,6 @@ def bench_argv(directory: Path) -> list[str]:
     return [sys.executable, "-m", "keymesh.app.cli", "bench", "killswitch", "--json", "--dir", str(directory)]
 
 
-@pytest.mark.serial
 def test_a_small_run_measures_what_it_names(short_dir: Path) -> None:
     plan = BenchPlan(seconds=10, backlog=400, turns=2, crowd=8)
     shown = bench.measure(plan, str(short_dir / "m"))

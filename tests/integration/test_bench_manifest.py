@@ -10,6 +10,8 @@ import pytest
 
 from keymesh.app.cli import main
 
+pytestmark = pytest.mark.serial
+
 WORDS = [sys.executable, "-m", "keymesh.app.cli", "bench", "manifest", "--json"]
 
 

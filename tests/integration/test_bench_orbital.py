@@ -9,6 +9,8 @@ import pytest
 from keymesh.app import bench_orbital
 from keymesh.app.bench_killswitch_figures import BenchPlan
 
+pytestmark = pytest.mark.serial
+
 FIELDS = {
     "tasks_per_s",
     "tasks_per_s_openbao",

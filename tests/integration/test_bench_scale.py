@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 WORDS = [sys.executable, "-m", "keymesh.app.cli", "bench", "scale", "--json"]
 
 

@@ -6,7 +6,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from keymesh.app.bench_sidecar import is_met
+
+pytestmark = pytest.mark.serial
 
 FIELDS = {
     "mint_per_s", "constant_per_s", "ratio", "batch_keys_per_s", "single_p50_ms", "single_p99_ms", "offered_per_s",

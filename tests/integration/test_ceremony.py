@@ -20,7 +20,7 @@ from keymesh.app.cli_mesh import start_mesh
 from keymesh.app.layout import Layout, load_plan
 from keymesh.app.supervisor_client import ask_supervisor, stop_mesh
 
-pytestmark = [pytest.mark.integration, pytest.mark.serial, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 AWAY = "eu-west"
 
 

@@ -16,6 +16,8 @@ import pytest
 
 from keymesh.app.demo import STEPS
 
+pytestmark = pytest.mark.serial
+
 DEMO_S = 400
 END_S = 40
 

@@ -17,7 +17,7 @@ from keymesh.app.drill_tier2 import DECRYPT_LIMIT_MS, FENCED_S, NEAREST
 from keymesh.app.layout import Layout
 from keymesh.app.supervisor_client import take_lock
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 PATIENCE = 4
 """By how much a busy machine may miss the figure: `keymesh drill run tier2` measures it."""

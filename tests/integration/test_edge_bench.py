@@ -6,6 +6,10 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.serial
+
 FIELDS = {"mint_per_s", "mint_context_per_s", "mint_ratio", "open_per_s", "open_ratio", "p50_us", "p99_us"}
 
 

@@ -15,7 +15,7 @@ from keymesh.app.faults_record import Done, Record
 from keymesh.app.layout import Layout
 from keymesh.app.supervisor_client import take_lock
 
-pytestmark = [pytest.mark.slow]
+pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
 
 @pytest.fixture

@@ -35,8 +35,6 @@ HERE, THERE = "us-east", "us-west"
 TENANT = "acmeholding"
 PREFIX = "core"
 
-pytestmark = [pytest.mark.integration, pytest.mark.serial]
-
 
 def do(layout: Layout, *words: str) -> Any:
     with contextlib.redirect_stdout(io.StringIO()) as said:

@@ -23,7 +23,7 @@ from keymesh.app.layout import Layout, TimingPlan, load_plan
 from keymesh.app.supervisor_client import ask_supervisor, stop_mesh
 from keymesh.model.errors import Integrity, KeymeshError
 
-pytestmark = [pytest.mark.integration, pytest.mark.serial, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 TIMING = TimingPlan(
     ttl_ms=20_000, heartbeat_ms=500, edge_ttl_ms=2_000, l1_probe_ms=1_000, l1_ttl_ms=20_000, snapshot_ms=2_000
