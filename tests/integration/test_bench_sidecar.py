@@ -13,9 +13,9 @@ from keymesh.app.bench_sidecar import is_met
 pytestmark = pytest.mark.serial
 
 FIELDS = {
-    "mint_per_s", "constant_per_s", "ratio", "batch_keys_per_s", "single_p50_ms", "single_p99_ms", "offered_per_s",
-    "offered_p50_ms", "offered_p99_ms", "offered_p999_ms", "constant_p99_ms", "constant_p999_ms", "cold_start_ms",
-    "rss_mb", "openbao_datakey_per_s", "openbao_ratio", "mtls_single_p50_ms", "mtls_single_per_s", "ok",
+    "tcp_c16_per_s", "constant_per_s", "ratio", "uds_c1_p50_us", "uds_c1_p99_us", "rate_10k_p50_us", "rate_10k_p99_us",
+    "rate_10k_p999_us", "rate_10k_constant_p99_us", "rate_10k_p99_ratio", "rate_10k_p999_ratio", "batch_keys_per_s",
+    "rss_mb", "cold_start_ms", "openbao_per_s", "openbao_ratio", "mtls_c1_p50_us", "mtls_c1_per_s", "ok",
 }  # fmt: skip
 
 
