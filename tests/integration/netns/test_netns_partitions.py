@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
+import pytest
 from tests.integration.mesh.live import Door, until, using
 from tests.integration.netns.lab import (
     FILES,
@@ -25,6 +26,8 @@ from tests.integration.netns.switch import Rule
 from keymesh.app.config_init import KMS
 from keymesh.control.evidence import bound_end
 from keymesh.model.errors import KeymeshError
+
+pytestmark = pytest.mark.serial
 
 CUT_OFF = "us-west"  # no voter
 TTL_S = TIMING.ttl_ms / 1_000
