@@ -483,8 +483,8 @@ def parse_scope(text):
     if is_label(tenant) and tenant != "mesh":
         if head in ("tenant", "destruction") and not slash:
             return head, tenant, None
-        if head == "service" and is_label(tail):
-            return "service", tenant, None
+        if head in ("service", "client") and is_label(tail):
+            return head, tenant, None
         service, _, version = tail.partition("@")
         if head == "key" and is_label(service) and re.fullmatch("[1-9][0-9]{0,8}", version):
             return "key", tenant, None

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from keymesh.app.args_common import Later, add_common, duration_ms
 
-_SCOPES: Final = "tenant:T, service:T/S, key:T/S@V, region:R or mesh (the last two want --approve-key)"
+_SCOPES: Final = "tenant:T, service:T/S, key:T/S@V, client:T/C, region:R or mesh (the last two want --approve-key)"
 _WHAT: Final = {
     "suspend": "end every use under SCOPE at once; `resume` ends the suspension; prints a certificate",
     "revoke": "end every use under SCOPE for ever; prints a certificate",

@@ -12,6 +12,7 @@ import msgspec
 
 from keymesh.control.kinds import KINDS, Kind
 from keymesh.control.rows import (
+    ClientRow,
     DelegationRow,
     NodeRow,
     PolicyRow,
@@ -183,6 +184,11 @@ def service(name: str, row: ServiceRow) -> None:
         budget = getattr(row, field)
         if budget is not None and budget < 0:
             raise Refused.bad_field(f"row.{field}", "not below 0")
+
+
+def client(name: str, row: ClientRow) -> None:
+    check_label("client", name)
+    check_service(row.service)
 
 
 def labels(held: Mapping[str, str]) -> None:

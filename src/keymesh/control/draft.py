@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from keymesh.control.rows import KeyRow, RestrictionRow, Row, Rows, encode, get
 from keymesh.model.errors import Refused
 from keymesh.model.ids import ServiceName, TenantId
-from keymesh.model.scope import Scope, ScopeKind, destruction_of
+from keymesh.model.scope import Scope, ScopeKind, client_scope, destruction_of
 from keymesh.model.states import KeyState
 
 R = TypeVar("R", bound=Row)
@@ -55,11 +55,13 @@ def is_live(row: KeyRow) -> bool:
     return row.state not in _DEAD
 
 
-def refuse_revoked(draft: Draft, service: str | None) -> None:
+def refuse_revoked(draft: Draft, service: str | None, client: str | None = None) -> None:
     """Nothing new for what is revoked.  Raises Refused ``revoked``."""
     scopes = [Scope(ScopeKind.TENANT, tenant=TenantId(draft.namespace))]
     if service is not None:
         scopes.append(Scope(ScopeKind.SERVICE, tenant=TenantId(draft.namespace), service=ServiceName(service)))
+    if client is not None:
+        scopes.append(client_scope(draft.namespace, client))
     for scope in (*scopes, destruction_of(draft.namespace)):
         _refuse_revoked_scope(draft, str(scope))
 

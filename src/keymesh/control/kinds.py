@@ -13,6 +13,7 @@ from typing import Any, Final, dataclass_transform
 from msgspec import Struct
 
 from keymesh.control.rows import (
+    ClientRow,
     DelegationRow,
     KeyRow,
     NodeRow,
@@ -96,6 +97,14 @@ class SetService(Args):
 
     service: str
     row: ServiceRow
+
+
+class SetClient(Args):
+    """Names a client, or gives it another service; ``row.version`` is the old one plus one (1 at first).  Its end is
+    ``revoke`` of ``client:T/C``: a name that was revoked is nobody's again."""
+
+    client: str
+    row: ClientRow
 
 
 class WantKey(Args):
@@ -272,6 +281,7 @@ KINDS: Final[dict[str, Kind]] = dict(
         _kind("l1.switch", SwitchL1, _O, "tenant", AuthorityBy.SIGNERS),
         _kind("l1.retire", RetireBinding, _N, "tenant"),
         _kind("service.set", SetService, _O, "tenant"),
+        _kind("client.set", SetClient, _O, "tenant"),
         _kind("key.want", WantKey, _N, "tenant"),
         _kind("key.want-rewrap", WantRewrap, _N, "tenant"),
         _kind("key.create", CreateKey, _O, "tenant"),

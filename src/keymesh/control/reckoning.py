@@ -47,7 +47,7 @@ def holders_of(scope: Scope, mesh_rows: Rows, policy: PolicyRow | None) -> tuple
             regions = None
         case ScopeKind.REGION:
             regions = frozenset({str(scope.region)})
-        case ScopeKind.TENANT | ScopeKind.SERVICE | ScopeKind.KEY | ScopeKind.DESTRUCTION:
+        case ScopeKind.TENANT | ScopeKind.SERVICE | ScopeKind.KEY | ScopeKind.CLIENT | ScopeKind.DESTRUCTION:
             regions = frozenset() if policy is None else frozenset(policy.regions)
     found = []
     for name in mesh_rows:

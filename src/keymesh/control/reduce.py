@@ -27,6 +27,7 @@ from keymesh.control.kinds import (
     RegionJoin,
     RetireBinding,
     RotateIvk,
+    SetClient,
     SetLabels,
     SetService,
     SetTenant,
@@ -36,6 +37,7 @@ from keymesh.control.kinds import (
 from keymesh.control.rows import (
     L2_NAME,
     BindingRow,
+    ClientRow,
     LabelsRow,
     PolicyRow,
     RegionRow,
@@ -52,7 +54,7 @@ from keymesh.control.rows import (
 )
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
-from keymesh.model.limits import TASK_MAX_BYTES
+from keymesh.model.limits import CLIENTS_MAX, TASK_MAX_BYTES
 
 SCHEMA_MAX: Final = 65_535
 STATE_MAX_BYTES: Final = TASK_MAX_BYTES // 2
@@ -241,6 +243,20 @@ def _service(draft: Draft, args: SetService) -> None:
         draft.put(f"want/{l3_name(args.service)}", WantRow(version=1))
 
 
+def _client(draft: Draft, args: SetClient) -> None:
+    checks.client(args.client, args.row)
+    refuse_revoked(draft, args.row.service, args.client)
+    if draft.get(f"service/{args.row.service}", ServiceRow) is None:
+        raise Refused("unknown-service", f"no service {args.row.service!r}", field="row.service")
+    old = draft.get(f"client/{args.client}", ClientRow)
+    if old is None and sum(name.startswith("client/") for name in draft.rows) >= CLIENTS_MAX:
+        raise Refused("too-many", f"at most {CLIENTS_MAX} clients of one tenant", field="client")
+    expected = 1 if old is None else old.version + 1
+    if args.row.version != expected:
+        raise Refused("conflict", f"the next version is {expected}", field="row.version")
+    draft.put(f"client/{args.client}", args.row)
+
+
 _FIRST: Final = frozenset({"mesh.genesis", "tenant.create"})
 _RESTRICTING: Final = frozenset({"suspend", "revoke", "tenant.destroy", "tenant.purge", ADOPT_TAIL})
 _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
@@ -258,6 +274,7 @@ _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
     "l1.switch": _switch_l1,
     "l1.retire": _retire,
     "service.set": _service,
+    "client.set": _client,
     "key.want": reduce_keys.want,
     "key.want-rewrap": reduce_keys.want_rewrap,
     "key.create": reduce_keys.create,

@@ -4,9 +4,10 @@ A namespace is a map from row name to canonical JSON; its map-tree root is what 
 (DESIGN section 2).  Digests and kids only, never key bytes, wrapped or not.
 
 Tenant namespaces hold ``policy``, ``standby``, ``signers``, ``labels``, ``binding/<id>``, ``service/<s>``,
-``want/<key>``, ``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and ``restriction/<scope>``, where <key>
-is ``l2`` or ``l3/<service>``.  ``mesh`` holds ``settings``, ``root``, ``delegation/<role>``, ``region/<r>``,
-``node/<r>/<n>``, ``voters``, ``voters/<earlier set>``, ``epoch`` and ``restriction/<scope>``.
+``client/<c>``, ``want/<key>``, ``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and
+``restriction/<scope>``, where <key> is ``l2`` or ``l3/<service>``.  ``mesh`` holds ``settings``, ``root``,
+``delegation/<role>``, ``region/<r>``, ``node/<r>/<n>``, ``voters``, ``voters/<earlier set>``, ``epoch`` and
+``restriction/<scope>``.
 """
 
 from __future__ import annotations
@@ -78,6 +79,14 @@ class ServiceRow(Row):
     edge_ttl_ms: int
     mint_budget: int | None = None
     open_budget: int | None = None
+
+
+class ClientRow(Row):
+    """A client of the tenant that Cores serve by itself, and the one service whose objects are its own.  ``version``
+    rises with every change; it is ended by a restriction of its scope, never by its row."""
+
+    version: int
+    service: str
 
 
 class WantRow(Row):
@@ -196,6 +205,7 @@ _FIXED: Final[dict[str, type[Row]]] = {
 _PREFIXED: Final[dict[str, type[Row]]] = {
     "binding": BindingRow,
     "service": ServiceRow,
+    "client": ClientRow,
     "want": WantRow,
     "rewrap": RewrapRow,
     "wrapping": WrappingRow,

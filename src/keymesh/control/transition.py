@@ -23,6 +23,7 @@ from keymesh.control.proofs import args_of, check_mesh, check_tenant
 from keymesh.control.reduce_trust import OFFICERS_ROW
 from keymesh.control.rows import (
     BindingRow,
+    ClientRow,
     KeyRow,
     PastVotersRow,
     PolicyRow,
@@ -52,7 +53,20 @@ from keymesh.model.states import TRANSITIONS, KeyState
 
 _MESH_HEADS: Final = frozenset({"settings", "root", "voters", "epoch", "delegation", "region", "node", "restriction"})
 _TENANT_HEADS: Final = frozenset(
-    {"policy", "standby", "signers", "labels", "binding", "service", "want", "rewrap", "wrapping", "key", "restriction"}
+    {
+        "policy",
+        "standby",
+        "signers",
+        "labels",
+        "binding",
+        "service",
+        "client",
+        "want",
+        "rewrap",
+        "wrapping",
+        "key",
+        "restriction",
+    }
 )
 _BINDING_ORDER: Final = ("active", "retiring", "retired")
 _RESTRICTED: Final = ("suspended", "revoked")
@@ -175,7 +189,7 @@ def _check_moved(name: str, old: Row, new: Row, seq: int) -> None:
             _check_key(name, old, new)
         case PolicyRow(), PolicyRow():
             _not_fallen(name, old.version, new.version)
-        case ServiceRow(), ServiceRow():
+        case (ServiceRow() as old, ServiceRow() as new) | (ClientRow() as old, ClientRow() as new):
             _not_fallen(name, old.version, new.version)
             if old.version == new.version:
                 raise Integrity("version-reused", f"{name} changed under one version", field=name)

@@ -40,6 +40,7 @@ class Restriction(Struct, frozen=True):
 class TenantView:
     policy: r.PolicyRow | None = None
     services: dict[str, r.ServiceRow] = field(default_factory=dict)
+    clients: dict[str, r.ClientRow] = field(default_factory=dict)
     bindings: dict[str, r.BindingRow] = field(default_factory=dict)
     wants: dict[str, int] = field(default_factory=dict)
     rewraps: dict[str, str] = field(default_factory=dict)
@@ -132,6 +133,8 @@ def tenant_view(namespace: str, rows: r.Rows) -> TenantView:
             view.keys[r.split_key_row(name)] = r.decode_as(name, raw, r.KeyRow)
         elif head == "service":
             view.services[rest] = r.decode_as(name, raw, r.ServiceRow)
+        elif head == "client":
+            view.clients[rest] = r.decode_as(name, raw, r.ClientRow)
         elif head == "binding":
             view.bindings[rest] = r.decode_as(name, raw, r.BindingRow)
         elif head == "want":

@@ -18,6 +18,7 @@ WALK_PREFIXES_MAX: Final = 64  # in one question
 WALK_DIFFERENCES_MAX: Final = 1_000  # in one report
 TASK_TRIES_MAX: Final = 3
 SEALS_MAX: Final = 8  # of one MasterKey
+CLIENTS_MAX: Final = 1_024  # of one tenant, named in its desired state
 WORKERS_MAX: Final = 16  # of one Edge host: a Core grants it 64 leases, and each worker may have three at a time
 
 EDGE_TTL_MIN_MS: Final = 1_000

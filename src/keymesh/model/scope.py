@@ -1,7 +1,8 @@
-"""Scopes of the kill switch: key version, service, tenant, region, mesh; one text form each.
+"""Scopes of the kill switch: key version, service, client, tenant, region, mesh; one text form each.
 
-``tenant:T``, ``service:T/S``, ``key:T/S@V``, ``region:R``, ``mesh``; and ``destruction:T``, by which a tenant's
-destruction restricts all of it apart from what anybody else suspends or resumes.
+``tenant:T``, ``service:T/S``, ``key:T/S@V``, ``client:T/C``, ``region:R``, ``mesh``; and ``destruction:T``, by which a
+tenant's destruction restricts all of it apart from what anybody else suspends or resumes.  A client's scope covers no
+key: it is what is done in that client's name that ends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from keymesh.model.ids import (
     RegionId,
     ServiceName,
     TenantId,
+    check_label,
     check_region,
     check_service,
     check_tenant,
@@ -26,6 +28,7 @@ from keymesh.model.states import Word
 class ScopeKind(Word):
     KEY = "key"
     SERVICE = "service"
+    CLIENT = "client"
     TENANT = "tenant"
     REGION = "region"
     MESH = "mesh"
@@ -41,6 +44,7 @@ class Scope:
     service: ServiceName | None = None
     version: int | None = None
     region: RegionId | None = None
+    client: str | None = None
 
     def __str__(self) -> str:
         match self.kind:
@@ -48,6 +52,8 @@ class Scope:
                 return f"key:{self.tenant}/{self.service}@{self.version}"
             case ScopeKind.SERVICE:
                 return f"service:{self.tenant}/{self.service}"
+            case ScopeKind.CLIENT:
+                return f"client:{self.tenant}/{self.client}"
             case ScopeKind.TENANT:
                 return f"tenant:{self.tenant}"
             case ScopeKind.REGION:
@@ -79,11 +85,18 @@ class Scope:
                 return self.tenant == tenant and self.service == service
             case ScopeKind.KEY:
                 return self.tenant == tenant and self.service == service and self.version == version
+            case ScopeKind.CLIENT:  # whoever uses a key under it is asked for by name
+                return False
 
 
 def destruction_of(tenant: str) -> Scope:
     """What the destruction of ``tenant`` restricts."""
     return Scope(ScopeKind.DESTRUCTION, tenant=TenantId(Namespace(tenant)))
+
+
+def client_scope(tenant: str, client: str) -> Scope:
+    """What restricts one client of ``tenant``."""
+    return Scope(ScopeKind.CLIENT, tenant=TenantId(Namespace(tenant)), client=client)
 
 
 def parse_kill_scope(text: str) -> Scope:
@@ -109,10 +122,12 @@ def parse_scope(text: str) -> Scope:
     tenant, slash, tail = rest.partition("/")
     if slash and head == "service":
         return Scope(ScopeKind.SERVICE, tenant=check_tenant(tenant), service=check_service(tail))
+    if slash and head == ScopeKind.CLIENT.value:
+        return client_scope(check_tenant(tenant), check_label("client", tail))
     service, at, version = tail.partition("@")
     if slash and at and head == "key" and version.isascii() and version.isdigit() and 0 < len(version) < 10:
         if int(version) > 0 and not version.startswith("0"):
             return Scope(
                 ScopeKind.KEY, tenant=check_tenant(tenant), service=check_service(service), version=int(version)
             )
-    raise Refused.bad_field("scope", "one of tenant:T, service:T/S, key:T/S@V, region:R, mesh")
+    raise Refused.bad_field("scope", "one of tenant:T, service:T/S, key:T/S@V, client:T/C, region:R, mesh")

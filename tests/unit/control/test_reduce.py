@@ -10,7 +10,17 @@ from tests.unit.control.world import Mesh, digest
 
 from keymesh.control import reduce
 from keymesh.control.kinds import KINDS, AuthorityBy, Effect
-from keymesh.control.rows import BindingRow, KeyRow, RegionRow, RestrictionRow, ServiceRow, WantRow, WrappingRow, get
+from keymesh.control.rows import (
+    BindingRow,
+    ClientRow,
+    KeyRow,
+    RegionRow,
+    RestrictionRow,
+    ServiceRow,
+    WantRow,
+    WrappingRow,
+    get,
+)
 from keymesh.model.errors import Refused
 from keymesh.model.states import KeyState, Lane, may_become
 
@@ -47,6 +57,7 @@ def test_the_table_of_kinds_written_out_again() -> None:
         "l1.switch": ("grant", 1, "tenant", SIGNERS, False),
         "l1.retire": ("grant", 2, "tenant", NONE, False),
         "service.set": ("grant", 1, "tenant", NONE, False),
+        "client.set": ("grant", 1, "tenant", NONE, False),
         "key.want": ("grant", 2, "tenant", NONE, False),
         "key.want-rewrap": ("grant", 2, "tenant", NONE, False),
         "key.create": ("grant", 1, "tenant", NONE, False),
@@ -304,6 +315,47 @@ def test_service_rows(change: dict[str, Any], code: str) -> None:
     mesh.furnished()
     row = msgspec.to_builtins(ServiceRow(version=2, custody="leased", edge_ttl_ms=1_000)) | change
     assert refused(mesh, "acme", "service.set", {"service": "pay", "row": row}) == code
+
+
+@pytest.mark.parametrize(
+    ("client", "change", "code"),
+    [
+        ("app", {"version": 0}, "conflict"),
+        ("app", {"version": 2}, "conflict"),
+        ("app", {"service": "none"}, "unknown-service"),
+        ("app", {"service": "A"}, "bad-field"),
+        ("App", {}, "bad-field"),
+        ("", {}, "bad-field"),
+    ],
+)
+def test_a_client_is_named_once_for_a_service_that_there_is(client: str, change: dict[str, Any], code: str) -> None:
+    mesh = Mesh()
+    mesh.furnished()
+    row = {"version": 1, "service": "pay"} | change
+    assert refused(mesh, "acme", "client.set", {"client": client, "row": row}) == code
+
+
+@pytest.mark.parametrize("text", ["tenant:acme", "service:acme/pay", "client:acme/app"])
+def test_a_client_that_is_revoked_is_named_no_more(text: str) -> None:
+    mesh = Mesh()
+    mesh.furnished()
+    state = mesh.do("acme", "client.set", {"client": "app", "row": {"version": 1, "service": "pay"}})
+    assert get(state.rows, "client/app", ClientRow) == ClientRow(version=1, service="pay")
+    again = {"client": "app", "row": {"version": 2, "service": "pay"}}
+    assert refused(mesh, "acme", "client.set", {"client": "app", "row": {"version": 1, "service": "pay"}}) == "conflict"
+    mesh.do("acme", "client.set", again)
+    mesh.restrict("revoke", text)
+    assert refused(mesh, "acme", "client.set", {"client": "app", "row": {"version": 3, "service": "pay"}}) == "revoked"
+
+
+def test_a_tenant_has_so_many_clients_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keymesh.control.reduce.CLIENTS_MAX", 2)
+    mesh = Mesh()
+    mesh.furnished()
+    for name in ("a", "b"):
+        mesh.do("acme", "client.set", {"client": name, "row": {"version": 1, "service": "pay"}})
+    assert refused(mesh, "acme", "client.set", {"client": "c", "row": {"version": 1, "service": "pay"}}) == "too-many"
+    mesh.do("acme", "client.set", {"client": "a", "row": {"version": 2, "service": "pay"}})
 
 
 def test_switching_l1_keeps_the_old_binding_until_nothing_hangs_from_it() -> None:

@@ -19,6 +19,7 @@ def test_every_scope_is_its_text_and_back(tenant: str, service: str, version: in
         (f"tenant:{tenant}", ScopeKind.TENANT),
         (f"service:{tenant}/{service}", ScopeKind.SERVICE),
         (f"key:{tenant}/{service}@{version}", ScopeKind.KEY),
+        (f"client:{tenant}/{service}", ScopeKind.CLIENT),
         (f"region:{region}", ScopeKind.REGION),
         ("mesh", ScopeKind.MESH),
     ):
@@ -55,6 +56,10 @@ def test_what_is_taken_prints_as_it_was_given(text: str) -> None:
         "Tenant:a",
         "tenant:A",
         "tenant:a\n",
+        "client:a",
+        "client:a/B",
+        "client:a/b/c",
+        "client:mesh/b",
         "service:a",
         "service:a/",
         "service:/b",
@@ -85,7 +90,7 @@ def test_what_is_taken_prints_as_it_was_given(text: str) -> None:
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(Refused) as refused:
         parse_scope(text)
-    assert refused.value.field in ("scope", "tenant", "service", "region")
+    assert refused.value.field in ("scope", "tenant", "service", "client", "region")
 
 
 def covers(
@@ -107,6 +112,7 @@ def test_what_each_covers() -> None:
     assert not covers("service:t/s", service="x") and not covers("service:t/s", service=None)
     assert not covers("service:t/s", tenant="u")
     assert covers("key:t/s@1") and not covers("key:t/s@1", version=2) and not covers("key:t/s@1", version=None)
+    assert not covers("client:t/s") and not covers("client:t/s", service=None, version=None)
     assert not covers("key:t/s@1", service="x") and not covers("key:t/s@1", tenant="u")
 
 
@@ -116,6 +122,7 @@ def test_where_a_scope_is_recorded_and_who_must_approve() -> None:
         "destruction:t": ("t", False),
         "service:t/s": ("t", False),
         "key:t/s@3": ("t", False),
+        "client:t/c": ("t", False),
         "region:r": ("mesh", True),
         "mesh": ("mesh", True),
     }

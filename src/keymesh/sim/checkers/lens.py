@@ -103,7 +103,10 @@ def uses_of(scope: Scope, ledger: Ledger) -> list[tuple[str, str, int]]:
         if service is None:
             continue
         if scope.kind in (ScopeKind.MESH, ScopeKind.REGION) or (
-            scope.tenant == tenant and scope.service in (None, service) and scope.version in (None, version)
+            scope.client is None
+            and scope.tenant == tenant
+            and scope.service in (None, service)
+            and scope.version in (None, version)
         ):
             out.append((tenant, service, version))
     return out
