@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from keymesh.access.identity import Identity, parse_identity
+from keymesh.access.identity import ClientIdentity, Identity, parse_identity
 from keymesh.model.errors import Refused
 from keymesh.model.ids import MeshName, check_label
 from keymesh.model.time import Instant
@@ -29,6 +29,7 @@ CA_LIFETIME_MS: Final = 10 * 365 * 24 * 3_600_000
 BACKDATE_MS: Final = 60_000
 PEM_MAX_BYTES: Final = 64 * 1024
 
+_CLIENT_EKU: Final = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])
 _LEAF_EKU: Final = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
 
 
@@ -132,18 +133,32 @@ def issue_leaf(
     now: Instant,
     lifetime_ms: int = LEAF_LIFETIME_MS,
 ) -> x509.Certificate:
-    """A leaf with one URI SAN, for client and server use.  Raises Refused outside the authority's domain."""
+    """A leaf with one URI SAN, for client and server use; a client's for client use alone, since clients that nobody
+    here wrote may look at nothing else in a server's certificate.  Raises Refused outside the authority's domain."""
     if authority.is_root or identity.domain != authority.domain or identity.mesh != authority.mesh:
         raise Refused.bad_field("identity", f"{identity} is outside the domain {authority.domain!r} of this CA")
     if not isinstance(public_key.curve, ec.SECP256R1):
         raise Refused.bad_field("csr", "the key must be on P-256")
     if not 0 < lifetime_ms <= CA_LIFETIME_MS:
         raise Refused.bad_field("lifetime_ms", f"1..{CA_LIFETIME_MS}")
-    return sign_leaf(authority, str(identity), public_key, now=now, lifetime_ms=lifetime_ms)
+    return sign_leaf(
+        authority,
+        str(identity),
+        public_key,
+        now=now,
+        lifetime_ms=lifetime_ms,
+        client_only=isinstance(identity, ClientIdentity),
+    )
 
 
 def sign_leaf(
-    authority: Authority, uri: str, public_key: ec.EllipticCurvePublicKey, *, now: Instant, lifetime_ms: int
+    authority: Authority,
+    uri: str,
+    public_key: ec.EllipticCurvePublicKey,
+    *,
+    now: Instant,
+    lifetime_ms: int,
+    client_only: bool = False,
 ) -> x509.Certificate:
     """``issue_leaf`` for parties that are no mesh identities (a customer's KMS, its owner).
 
@@ -153,7 +168,7 @@ def sign_leaf(
     return (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(ca=False), critical=True)
-        .add_extension(_LEAF_EKU, critical=False)
+        .add_extension(_CLIENT_EKU if client_only else _LEAF_EKU, critical=False)
         .add_extension(_uri_san(uri), critical=True)  # critical: the subject is empty (RFC 5280, 4.2.1.6)
         .add_extension(_key_id_of(authority.key.public_key()), critical=False)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
@@ -258,8 +273,9 @@ def identity_of(certificate: x509.Certificate, mesh: MeshName) -> Identity:
     return parse_identity(uri_of(certificate), mesh)
 
 
-def check_leaf_profile(certificate: x509.Certificate) -> None:
-    """Raises Refused unless ``certificate`` is an end-entity certificate for client *and* server use."""
+def check_leaf_profile(certificate: x509.Certificate, *, client_only: bool = False) -> None:
+    """Raises Refused unless ``certificate`` is an end-entity certificate for client *and* server use, or, with
+    ``client_only``, for client use at least."""
     try:
         ca = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
         usages = set(certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value)
@@ -267,7 +283,7 @@ def check_leaf_profile(certificate: x509.Certificate) -> None:
         raise Refused.bad_field("certificate", "basic constraints and extended key usage are required") from bad
     if ca:
         raise Refused.bad_field("certificate", "a CA certificate is no leaf")
-    if not usages >= set(_LEAF_EKU):
+    if not usages >= set(_CLIENT_EKU if client_only else _LEAF_EKU):
         raise Refused.bad_field("certificate", "must be for client and server use")
 
 

@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn, TypeAlias
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from keymesh.access.identity import Identity
+from keymesh.access.identity import ClientIdentity, Identity
 from keymesh.adapters.key_files import read_private
 from keymesh.adapters.pki import check_leaf_profile, fingerprint, identity_of, parse_certificates, uri_of, validity_ms
 from keymesh.model.errors import Refused
@@ -30,6 +30,8 @@ from keymesh.model.ids import MeshName
 from keymesh.model.time import Instant, is_live
 
 CHAIN_CERTIFICATES: Final = 3
+TLS12_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20"
+"""Of TLS 1.2, where that is allowed at all; those of 1.3 are not chosen by this."""
 
 log = logging.getLogger("keymesh.tls")
 
@@ -114,9 +116,9 @@ class PeerContext(ssl.SSLContext):
         prints = tuple(fingerprint(certificate) for certificate in chain)
         if not self.refused.isdisjoint(prints):
             raise Refused.bad_field("certificate", "is refused by fingerprint")
-        check_leaf_profile(chain[0])
         uri = uri_of(chain[0])
         identity = self.peer_check(chain[0], chain[-1])
+        check_leaf_profile(chain[0], client_only=isinstance(identity, ClientIdentity))
         not_after = min(validity_ms(certificate)[1] for certificate in chain)
         spki = chain[0].public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         return Peer(uri, identity, prints, not_after, spki)
@@ -171,12 +173,18 @@ class Credentials:
             return anonymous_context(trust_pem=trust_pem, check=check, refused=self.refused)
         return self._context(ssl.PROTOCOL_TLS_CLIENT, trust_pem, check)
 
-    def server_context(self, *, trust_pem: bytes, check: PeerCheck, required: bool = True) -> PeerContext:
+    def server_context(
+        self, *, trust_pem: bytes, check: PeerCheck, required: bool = True, tls12: bool = False
+    ) -> PeerContext:
         """The same for accepted connections; a client certificate is required, unless ``required`` is False.
 
-        A certificate that is shown must pass, required or not.
+        A certificate that is shown must pass, required or not.  ``tls12``: TLS 1.2 as well, for clients that nobody
+        here wrote; of it only what has forward secrecy and authenticated encryption.
         """
         context = self._context(ssl.PROTOCOL_TLS_SERVER, trust_pem, check)
+        if tls12:
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.set_ciphers(TLS12_CIPHERS)
         context.num_tickets = 0
         if not required:
             context.verify_mode = ssl.CERT_OPTIONAL
