@@ -53,6 +53,7 @@ class Action(Enum):
     CERTIFICATE_READ = "certificate.read"
     SYNC = "sync"  # a node's heartbeats, tasks, acknowledgements
     BLOB = "blob"  # a peer reads or writes wrapped blobs of the residency domain
+    OBJECTS = "objects"  # a client's use of the objects that a Core keeps for its service
     LEASE = "lease"  # an Edge takes a lease, or asks the Core to mint and open
     RECOVER = "recover"
 
@@ -112,6 +113,7 @@ RULES: Final[dict[Action, Rule]] = {
     Action.CERTIFICATE_READ: Rule(Reach.EITHER, _SEE),
     Action.SYNC: Rule(Reach.EITHER, machines=(CoreIdentity,)),
     Action.BLOB: Rule(Reach.TENANT, machines=(CoreIdentity,)),
+    Action.OBJECTS: Rule(Reach.TENANT, machines=(ClientIdentity,)),
     Action.LEASE: Rule(Reach.TENANT, machines=(EdgeIdentity,)),
     Action.RECOVER: Rule(Reach.MESH, frozenset({Role.RECOVERY_OFFICER})),
 }

@@ -29,7 +29,8 @@ def signing_public_raw(key: ed25519.Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes_raw()
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+def key_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> bytes:
+    """PKCS #8, in the clear: for private files alone."""
     return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
@@ -37,12 +38,12 @@ def _key_pem(key: ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey) -> byt
 
 def write_identity(path: Path, key: ec.EllipticCurvePrivateKey, chain: Iterable[x509.Certificate]) -> None:
     """Key, leaf and intermediate in one private file, so that a renewal replaces all of them in one rename."""
-    write_file(path, _key_pem(key) + certificates_pem(chain))
+    write_file(path, key_pem(key) + certificates_pem(chain))
 
 
 def write_authority(path: Path, authority: Authority) -> None:
     """A CA's key and certificate in one private file."""
-    write_file(path, _key_pem(authority.key) + certificates_pem([authority.certificate]))
+    write_file(path, key_pem(authority.key) + certificates_pem([authority.certificate]))
 
 
 def load_authority(path: Path, *, mesh: MeshName) -> Authority:
@@ -64,7 +65,7 @@ def load_authority(path: Path, *, mesh: MeshName) -> Authority:
 
 
 def write_signing_key(path: Path, key: ed25519.Ed25519PrivateKey) -> None:
-    write_file(path, _key_pem(key))
+    write_file(path, key_pem(key))
 
 
 def load_signing_key(path: Path) -> ed25519.Ed25519PrivateKey:

@@ -13,18 +13,20 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Generic, TypeVar
 
+from keymesh.adapters.tls import TLS12_CIPHERS
 from keymesh.kmip.ttlv import DEFAULT_LIMITS, HEADER_BYTES, message_bytes
 from keymesh.kmip.ttlv import Limits as MessageLimits
 from keymesh.model.errors import Refused
 
 log = logging.getLogger("keymesh.kmip")
 
-P = TypeVar("P")
+P = TypeVar("P", bound=Hashable)
 
 KMIP_PORT: Final = 5696
 READ_AHEAD_BYTES: Final = 32 * 1024
@@ -36,6 +38,8 @@ class Limits:
     """What connections may cost (I17); seconds, and how many."""
 
     connections: int = 4_096
+    connections_of_one: int = 4_096
+    """Of one peer, from the end of the handshake on."""
     handshake_s: float = 10.0
     idle_s: float = 300.0
     """Between an answer and the first byte of the next request."""
@@ -68,6 +72,7 @@ class Listener(Generic[P]):
         self._waiting: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
         self._draining = False
+        self._of: Counter[P] = Counter()
 
     @property
     def connections(self) -> int:
@@ -114,13 +119,26 @@ class Listener(Generic[P]):
             if transport is None:  # the peer went away
                 return
             protocol.connection_made(transport)
-            await self._requests(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+            await self._peers_requests(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
         except (OSError, EOFError, TimeoutError):  # TLS errors are OSErrors; the peer is gone, late or a stranger
             pass
         except Exception:
             log.exception("a KMIP connection ends by a fault of ours")
         finally:
             (transport or raw).abort()
+
+    async def _peers_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """All requests of one connection, where its peer has not too many."""
+        peer = self._peer_of(writer.get_extra_info("ssl_object"))
+        if peer is None or self._of[peer] >= self._limits.connections_of_one:
+            return
+        self._of[peer] += 1
+        try:
+            await self._requests(reader, writer)
+        finally:
+            self._of[peer] -= 1
+            if not self._of[peer]:
+                del self._of[peer]
 
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer until the peer ends it, breaks a limit, or is admitted no longer."""
@@ -186,7 +204,7 @@ def server_context(identity_file: Path, trust_pem: bytes) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")
+    context.set_ciphers(TLS12_CIPHERS)
     context.verify_mode = ssl.CERT_REQUIRED
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any, Final
 
 from keymesh.app.args_common import Later, add_common, duration_ms
@@ -19,33 +20,7 @@ def register(commands: Any) -> None:
     for action, what in _WHAT.items():
         parser = commands.add_parser(action, help=what, epilog=f"example: keymesh {action} tenant:acme")
         parser.add_argument("scope", metavar="SCOPE", help=_SCOPES)
-        parser.add_argument("--reason", default="", metavar="TEXT", help="recorded with the entry")
-        parser.add_argument(
-            "--approve-key",
-            action="append",
-            default=[],
-            metavar="FILE",
-            help="an officer's key file; region and mesh scopes want two different officers (the first one may be "
-            "left out in a development mesh, where it is officer-1)",
-        )
-        if action == "revoke":
-            parser.add_argument(
-                "--abandon-children", action="store_true", help="revoke a key though others are wrapped under it"
-            )
-        if action != "resume":
-            parser.add_argument("-o", "--output", metavar="FILE", help="write the certificate there")
-            parser.add_argument("--no-wait", action="store_true", help="return once committed, without a certificate")
-            parser.add_argument(
-                "--wait",
-                type=duration_ms,
-                default=360_000,
-                metavar="TIME",
-                help="for the certificate (default 6m: an Edge that ended without a word counts until its lease ends)",
-            )
-            parser.add_argument(
-                "--command-id", metavar="ID", help="of an earlier call: commit nothing, fetch its certificate"
-            )
-        add_common(parser, token=True)
+        _add_kill(parser, action)
         function = "run_resume" if action == "resume" else "run_kill"
         parser.set_defaults(run=Later("cli_killswitch", function), action=action)
     certificate = commands.add_parser("certificate", help="how far a kill switch is, and its certificate")
@@ -69,3 +44,36 @@ def register(commands: Any) -> None:
     verify.add_argument("--root", metavar="FILE", help="trust.json with the root keys (default: the mesh directory's)")
     add_common(verify)
     verify.set_defaults(run=Later("cli_verify", "run_verify"))
+
+
+def _add_kill(parser: argparse.ArgumentParser, action: str) -> None:
+    parser.add_argument("--reason", default="", metavar="TEXT", help="recorded with the entry")
+    parser.add_argument(
+        "--approve-key",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an officer's key file; region and mesh scopes want two different officers (the first one may be "
+        "left out in a development mesh, where it is officer-1)",
+    )
+    if action == "revoke":
+        parser.add_argument(
+            "--abandon-children", action="store_true", help="revoke a key though others are wrapped under it"
+        )
+    if action != "resume":
+        add_certificate(parser)
+    add_common(parser, token=True)
+
+
+def add_certificate(parser: argparse.ArgumentParser) -> None:
+    """What becomes of the certificate of a restriction."""
+    parser.add_argument("-o", "--output", metavar="FILE", help="write the certificate there")
+    parser.add_argument("--no-wait", action="store_true", help="return once committed, without a certificate")
+    parser.add_argument(
+        "--wait",
+        type=duration_ms,
+        default=360_000,
+        metavar="TIME",
+        help="for the certificate (default 6m: an Edge that ended without a word counts until its lease ends)",
+    )
+    parser.add_argument("--command-id", metavar="ID", help="of an earlier call: commit nothing, fetch its certificate")

@@ -99,14 +99,15 @@ def make_plan(
     targets = [*names, *map(registry_process, (FIRST_REGISTRY, *replicas))]
     targets += [BROKER] if full else []
     pairs = [f"{src} {dst}" for src in names for dst in targets if dst != src] if links else []
-    ports = iter(free_ports(2 + len(names) + len(pairs) + len(names)))
+    ports = iter(free_ports(2 + len(names) + len(pairs) + 2 * len(names)))
     return MeshPlan(
         version=1,
         mesh=DEV_MESH,
         registry_region=names[0],
         registry_port=next(ports),
         regions={
-            name: RegionPlan(domain=domain, failure_domain=name, port=next(ports)) for name, domain in regions.items()
+            name: RegionPlan(domain=domain, failure_domain=name, port=next(ports), kmip_port=next(ports))
+            for name, domain in regions.items()
         },
         timing=timing,
         allow_unlocked_memory=allow_unlocked_memory,

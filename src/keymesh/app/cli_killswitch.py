@@ -214,9 +214,12 @@ async def _certified(client: AdminClient, scope: str, action: str, command_id: s
 
 async def _is_unknown(client: AdminClient, scope: Scope) -> bool:
     """Whether nothing of that name exists, as after a slip of the pen; a restriction is recorded all the same."""
-    if scope.service is None:
+    if scope.service is None and scope.client is None:
         return False
     try:
+        if scope.client is not None:
+            named = (await client.call("GET", f"/v1/tenants/{scope.tenant}/clients"))["clients"]
+            return not any(each["client"] == scope.client for each in named)
         keys = (await client.call("GET", f"/v1/tenants/{scope.tenant}/keys"))["keys"]
         services = (await client.call("GET", f"/v1/tenants/{scope.tenant}/services"))["services"]
     except (Unavailable, Refused):

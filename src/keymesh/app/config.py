@@ -20,6 +20,7 @@ from keymesh.app.config_backup import BackupConfig
 from keymesh.app.config_broker import CoreBroker, RegistryBroker
 from keymesh.app.config_database import DatabaseConfig
 from keymesh.app.config_keystore import KeyStoreConfig
+from keymesh.app.config_kmip import KmipConfig
 from keymesh.app.config_log import LogConfig
 from keymesh.app.config_parts import (
     Checks,
@@ -156,6 +157,7 @@ class CoreConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     tokens: CoreTokens | None = None
     backup: BackupConfig | None = None
     broker: CoreBroker | None = None
+    kmip: KmipConfig | None = None
 
     def check(self) -> None:
         """Raises Refused naming the field."""

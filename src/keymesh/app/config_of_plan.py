@@ -10,6 +10,7 @@ from pathlib import Path
 from keymesh.app.config import CoreConfig, EdgeConfig, RegistryConfig
 from keymesh.app.config_backup import BackupConfig
 from keymesh.app.config_broker import CoreBroker, RegistryBroker
+from keymesh.app.config_kmip import KmipConfig
 from keymesh.app.config_parts import CoreTiming, IdentityFiles, Listen
 from keymesh.app.full_plan import BROKER, broker_port
 from keymesh.app.full_region import core_broker_of, keystore_of, registry_broker_of, seals_of
@@ -68,6 +69,7 @@ def core_config_of(layout: Layout, plan: MeshPlan, region: str | None) -> CoreCo
         broker=_core_broker(plan, region, directory),
         keystore=None if plan.full is None else keystore_of(plan.full, region, directory),
         seals=None if plan.full is None else seals_of(plan.full, region, directory),
+        kmip=None if (port := plan.regions[region].kmip_port) is None else KmipConfig(port=port),
     )
 
 

@@ -14,7 +14,7 @@ import msgspec
 from cryptography import x509
 
 from keymesh.access.admit import Action, admit, require
-from keymesh.access.identity import AdminIdentity, CoreIdentity, EdgeIdentity, PersonIdentity
+from keymesh.access.identity import AdminIdentity, ClientIdentity, CoreIdentity, EdgeIdentity, PersonIdentity
 from keymesh.adapters import key_files, pki
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
 from keymesh.app.backup_wiring import backup_view
@@ -22,6 +22,7 @@ from keymesh.app.core_seals_api import SealsApi
 from keymesh.app.guarded_store import NOT_LOOKED_AT
 from keymesh.app.layout import ASSIGNED
 from keymesh.control.rows import L2_NAME
+from keymesh.core.clients import is_ended
 from keymesh.core.events import LocalRestrict
 from keymesh.core.explain import explain
 from keymesh.core.keystore import KeyStore
@@ -37,6 +38,8 @@ from keymesh.orbital import edge_wire as wire
 if TYPE_CHECKING:
     from keymesh.app.core_app import CoreProcess
 
+CLIENTS_PATH: Final = "/v1/clients/certificates"
+HOUR_MS: Final = 3_600_000
 BLOB_TYPE: Final = "application/octet-stream"
 LOCAL_WAIT_S: Final = 5.0
 BLOBS_PER_TENANT_MAX: Final = 100_000
@@ -56,6 +59,12 @@ class EnrolBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     tenant: str
     service: str
     instance: str
+    csr: str
+
+
+class ClientBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    tenant: str
+    client: str
     csr: str
 
 
@@ -95,6 +104,7 @@ class CoreApi:
             ),
             Route(method="POST", path="/v1/restrict", handler=self._restrict, allow=is_person, takes_tokens=True),
             Route(method="POST", path="/v1/certificates", handler=self._enrol, allow=is_admin),
+            Route(method="POST", path=CLIENTS_PATH, handler=self._enrol_client, allow=is_admin),
             Route(method="POST", path=wire.RENEW_PATH, handler=self._renew, allow=is_edge),
             Route(method="GET", path="/v1/tenants/{tenant}/chain", handler=self._chain, allow=is_admin),
             Route(method="GET", path="/v1/status", handler=self._status, allow=is_operator),
@@ -206,6 +216,20 @@ class CoreApi:
         )
         return self._issue(identity, body.csr)
 
+    async def _enrol_client(self, request: Request) -> Response:
+        """A certificate for a client that the tenant names, which this Core serves by itself; a new one each time."""
+        body = request.json(ClientBody)
+        tenant, client = check_tenant(body.tenant), check_label("client", body.client)
+        self._admin_of(request, tenant, Action.CLIENT_SET)
+        if client not in self._core.view(tenant).clients or is_ended(self._core.shell.state, tenant, client):
+            raise Refused("not-found", "no such client", field="client")
+        if (kmip := self._core.config.kmip) is None:
+            raise Refused("not-served", "this Core serves no clients; its configuration has no section kmip")
+        identity = ClientIdentity(
+            mesh=self._core.tls.mesh, region=RegionId(self._core.region), tenant=TenantId(tenant), name=client
+        )
+        return self._issue(identity, body.csr, lifetime_ms=kmip.certificate_h * HOUR_MS)
+
     async def _renew(self, request: Request) -> Response:
         """The same identity and the same key again, for an Edge that still has its certificate."""
         identity = request.identity
@@ -216,14 +240,20 @@ class CoreApi:
         csr = request.json(wire.RenewRequest).csr
         return self._issue(identity, csr, same_key_as=request.peer.public_key)
 
-    def _issue(self, identity: EdgeIdentity, csr: str, same_key_as: bytes | None = None) -> Response:
+    def _issue(
+        self,
+        identity: EdgeIdentity | ClientIdentity,
+        csr: str,
+        same_key_as: bytes | None = None,
+        lifetime_ms: int = pki.LEAF_LIFETIME_MS,
+    ) -> Response:
         if same_key_as is not None and spki_of_csr(csr) != same_key_as:
             raise Refused.bad_field("csr", "a renewal keeps its key")
         if (issuer := self._core.config.identity.issuer) is None:
             raise Refused("no-issuer", "this Core issues no certificates; another of its region, or its CA, does")
         authority = key_files.load_authority(issuer, mesh=self._core.tls.mesh)
         now = Instant(time.time_ns() // 1_000_000)
-        leaf = pki.issue_from_csr(authority, csr.encode(), identity=identity, now=now)
+        leaf = pki.issue_from_csr(authority, csr.encode(), identity=identity, now=now, lifetime_ms=lifetime_ms)
         chain = pki.certificates_pem([leaf, authority.certificate])
         return json_response(wire.RenewAnswer(chain=chain.decode("ascii")))
 
@@ -317,6 +347,7 @@ class CoreApi:
             reasons.append(f"key store: {shut.code}")
         if state.mesh.lease is None or not self._core.shell.now() < state.mesh.lease.until:
             reasons.append("no governance lease")
+        reasons += [] if self._core.kmip is None else self._core.kmip.readiness()
         return reasons
 
 

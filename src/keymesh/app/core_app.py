@@ -36,6 +36,7 @@ from keymesh.app.core_edges import EdgeDoor
 from keymesh.app.core_epoch import EpochDoor
 from keymesh.app.core_history import CoreHistory
 from keymesh.app.core_keys import CoreKeys
+from keymesh.app.core_kmip import KmipDoor
 from keymesh.app.core_loads import CoreLoads
 from keymesh.app.core_objects import CoreObjects
 from keymesh.app.core_peers import PeerDoor
@@ -191,6 +192,7 @@ class CoreProcess:
         self.peers = PeerDoor(self)
         self.broker = None if config.broker is None else BrokerDoor(self, config.broker)
         self.edges = EdgeDoor(self)
+        self.kmip = None if config.kmip is None else KmipDoor(self, config.kmip)
         self.history = CoreHistory(self, self.registries.ask)
         self.backups = core_keeper(self, signer)
         self.seals = RegionSeals(self, seals)
@@ -281,6 +283,8 @@ class CoreProcess:
         if effect.kids is None:
             self.loads.drop(effect.namespace)
         self.keyring.drop(effect.namespace, effect.kids)
+        if self.kmip is not None:
+            self.kmip.dropped(effect.namespace)
 
     def _reply_local(self, effect: ReplyLocal) -> None:
         waiter = self.replies.pop(f"local/{effect.scope}/{effect.command_id}", None)
@@ -348,6 +352,9 @@ class CoreProcess:
         for task in background:
             task.add_done_callback(self._finished)
         background += start_backups(self.backups, metrics.registry, self._finished)
+        if self.kmip is not None:
+            await self.kmip.open()
+            background.append(self._spawned(self.kmip.run()))
         say_ready()
         await wait_for_stop()
         for task in background:
@@ -355,6 +362,8 @@ class CoreProcess:
         self.shell.stop()
         self.voter.stop()
         await server.close()
+        if self.kmip is not None:
+            await self.kmip.close()
         await self.keys.close()
         await self.tokens.close()
         await self.registries.close()

@@ -30,11 +30,12 @@ _PLAN_MAX_BYTES = 1024 * 1024
 
 
 class RegionPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``domain``: residency domain.  ``port``: of its Core on loopback."""
+    """``domain``: residency domain.  ``port``: of its Core on loopback; ``kmip_port``: where that serves KMIP."""
 
     domain: str
     failure_domain: str
     port: int
+    kmip_port: int | None = None
     node: str = "n1"
 
 

@@ -52,6 +52,13 @@ class CoreCollector(Collector):
         yield _counter("keymesh_core_notes", "Notes by name.", "name", core.shell.notes)
         if core.broker is not None:
             yield _broker("keymesh_core_broker", core.broker.describe())
+        if (kmip := core.kmip) is not None:
+            yield GaugeMetricFamily("keymesh_kmip_connections", "Of KMIP clients.", kmip.connections)
+            yield GaugeMetricFamily(
+                "keymesh_kmip_unreadable", "Stored objects that did not open.", kmip.store.unreadable
+            )
+            yield _counter("keymesh_kmip_operations", "Admitted.", "operation", kmip.records.operations)
+            yield _counter("keymesh_kmip_denied", "Refused by the gate.", "reason", kmip.records.denied)
         used = {"minted": core.edges.minted, "opened": core.edges.opened}
         yield _counter("keymesh_core_l4", "Data keys reported by Edges.", "what", used)
 

@@ -25,6 +25,7 @@ from keymesh.app.registry_bodies import (
     BatchProblem,
     BatchResult,
     CertificateAnswer,
+    ClientsAnswer,
     CommandAnswer,
     CommandBody,
     CommandStatus,
@@ -40,7 +41,15 @@ from keymesh.app.registry_bodies import (
     TenantsAnswer,
 )
 from keymesh.app.registry_regions import show_region
-from keymesh.app.registry_views import TenantRows, show_keys, show_kill, show_scopes, show_service, show_tenant
+from keymesh.app.registry_views import (
+    TenantRows,
+    show_clients,
+    show_keys,
+    show_kill,
+    show_scopes,
+    show_service,
+    show_tenant,
+)
 from keymesh.control.rows import PolicyRow, policy_in
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token
@@ -84,6 +93,7 @@ class RegistryApi:
             Operation("GET", "/v1/tenants/{tenant}", self._tenant, TenantAnswer, query=_READ),
             Operation("GET", "/v1/tenants/{tenant}/services", self._services, ServicesAnswer, query=_READ),
             Operation("GET", "/v1/tenants/{tenant}/services/{service}", self._service, ServiceAnswer, query=_READ),
+            Operation("GET", "/v1/tenants/{tenant}/clients", self._clients, ClientsAnswer, query=_READ),
             Operation("GET", "/v1/tenants/{tenant}/keys", self._keys, KeysAnswer, query=_READ),
             Operation("GET", "/v1/regions", self._regions, RegionsAnswer),
             Operation("GET", "/v1/regions/{region}", self._region, RegionAnswer),
@@ -315,6 +325,11 @@ class RegistryApi:
         if f"service/{name}" not in space.rows:
             raise Refused("not-found", "no such service", field="service")
         return json_response(ServiceAnswer(**asdict(show_service(space, name)), index=space.index))
+
+    async def _clients(self, request: Request) -> Response:
+        """Every client of the tenant that Cores serve by themselves, and its service."""
+        space = await self._named(request)
+        return json_response(ClientsAnswer(clients=show_clients(space), index=space.index))
 
     async def _keys(self, request: Request) -> Response:
         """Every key version of the tenant; digests and kids, never key bytes."""

@@ -12,6 +12,7 @@ from msgspec import UNSET, UnsetType
 from keymesh.app.registry_bodies import (
     BindingView,
     CertificateAnswer,
+    ClientView,
     DestructionView,
     KeyView,
     OpenHolderView,
@@ -22,6 +23,7 @@ from keymesh.app.registry_bodies import (
 from keymesh.control.rows import (
     L2_NAME,
     BindingRow,
+    ClientRow,
     KeyRow,
     PolicyRow,
     RestrictionRow,
@@ -169,6 +171,18 @@ def show_service(space: TenantRows, name: str) -> ServiceView:
         wrapping=None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
         state=_scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
     )
+
+
+def show_clients(space: TenantRows) -> tuple[ClientView, ...]:
+    """Every client that the tenant names, ended ones too."""
+    out = []
+    for full, raw in sorted(space.rows.items()):
+        if full.startswith("client/"):
+            name, row = full.removeprefix("client/"), msgspec.json.decode(raw, type=ClientRow)
+            scopes = (f"tenant:{space.name}", f"service:{space.name}/{row.service}", f"client:{space.name}/{name}")
+            state = _scope_state(space, *scopes)
+            out.append(ClientView(tenant=space.name, client=name, **msgspec.structs.asdict(row), state=state))
+    return tuple(out)
 
 
 def show_keys(space: TenantRows) -> tuple[KeyView, ...]:

@@ -7,6 +7,7 @@ object's, whatever another one says.  The object's state and the gate are asked 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -54,6 +55,11 @@ class Streams:
         """Ends all of a tenant's service: what a restriction calls, since each of them holds a key in use."""
         for own in [key for key, stream in self._open.items() if stream.caller.scope == scope]:
             del self._open[own]
+
+    def keep(self, wanted: Callable[[Caller], bool]) -> None:
+        """Ends those of callers that are not ``wanted`` any more."""
+        for lost in [key for key, stream in self._open.items() if not wanted(stream.caller)]:
+            del self._open[lost]
 
     def take(self, value: bytes, *, caller: Caller, operation: Operation, uid: str | None, now_s: int) -> Part:
         """The stream, which is no longer kept: a part that fails ends it, and none is fed twice at a time."""

@@ -38,6 +38,8 @@ KMIP_MESSAGE_MAX_BYTES: Final = 1024 * 1024
 KMIP_RESPONSE_MAX_BYTES: Final = 1024 * 1024  # of one answer, whatever a batch asks for
 KMIP_BATCH_MAX: Final = 256  # items of one request
 KMIP_DEPTH_MAX: Final = 32
+KMIP_OBJECT_MAX_BYTES: Final = 255 * 1024  # of one object with its attributes, before it is sealed
+KMIP_NAMES_MAX: Final = 32  # of one object
 KMIP_ITEMS_MAX: Final = 16_384  # of one message, structures counted
 
 OBJECT_SEALED_MAX_BYTES: Final = 256 * 1024  # of one KMIP object, sealed

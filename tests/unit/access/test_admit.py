@@ -93,6 +93,7 @@ TENANT_MATRIX: dict[Action, tuple[Identity, ...]] = {
     Action.CERTIFICATE_READ: (ADMIN, OPERATOR, AUDITOR, CLIENT, PERSON_ACME, PERSON_KEYS, PERSON_OPERATOR),
     Action.SYNC: (CORE,),
     Action.BLOB: (CORE,),
+    Action.OBJECTS: (CLIENT,),
     Action.LEASE: (EDGE,),
 }
 MESH_MATRIX: dict[Action, tuple[Identity, ...]] = {
