@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
     from keymesh.app.core_app import CoreProcess
+    from keymesh.app.core_kmip import KmipDoor
     from keymesh.app.registry_app import RegistryProcess
 
 
@@ -27,6 +28,13 @@ def _broker(name: str, lanes: Mapping[str, Mapping[str, int]]) -> Metric:
         for what, count in sorted(counts.items()):
             family.add_metric([lane, what], count)
     return family
+
+
+def _kmip(door: KmipDoor) -> Iterator[Metric]:
+    yield GaugeMetricFamily("keymesh_kmip_connections", "Of KMIP clients.", door.connections)
+    yield GaugeMetricFamily("keymesh_kmip_unreadable", "Stored objects that did not open.", door.store.unreadable)
+    yield _counter("keymesh_kmip_operations", "Admitted.", "operation", door.records.operations)
+    yield _counter("keymesh_kmip_denied", "Refused by the gate.", "reason", door.records.denied)
 
 
 class CoreCollector(Collector):
@@ -52,13 +60,7 @@ class CoreCollector(Collector):
         yield _counter("keymesh_core_notes", "Notes by name.", "name", core.shell.notes)
         if core.broker is not None:
             yield _broker("keymesh_core_broker", core.broker.describe())
-        if (kmip := core.kmip) is not None:
-            yield GaugeMetricFamily("keymesh_kmip_connections", "Of KMIP clients.", kmip.connections)
-            yield GaugeMetricFamily(
-                "keymesh_kmip_unreadable", "Stored objects that did not open.", kmip.store.unreadable
-            )
-            yield _counter("keymesh_kmip_operations", "Admitted.", "operation", kmip.records.operations)
-            yield _counter("keymesh_kmip_denied", "Refused by the gate.", "reason", kmip.records.denied)
+        yield from () if core.kmip is None else _kmip(core.kmip)
         used = {"minted": core.edges.minted, "opened": core.edges.opened}
         yield _counter("keymesh_core_l4", "Data keys reported by Edges.", "what", used)
 

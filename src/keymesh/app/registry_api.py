@@ -25,7 +25,6 @@ from keymesh.app.registry_bodies import (
     BatchProblem,
     BatchResult,
     CertificateAnswer,
-    ClientsAnswer,
     CommandAnswer,
     CommandBody,
     CommandStatus,
@@ -40,16 +39,9 @@ from keymesh.app.registry_bodies import (
     TenantAnswer,
     TenantsAnswer,
 )
+from keymesh.app.registry_clients import ClientsAnswer, show_clients
 from keymesh.app.registry_regions import show_region
-from keymesh.app.registry_views import (
-    TenantRows,
-    show_clients,
-    show_keys,
-    show_kill,
-    show_scopes,
-    show_service,
-    show_tenant,
-)
+from keymesh.app.registry_views import TenantRows, show_keys, show_kill, show_scopes, show_service, show_tenant
 from keymesh.control.rows import PolicyRow, policy_in
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, TenantId, check_label, check_region, check_tenant, check_token

@@ -238,22 +238,6 @@ class ServiceAnswer(ServiceView, frozen=True, kw_only=True):
     index: int
 
 
-class ClientView(Struct, frozen=True, kw_only=True):
-    """A client that Cores serve by themselves; ``state`` is ``active`` unless a restriction of its scope, its
-    service's or the tenant's says otherwise."""
-
-    tenant: str
-    client: str
-    service: str
-    version: int
-    state: str
-
-
-class ClientsAnswer(Struct, frozen=True, kw_only=True):
-    clients: tuple[ClientView, ...]
-    index: int
-
-
 class KeysAnswer(Struct, frozen=True, kw_only=True):
     keys: tuple[KeyView, ...]
     index: int

@@ -12,7 +12,6 @@ from msgspec import UNSET, UnsetType
 from keymesh.app.registry_bodies import (
     BindingView,
     CertificateAnswer,
-    ClientView,
     DestructionView,
     KeyView,
     OpenHolderView,
@@ -23,7 +22,6 @@ from keymesh.app.registry_bodies import (
 from keymesh.control.rows import (
     L2_NAME,
     BindingRow,
-    ClientRow,
     KeyRow,
     PolicyRow,
     RestrictionRow,
@@ -93,7 +91,7 @@ def _instant(at: int) -> int | None:
     return None if at >= NEVER else at
 
 
-def _scope_state(space: TenantRows, *scopes: str) -> str:
+def scope_state(space: TenantRows, *scopes: str) -> str:
     """The strictest of the restrictions on ``scopes``."""
     states = {
         restriction_state(space.rows[f"restriction/{scope}"])
@@ -120,7 +118,7 @@ def _tenant_state(space: TenantRows, state: RegistryState) -> str:
     """A destruction is more than any restriction, and done only once every holder has shown it."""
     shown = destruction.show(state, space.name)
     found = None if shown is None else _DESTRUCTION_WORDS.get(shown.state)
-    return _scope_state(space, f"tenant:{space.name}") if found is None else found
+    return scope_state(space, f"tenant:{space.name}") if found is None else found
 
 
 def show_tenant(space: TenantRows, state: RegistryState) -> TenantView:
@@ -169,20 +167,8 @@ def show_service(space: TenantRows, name: str) -> ServiceView:
         service=name,
         **msgspec.structs.asdict(row),
         wrapping=None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
-        state=_scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
+        state=scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
     )
-
-
-def show_clients(space: TenantRows) -> tuple[ClientView, ...]:
-    """Every client that the tenant names, ended ones too."""
-    out = []
-    for full, raw in sorted(space.rows.items()):
-        if full.startswith("client/"):
-            name, row = full.removeprefix("client/"), msgspec.json.decode(raw, type=ClientRow)
-            scopes = (f"tenant:{space.name}", f"service:{space.name}/{row.service}", f"client:{space.name}/{name}")
-            state = _scope_state(space, *scopes)
-            out.append(ClientView(tenant=space.name, client=name, **msgspec.structs.asdict(row), state=state))
-    return tuple(out)
 
 
 def show_keys(space: TenantRows) -> tuple[KeyView, ...]:
@@ -198,7 +184,7 @@ def show_keys(space: TenantRows) -> tuple[KeyView, ...]:
         if key != L2_NAME:
             service = key.removeprefix("l3/")
             scopes += [f"service:{space.name}/{service}", f"key:{space.name}/{service}@{version}"]
-        restricted = _scope_state(space, *scopes)
+        restricted = scope_state(space, *scopes)
         out.append(
             KeyView(
                 tenant=space.name,

@@ -76,6 +76,23 @@ async def test_kubernetes(mesh: LiveMesh) -> None:
     assert plugin.returncode == 0
 
 
+async def test_pykmip(mesh: LiveMesh) -> None:
+    """The page's commands, then its program, as they stand."""
+    where = mesh.layout.root.parent / "pykmip"
+    where.mkdir()
+    for words in commands("pykmip.md"):
+        process = await start(mesh, words, where)
+        _, said = await process.communicate()
+        assert process.returncode == 0, (words, said)
+    program = re.search(r"```python\n(.*?)```", (PAGES / "pykmip.md").read_text(), re.DOTALL)
+    assert program is not None
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program[1], cwd=where, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await running.communicate()
+    assert running.returncode == 0, said
+
+
 def _call(channel: grpc.aio.Channel, name: str) -> grpc.aio.UnaryUnaryMultiCallable:
     return channel.unary_unary(
         f"/{SERVICE}/{name}",

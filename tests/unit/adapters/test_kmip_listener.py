@@ -34,6 +34,7 @@ class Bed:
         self.going_on = asyncio.Event()
         self.going_on.set()
         self.admitted = True
+        self.name = "client"
         self.port = 0
         self.listener: Listener[str] | None = None
 
@@ -51,7 +52,7 @@ class Bed:
     def peer_of(self, tls: ssl.SSLObject) -> str | None:
         shown = tls.getpeercert()
         assert shown is not None
-        return "client" if self.admitted else None
+        return self.name if self.admitted else None
 
     async def handle(self, request: bytes, peer: str) -> bytes:
         self.asked.append(request)
@@ -275,3 +276,32 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_bytes(b"")
     with pytest.raises(Refused):
         server_context(tmp_path / "empty.pem", ca.pem)
+
+
+async def test_one_peer_has_so_many_connections_and_others_still_come(bed: Bed) -> None:
+    await bed.start(Limits(connections=10, connections_of_one=2))
+    peers = [await bed.connect() for _ in range(2)]
+    for peer in peers:
+        peer.send(message(b"1"))
+        await peer.got(message(b"1") + b"client")
+    late = await bed.connect()
+    await late.ended()
+    bed.name = "other"
+    other = await bed.connect()
+    other.send(message(b"2"))
+    await other.got(message(b"2") + b"other")
+    bed.name = "client"
+    peers[0].writer.close()
+
+    async def room() -> bool:
+        again = await bed.connect()
+        again.send(message(b"3"))
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await again.reader.read(1) != b""
+        except OSError:
+            return False
+
+    async with asyncio.timeout(WAIT_S):
+        while not await room():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

@@ -46,6 +46,16 @@ def test_leaf_profile() -> None:
     leaf.verify_directly_issued_by(EU.certificate)
 
 
+def test_a_clients_leaf_is_for_client_use_alone() -> None:
+    client = who("spiffe://eu.mesh1/tenant/acme/client/app")
+    leaf = pki.issue_leaf(EU, identity=client, public_key=pki.new_tls_key().public_key(), now=NOW)
+    usages = leaf.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    assert set(usages) == {ExtendedKeyUsageOID.CLIENT_AUTH}
+    pki.check_leaf_profile(leaf, client_only=True)
+    with pytest.raises(Refused):
+        pki.check_leaf_profile(leaf)
+
+
 def test_intermediates_are_confined_and_issue_no_cas() -> None:
     for authority, domain in ((EU, "eu.mesh1"), (WIDE, "mesh1")):
         constraints = authority.certificate.extensions.get_extension_for_class(x509.NameConstraints)
