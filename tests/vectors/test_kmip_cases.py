@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from keymesh.kmip.ttlv import Item, ItemType, decode, encode
 from keymesh.kmip.xml_cases import (

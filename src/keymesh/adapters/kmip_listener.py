@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import socket
 import ssl
 from collections import Counter
@@ -143,21 +144,29 @@ class Listener(Generic[P]):
     async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer until the peer ends it, breaks a limit, or is admitted no longer."""
         tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
-        is_last = False
-        while not is_last and not self._draining:
-            head = await self._first_bytes(reader)
-            if (peer := self._peer_of(tls)) is None:
-                break
-            async with asyncio.timeout(self._limits.request_s):
-                head += await reader.readexactly(HEADER_BYTES - len(head))
+        limits, message_limits = self._limits, self._limits.message
+        deadline = _Deadline(writer.transport.abort, min(limits.idle_s, limits.request_s, limits.answer_s))
+        try:
+            is_last = False
+            while not is_last and not self._draining:
+                deadline.is_in(limits.idle_s)
+                head = await self._first_bytes(reader)
+                if (peer := self._peer_of(tls)) is None:
+                    break
+                deadline.is_in(limits.request_s)
+                if len(head) < HEADER_BYTES:
+                    head += await reader.readexactly(HEADER_BYTES - len(head))
                 try:
-                    rest = message_bytes(head, limits=self._limits.message) - HEADER_BYTES
+                    rest = message_bytes(head, limits=message_limits) - HEADER_BYTES
                 except Refused:  # where the next request would begin, nobody knows
                     rest, is_last = 0, True
                 request = head + await reader.readexactly(rest)
-            writer.write(await self._handle(request, peer))
-            async with asyncio.timeout(self._limits.answer_s):
+                deadline.is_in(math.inf)  # how long an answer may take is not the peer's fault
+                writer.write(await self._handle(request, peer))
+                deadline.is_in(limits.answer_s)
                 await writer.drain()
+        finally:
+            deadline.stop()
         await self._hang_up(writer)
 
     async def _first_bytes(self, reader: asyncio.StreamReader) -> bytes:
@@ -166,8 +175,7 @@ class Listener(Generic[P]):
         assert task is not None
         self._waiting.add(task)
         try:
-            async with asyncio.timeout(self._limits.idle_s):
-                found = await reader.read(HEADER_BYTES)
+            found = await reader.read(HEADER_BYTES)
         except asyncio.CancelledError:
             raise EOFError("draining") from None
         finally:
@@ -182,6 +190,35 @@ class Listener(Generic[P]):
         with contextlib.suppress(OSError, TimeoutError):
             async with asyncio.timeout(self._limits.answer_s):
                 await writer.wait_closed()
+
+
+class _Deadline:
+    """Calls ``end`` once the deadline has passed that is set at that time.
+
+    One timer a connection, not three a request: it looks again at the deadline, or as soon as any that is set from now
+    on could pass, which is after the ``shortest_s`` that one is ever set for.
+    """
+
+    def __init__(self, end: Callable[[], None], shortest_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._end = end
+        self._shortest_s = shortest_s
+        self._at = math.inf
+        self._timer = self._loop.call_later(shortest_s, self._look)
+
+    def is_in(self, seconds: float) -> None:
+        """In place of the one before; ``inf`` is none."""
+        self._at = self._loop.time() + seconds
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        now = self._loop.time()
+        if now >= self._at:
+            self._end()
+        else:
+            self._timer = self._loop.call_at(min(self._at, now + self._shortest_s), self._look)
 
 
 class _Accepted(asyncio.Protocol):

@@ -7,7 +7,7 @@ is not supported; of a vendor's attributes any name is, within the limits.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import Final
 
 from keymesh.kmip.enums import ResultReason
@@ -108,6 +108,12 @@ _FIELDS: Final[dict[Tag, tuple[str, str]]] = {  # of a structure: what it must h
     ),
 }
 
+_SHAPES: Final[dict[int, tuple[tuple[Tag, ...], tuple[Tag, ...]]]] = {
+    tag: (tuple(Tag[name] for name in must.split()), tuple(Tag[name] for name in may.split()))
+    for tag, (must, may) in _FIELDS.items()
+}
+_WORDS: Final[dict[int, type[IntEnum]]] = {int(tag): words for tag, words in ENUM_OF.items()}
+
 
 def known_in(tag: int, version: Version) -> bool:
     """Whether a version has an attribute."""
@@ -131,13 +137,13 @@ def valid(item: Item, version: Version) -> Item:
     if item.tag == Tag.Attribute:
         return _vendors(item)
     _checked(item)
-    shape = _FIELDS.get(Tag(item.tag))
+    shape = _SHAPES.get(item.tag)
     if shape is not None:
         fields = Fields(item)
-        for name in shape[0].split():
-            _checked(fields.need(Tag[name]))
-        for name in shape[1].split():
-            child = fields.one(Tag[name])
+        for tag in shape[0]:
+            _checked(fields.need(tag))
+        for tag in shape[1]:
+            child = fields.one(tag)
             if child is not None:
                 _checked(child)
         fields.done()
@@ -158,9 +164,9 @@ def _bad_value(item: Item, limit: str) -> Fault:
 
 def _checked(item: Item) -> None:
     checked(item)
-    tag = Tag(item.tag)
-    if tag in ENUM_OF and item.type is ItemType.ENUMERATION:
-        word_of(tag, ENUM_OF[tag], number_of(item))
+    words = _WORDS.get(item.tag)
+    if words is not None and item.type is ItemType.ENUMERATION:
+        word_of(Tag(item.tag), words, number_of(item))
 
 
 def _vendors(item: Item) -> Item:

@@ -16,8 +16,8 @@ from keymesh.kmip import message, ops_attributes, ops_find, ops_life, ops_make, 
 from keymesh.kmip.context import Context, Placeholders, Served, World
 from keymesh.kmip.enums import BatchErrorContinuationOption, Operation, ResultReason, ResultStatus
 from keymesh.kmip.faults import VERSIONS, Fault, Version, bad_message
-from keymesh.kmip.items import Fields, size_of
-from keymesh.kmip.message import BatchItem, Request, Result, Unreadable, failed, written_result
+from keymesh.kmip.items import Fields
+from keymesh.kmip.message import BatchItem, Request, Result, Unreadable, failed, succeeded, written_result
 from keymesh.kmip.ports import Caller, Conflict
 from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import DEFAULT_LIMITS, Item, decode
@@ -45,6 +45,10 @@ class Engine:
     def __init__(self, world: World) -> None:
         self._world = world
         self._operations = OPERATIONS | ops_server.INTEROP if world.interop else OPERATIONS
+        self._served = {
+            version: tuple(sorted(op for op, served in self._operations.items() if served.since <= version))
+            for version in VERSIONS
+        }
 
     async def handle(self, request: bytes, caller: Caller) -> bytes:
         """The answer to one request.  Never raises for what the client sent."""
@@ -72,7 +76,7 @@ class Engine:
             step = _Step(caller, asked.version, now_s, whole if undo else None, placeholders, left)
             results.append(await self._item(item, step))
             if len(asked.batch) > 1:
-                left -= size_of(written_result(asked.version, results[-1]))
+                left -= len(written_result(asked.version, results[-1]))
             if results[-1].fault is not None and asked.on_error is not BatchErrorContinuationOption.Continue:
                 break
         return await self._ended(whole, results) if undo else results
@@ -105,12 +109,12 @@ class Engine:
                     operation=operation,
                     work=work,
                     placeholders=trial,
-                    operations=self._served(step.version),
+                    operations=self._served[step.version],
                 )
                 assert item.payload is not None
                 payload = await served.run(ctx, Fields(item.payload))
-                result = Result(item, ResultStatus.Success, payload)
-                if size_of(written_result(step.version, result)) > step.left:
+                result = succeeded(step.version, item, payload)
+                if len(written_result(step.version, result)) > step.left:
                     raise Fault(ResultReason.ResponseTooLarge, "MaximumResponseSize: the answer is larger")
                 if step.whole is None:
                     await work.commit()
@@ -131,9 +135,6 @@ class Engine:
         if served is None or served.since > version:
             raise Fault(ResultReason.OperationNotSupported, "Operation: not served in this version")
         return operation, served
-
-    def _served(self, version: Version) -> tuple[Operation, ...]:
-        return tuple(sorted(op for op, served in self._operations.items() if served.since <= version))
 
 
 @dataclass(frozen=True, slots=True)

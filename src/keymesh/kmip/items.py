@@ -22,6 +22,9 @@ BYTES_MAX: Final = 512 * 1024
 
 TEXT_MAX_CHARS: Final = 4_096
 
+_TYPES: Final[dict[int, ItemType]] = {int(tag): kind for tag, kind in TYPE_OF.items()}
+_BITS: Final[dict[int, int]] = {tag: sum(mask) for tag, mask in MASK_OF.items()}
+
 
 def make(tag: Tag, value: int | str | bytes) -> Item:
     """The item of a tag whose type ``tables.py`` knows."""
@@ -55,14 +58,16 @@ def children_of(item: Item) -> tuple[Item, ...]:
 
 def checked(item: Item) -> Item:
     """``item``, if its value is what its tag says: type, known enumeration, known bits, length of text and bytes."""
-    tag = Tag(item.tag)
-    kind = TYPE_OF.get(tag)
+    kind = _TYPES.get(item.tag)
     if kind is not None and item.type is not kind:
-        raise Fault(ResultReason.InvalidDataType, f"{tag.name}: {kind.name.lower()}, got {item.type.name.lower()}")
-    mask = MASK_OF.get(tag)
-    if mask is not None and isinstance(item.value, int) and item.value & ~sum(mask):
-        raise bad_field(f"{tag.name}: bits that the specification names")
-    within(item)
+        wanted, got = kind.name.lower(), item.type.name.lower()
+        raise Fault(ResultReason.InvalidDataType, f"{tag_name(item.tag)}: {wanted}, got {got}")
+    value = item.value
+    if isinstance(value, int):
+        if value & ~_BITS.get(item.tag, -1):
+            raise bad_field(f"{tag_name(item.tag)}: bits that the specification names")
+    elif not isinstance(value, tuple):
+        within(item)
     return item
 
 
@@ -82,22 +87,27 @@ class Fields:
     __slots__ = ("_left", "_where")
 
     def __init__(self, item: Item) -> None:
-        self._where = tag_name(item.tag)
-        self._left = list(children_of(item))
+        self._where = item.tag
+        self._left: dict[int, list[Item]] = {}
+        for child in children_of(item):
+            same = self._left.get(child.tag)
+            if same is None:
+                self._left[child.tag] = [child]
+            else:
+                same.append(child)
 
     def many(self, tag: Tag) -> tuple[Item, ...]:
         """All fields of a tag, in their order, as they came: the caller checks them."""
-        found = tuple(item for item in self._left if item.tag == tag)
-        if found:
-            self._left = [item for item in self._left if item.tag != tag]
-        return found
+        return tuple(self._left.pop(tag, ()))
 
     def raw(self, tag: Tag) -> Item | None:
         """The one field of a tag, of whatever type."""
-        found = self.many(tag)
+        found = self._left.pop(tag, None)
+        if found is None:
+            return None
         if len(found) > 1:
-            raise bad_message(f"{self._where}: one {tag.name}, got {len(found)}")
-        return found[0] if found else None
+            raise bad_message(f"{tag_name(self._where)}: one {tag.name}, got {len(found)}")
+        return found[0]
 
     def one(self, tag: Tag) -> Item | None:
         """The one field of a tag, if there is one, of its type and within limits."""
@@ -107,7 +117,7 @@ class Fields:
     def need(self, tag: Tag) -> Item:
         item = self.one(tag)
         if item is None:
-            raise bad_message(f"{self._where}: {tag.name} is needed")
+            raise bad_message(f"{tag_name(self._where)}: {tag.name} is needed")
         return item
 
     def text(self, tag: Tag) -> str | None:
@@ -151,12 +161,13 @@ class Fields:
 
     def rest(self) -> tuple[Item, ...]:
         """All that was not read yet."""
-        found, self._left = tuple(self._left), []
+        found = tuple(item for same in self._left.values() for item in same)
+        self._left = {}
         return found
 
     def done(self) -> None:
-        if self._left:
-            raise bad_message(f"{self._where}: {tag_name(self._left[0].tag)} is not served here")
+        for tag in self._left:
+            raise bad_message(f"{tag_name(self._where)}: {tag_name(tag)} is not served here")
 
 
 def word_of(tag: Tag, words: type[E], number: int) -> E:

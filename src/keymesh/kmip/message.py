@@ -6,14 +6,15 @@ read get an answer too, in the version that every client knows.  Source: KMIP 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
 
 from keymesh.kmip.enums import BatchErrorContinuationOption, CredentialType, Operation, ResultReason, ResultStatus
 from keymesh.kmip.faults import VERSIONS, Fault, Version, bad_message, reason_in
 from keymesh.kmip.items import Fields, checked, make, maybe, number_of, struct, word_of
 from keymesh.kmip.tags import Tag
-from keymesh.kmip.ttlv import Item, ItemType, encode
+from keymesh.kmip.ttlv import Item, ItemType, encode, structure_header
 from keymesh.model.limits import KMIP_BATCH_MAX
 
 _MANDATORY: Final = 1  # AsynchronousIndicator of 2.x
@@ -151,24 +152,52 @@ class Result:
     status: ResultStatus
     payload: tuple[Item, ...] | None = None
     fault: Fault | None = None
+    wire: bytes | None = field(default=None, repr=False)
+    """What ``written_result`` gives, where that is known already; it may hold key bytes."""
 
 
-def written_result(version: Version, result: Result) -> Item:
-    asked, fault = result.item, result.fault
-    return struct(
+def succeeded(version: Version, item: BatchItem, payload: tuple[Item, ...]) -> Result:
+    """Written at once, since an answer's size decides whether it is one."""
+    wire = _written(version, item, ResultStatus.Success, payload, None)
+    return Result(item, ResultStatus.Success, payload, wire=wire)
+
+
+def written_result(version: Version, result: Result) -> bytes:
+    """One batch item of a response."""
+    if result.wire is not None:
+        return result.wire
+    return _written(version, result.item, result.status, result.payload, result.fault)
+
+
+def _written(
+    version: Version,
+    asked: BatchItem | None,
+    status: ResultStatus,
+    payload: tuple[Item, ...] | None,
+    fault: Fault | None,
+) -> bytes:
+    item = struct(
         Tag.BatchItem,
         None if asked is None else Item(Tag.Operation, ItemType.ENUMERATION, asked.operation),
         None if asked is None else maybe(Tag.UniqueBatchItemID, asked.batch_id),
-        make(Tag.ResultStatus, result.status),
+        make(Tag.ResultStatus, status),
         None if fault is None else make(Tag.ResultReason, reason_in(version, fault.reason)),
         None if fault is None else make(Tag.ResultMessage, fault.message),
-        None if result.payload is None else struct(Tag.ResponsePayload, *result.payload),
+        None if payload is None else struct(Tag.ResponsePayload, *payload),
     )
+    return encode(item)
 
 
-def written(version: Version, now_s: int, results: list[Item]) -> bytes:
-    """The bytes of a response."""
-    header = struct(
+def written(version: Version, now_s: int, results: list[bytes]) -> bytes:
+    """The bytes of a response with these batch items."""
+    header = _header(version, now_s, len(results))
+    return b"".join((structure_header(Tag.ResponseMessage, len(header) + sum(map(len, results))), header, *results))
+
+
+@lru_cache(maxsize=64)
+def _header(version: Version, now_s: int, count: int) -> bytes:
+    """The same for all responses of a second."""
+    item = struct(
         Tag.ResponseHeader,
         struct(
             Tag.ProtocolVersion,
@@ -176,9 +205,9 @@ def written(version: Version, now_s: int, results: list[Item]) -> bytes:
             make(Tag.ProtocolVersionMinor, version[1]),
         ),
         make(Tag.TimeStamp, now_s),
-        make(Tag.BatchCount, len(results)),
+        make(Tag.BatchCount, count),
     )
-    return encode(struct(Tag.ResponseMessage, header, *results))
+    return encode(item)
 
 
 def failed(item: BatchItem | None, fault: Fault) -> Result:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+import msgspec
+
 from keymesh.kmip.enums import ObjectType, State
 from keymesh.kmip.enums_crypto import KeyFormatType
 from keymesh.kmip.items import make, struct
@@ -16,8 +18,7 @@ from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import Item, ItemType
 
 
-@dataclass(frozen=True, slots=True)
-class Attribute:
+class Attribute(msgspec.Struct, frozen=True, gc=False):
     """A value of an attribute.  ``item`` is as in 2.x; a vendor's is the structure ``Attribute``."""
 
     item: Item
@@ -52,7 +53,10 @@ class ManagedObject:
         return (each.item for each in self.attributes if each.item.tag == tag)
 
     def value(self, tag: Tag) -> Item | None:
-        return next(self.values(tag), None)
+        for each in self.attributes:
+            if each.item.tag == tag:
+                return each.item
+        return None
 
     def number(self, tag: Tag) -> int | None:
         """Of an attribute that is a number or an instant."""
@@ -110,15 +114,15 @@ def next_index(attributes: Iterable[Attribute], key: tuple[int, str, str]) -> in
 
 
 def packed(held: ManagedObject) -> Item:
-    """The object as one item: what a store at rest encrypts.  The version is the store's own to keep."""
+    """The object as one item: what a store at rest encrypts.  The version is the store's own to keep.
+
+    Its attributes stand in one structure, each after its index, which is left out where it is 0.
+    """
     return struct(
         Tag.Objects,
         make(Tag.UniqueIdentifier, held.uid),
         make(Tag.ObjectType, held.type),
-        *(
-            struct(Tag.Attributes, Item(Tag.AttributeIndex, ItemType.INTEGER, each.index), each.item)
-            for each in held.attributes
-        ),
+        struct(Tag.Attributes, *_indexed(held.attributes)),
         None if held.sealed is None else make(Tag.Data, held.sealed),
         None if held.format is None else make(Tag.KeyFormatType, held.format),
         None if held.subtype is None else Item(Tag.SecretDataType, ItemType.ENUMERATION, held.subtype),
@@ -126,17 +130,28 @@ def packed(held: ManagedObject) -> Item:
     )
 
 
+def _indexed(attributes: Iterable[Attribute]) -> Iterator[Item]:
+    for each in attributes:
+        if each.index:
+            yield Item(Tag.AttributeIndex, ItemType.INTEGER, each.index)
+        yield each.item
+
+
 def unpacked(item: Item, version: int) -> ManagedObject:
     """The object that ``packed`` made an item of."""
     assert isinstance(item.value, tuple)
     one = {child.tag: child.value for child in item.value}
     attributes = []
-    for child in item.value:
-        if child.tag == Tag.Attributes:
-            assert isinstance(child.value, tuple)
-            index, held = child.value
-            assert isinstance(index.value, int)
-            attributes.append(Attribute(held, index.value))
+    index = 0
+    held = one[Tag.Attributes]
+    assert isinstance(held, tuple)
+    for each in held:
+        if each.tag == Tag.AttributeIndex:
+            assert isinstance(each.value, int)
+            index = each.value
+        else:
+            attributes.append(Attribute(each, index))
+            index = 0
     sealed, form, subtype = one.get(Tag.Data), one.get(Tag.KeyFormatType), one.get(Tag.SecretDataType)
     kind = one[Tag.ObjectType]
     assert isinstance(kind, int)

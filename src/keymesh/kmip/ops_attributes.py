@@ -81,7 +81,7 @@ async def modify(ctx: Context, fields: Fields) -> tuple[Item, ...]:
     if any(each.item == item and place != at for place, each in enumerate(held.attributes)):
         raise Fault(ResultReason.InvalidAttributeValue, f"{tag_name(item.tag)}: the object has this value")
     await _allowed(ctx, held, item)
-    each = replace(held.attributes[at], item=_kept(item))
+    each = Attribute(_kept(item), held.attributes[at].index)
     after = replace(held, attributes=(*held.attributes[:at], each, *held.attributes[at + 1 :]))
     return _done(ctx, after, each, indexed=index is not None)
 

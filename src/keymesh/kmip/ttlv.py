@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
+
+import msgspec
 
 from keymesh.model.errors import Refused
 from keymesh.model.limits import KMIP_DEPTH_MAX, KMIP_ITEMS_MAX, KMIP_MESSAGE_MAX_BYTES
@@ -19,6 +21,10 @@ from keymesh.model.limits import KMIP_DEPTH_MAX, KMIP_ITEMS_MAX, KMIP_MESSAGE_MA
 HEADER_BYTES: Final = 8
 _STANDARD, _EXTENSION = 0x42, 0x54  # first byte of a tag
 _HEADER: Final = struct.Struct(">II")  # tag and type, length
+_HEADER_AND_8: Final = struct.Struct(">IIq")  # and the first 8 bytes of what follows
+_LENGTH: Final = struct.Struct(">I")
+_LOW: Final = 0xFFFF_FFFF
+_PADDING: Final = tuple(bytes(-n % 8) for n in range(8))  # by the length that is padded, modulo 8
 
 
 class ItemType(IntEnum):
@@ -34,27 +40,32 @@ class ItemType(IntEnum):
     INTERVAL = 0x0A
 
 
-_KINDS: Final = {int(kind): kind for kind in ItemType}
-# type -> (bytes, signed) of the integers of fixed length
-_FIXED: Final = {
-    ItemType.INTEGER: (4, True),
-    ItemType.LONG_INTEGER: (8, True),
-    ItemType.ENUMERATION: (4, False),
-    ItemType.BOOLEAN: (8, False),
-    ItemType.DATE_TIME: (8, True),
-    ItemType.INTERVAL: (4, False),
+# Of the types by their numbers, of which 0 is none: plain tables and numbers are what ``decode`` has time for.
+_KINDS: Final = (ItemType.STRUCTURE, *ItemType)
+_TYPES_END: Final = len(_KINDS)
+_STRUCTURE, _INTEGER, _BOOLEAN, _BYTE_STRING = 0x01, 0x02, 0x06, 0x08
+_FIXED: Final = (0, 0, 4, 8, 0, 4, 8, 0, 0, 8, 4)  # bytes of a value, of the integers of fixed length
+_WHOLE: Final = {  # their whole items
+    ItemType.INTEGER: struct.Struct(">IIi4x"),
+    ItemType.LONG_INTEGER: struct.Struct(">IIq"),
+    ItemType.ENUMERATION: struct.Struct(">III4x"),
+    ItemType.BOOLEAN: struct.Struct(">IIq"),
+    ItemType.DATE_TIME: struct.Struct(">IIq"),
+    ItemType.INTERVAL: struct.Struct(">III4x"),
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True, gc=False):
     """One item.  ``value`` is a tuple of items, int, bool, str or bytes as the type says (instants: seconds since
     1970).  It may be key material, so it is in no ``repr``.
     """
 
     tag: int
     type: ItemType
-    value: tuple[Item, ...] | int | str | bytes = field(repr=False)
+    value: tuple[Item, ...] | int | str | bytes
+
+    def __repr__(self) -> str:
+        return f"Item(tag={self.tag}, type={self.type!r})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,104 +87,133 @@ def message_bytes(header: bytes, *, limits: Limits = DEFAULT_LIMITS) -> int:
     """
     if len(header) != HEADER_BYTES:
         raise _bad(0, f"a header has {HEADER_BYTES} bytes, got {len(header)}")
-    _, kind, length = _header(header, 0)
-    if kind is not ItemType.STRUCTURE:
+    word, length = _HEADER.unpack(header)
+    if word >> 24 not in (_STANDARD, _EXTENSION):
+        raise _bad_header(word, 0)
+    if word & 0xFF != _STRUCTURE:
         raise _bad(0, "a message is a structure")
-    total = HEADER_BYTES + length
+    total: int = HEADER_BYTES + length
     if total > limits.message_bytes:
         raise _bad(0, f"at most {limits.message_bytes} bytes, the header says {total}")
     return total
 
 
 def decode(raw: bytes, *, limits: Limits = DEFAULT_LIMITS) -> Item:
-    """The one item that ``raw`` is, to its last byte.  Raises Refused naming the place and the limit."""
-    if len(raw) > limits.message_bytes:
-        raise _bad(0, f"at most {limits.message_bytes} bytes, got {len(raw)}")
-    outermost: list[Item] = []
-    open_items: list[_Open] = [_Open(tag=0, end=len(raw), children=outermost)]
+    """The one item that ``raw`` is, to its last byte.  Raises Refused naming the place and the limit.
+
+    This loop is where much of a request's time goes: numbers are unpacked together with their headers, and nothing is
+    made for an item but the item.
+    """
+    size = len(raw)
+    if size > limits.message_bytes:
+        raise _bad(0, f"at most {limits.message_bytes} bytes, got {size}")
+    around: list[tuple[int, int, list[Item]]] = []  # tag, end and children so far of the structures around
+    tag, end = 0, size
+    children: list[Item] = []
     at = count = 0
     while True:
-        inner = open_items[-1]
-        if len(open_items) > 1 and at == inner.end:
-            open_items.pop()
-            open_items[-1].children.append(Item(inner.tag, ItemType.STRUCTURE, tuple(inner.children)))
-            continue
-        if outermost:
+        left = end - at
+        if not left and around:
+            whole = Item(tag, ItemType.STRUCTURE, tuple(children))
+            tag, end, children = around.pop()
+            children.append(whole)
+            if around:
+                continue
             break
-        if inner.end - at < HEADER_BYTES:
-            raise _bad(at, f"a header of {HEADER_BYTES} bytes does not fit into what is left, {inner.end - at}")
-        tag, kind, length = _header(raw, at)
+        if left >= 16:
+            word, length, first8 = _HEADER_AND_8.unpack_from(raw, at)
+        elif left >= HEADER_BYTES:
+            word, length = _HEADER.unpack_from(raw, at)
+            first8 = 0
+        else:
+            raise _bad(at, f"a header of {HEADER_BYTES} bytes does not fit into what is left, {left}")
+        number = word & 0xFF
+        lead = word >> 24
+        if (lead != _STANDARD and lead != _EXTENSION) or not 0 < number < _TYPES_END:
+            raise _bad_header(word, at)
         count += 1
         if count > limits.items:
             raise _bad(at, f"at most {limits.items} items")
-        start, end = at + HEADER_BYTES, at + HEADER_BYTES + length
-        padded_end = end + -length % 8
-        if padded_end > inner.end:
+        padded_end = at + HEADER_BYTES + length + (-length & 7)
+        if padded_end > end:
             raise _bad(at, f"a value of {length} bytes, padded to 8, is longer than what holds it")
-        if kind is ItemType.STRUCTURE:
-            if length % 8:
+        if number == _STRUCTURE:
+            if length & 7:
                 raise _bad(at, "the length of a structure is a multiple of 8")
-            if len(open_items) > limits.depth:
+            if len(around) >= limits.depth:
                 raise _bad(at, f"nested deeper than {limits.depth}")
-            open_items.append(_Open(tag=tag, end=end, children=[]))
-            at = start
+            around.append((tag, end, children))
+            tag, end, children = word >> 8, padded_end, []
+            at += HEADER_BYTES
             continue
-        if any(raw[end:padded_end]):
-            raise _bad(end, "padding is zeros")
-        inner.children.append(Item(tag, kind, _read(kind, raw[start:end], at)))
+        kind = _KINDS[number]
+        value: int | str | bytes
+        fixed = _FIXED[number]
+        if fixed:
+            if length != fixed:
+                raise _bad(at, f"{kind.name.lower()} has {fixed} bytes, got {length}")
+            if fixed == 8:
+                value = first8 if number != _BOOLEAN else _flag(first8, at)
+            elif first8 & _LOW:
+                raise _bad(at + HEADER_BYTES + fixed, "padding is zeros")
+            else:
+                value = first8 >> 32 if number == _INTEGER else first8 >> 32 & _LOW
+        else:
+            start = at + HEADER_BYTES
+            stop = start + length
+            if length & 7 and raw[stop:padded_end] != _PADDING[length & 7]:
+                raise _bad(stop, "padding is zeros")
+            value = raw[start:stop] if number == _BYTE_STRING else _octets(kind, raw[start:stop], at)
+        children.append(Item(word >> 8, kind, value))
         at = padded_end
-    if at != len(raw):
-        raise _bad(at, f"nothing may follow the item, got {len(raw) - at} bytes")
-    return outermost[0]
+        if not around:
+            break
+    if at != size:
+        raise _bad(at, f"nothing may follow the item, got {size - at} bytes")
+    return children[0]
 
 
 def encode(item: Item) -> bytes:
     """The bytes of an item.  Raises Refused where a value is not what its type says, or out of its range."""
     out = bytearray()
-    open_items: list[tuple[Iterator[Item], int]] = [(iter((item,)), -1)]
-    while open_items:
-        children, length_at = open_items[-1]
-        child = next(children, None)
-        if child is None:
-            open_items.pop()
-            if length_at >= 0:
-                out[length_at : length_at + 4] = (len(out) - length_at - 4).to_bytes(4, "big")
-            continue
-        if child.tag >> 16 not in (_STANDARD, _EXTENSION):
-            raise _bad(len(out), "a tag is 0x42.... or 0x54....")
-        out += child.tag.to_bytes(3, "big") + bytes((child.type,))
-        if child.type is ItemType.STRUCTURE:
-            if not isinstance(child.value, tuple):
+    around: list[tuple[Iterator[Item], int]] = []  # what is left of the structures around, and where their lengths go
+    children: Iterator[Item] = iter((item,))
+    length_at = -1
+    while True:
+        for child in children:
+            tag, value = child.tag, child.value
+            if tag >> 16 != _STANDARD and tag >> 16 != _EXTENSION:
+                raise _bad(len(out), "a tag is 0x42.... or 0x54....")
+            if child.type is not ItemType.STRUCTURE:
+                out += _written(child, len(out))
+                continue
+            if not isinstance(value, tuple):
                 raise _bad(len(out), "the value of a structure is a tuple of items")
-            open_items.append((iter(child.value), len(out)))
-            out += bytes(4)
-            continue
-        value = _written(child, len(out))
-        out += len(value).to_bytes(4, "big") + value + bytes(-len(value) % 8)
-    return bytes(out)
+            around.append((children, length_at))
+            children, length_at = iter(value), len(out) + 4
+            out += _HEADER.pack(tag << 8 | ItemType.STRUCTURE, 0)
+            break
+        else:
+            if length_at < 0:
+                return bytes(out)
+            _LENGTH.pack_into(out, length_at, len(out) - length_at - 4)
+            children, length_at = around.pop()
 
 
-@dataclass(slots=True)
-class _Open:
-    """A structure whose end is not reached yet."""
-
-    tag: int
-    end: int
-    children: list[Item]
+def structure_header(tag: int, length: int) -> bytes:
+    """The first 8 bytes of a structure whose ``length`` bytes of encoded items are at hand."""
+    return _HEADER.pack(tag << 8 | ItemType.STRUCTURE, length)
 
 
 def _bad(at: int, limit: str) -> Refused:
     return Refused.bad_field(f"ttlv byte {at}", limit)
 
 
-def _header(raw: bytes, at: int) -> tuple[int, ItemType, int]:
-    word, length = _HEADER.unpack_from(raw, at)
+def _bad_header(word: int, at: int) -> Refused:
+    """What is wrong with the first four bytes of a header."""
     if word >> 24 not in (_STANDARD, _EXTENSION):
-        raise _bad(at, "a tag is 0x42.... or 0x54....")
-    kind = _KINDS.get(word & 0xFF)
-    if kind is None:
-        raise _bad(at, f"a type is 0x01 to 0x0a, got 0x{word & 0xFF:02x}")
-    return word >> 8, kind, length
+        return _bad(at, "a tag is 0x42.... or 0x54....")
+    return _bad(at, f"a type is 0x01 to 0x0a, got 0x{word & 0xFF:02x}")
 
 
 def _big_bytes(number: int) -> int:
@@ -182,48 +222,44 @@ def _big_bytes(number: int) -> int:
     return -(-bits // 64) * 8
 
 
-def _read(kind: ItemType, value: bytes, at: int) -> int | str | bytes:
-    match kind:
-        case ItemType.BYTE_STRING:
-            return value
-        case ItemType.TEXT_STRING:
-            try:
-                return value.decode("utf-8")
-            except UnicodeDecodeError as bad:
-                raise _bad(at, "a text string is UTF-8") from bad
-        case ItemType.BIG_INTEGER:
-            number = int.from_bytes(value, "big", signed=True)
-            if len(value) != _big_bytes(number):
-                raise _bad(at, "a big integer has the shortest length that is a multiple of 8")
-            return number
-        case _:
-            size, signed = _FIXED[kind]
-            if len(value) != size:
-                raise _bad(at, f"{kind.name.lower()} has {size} bytes, got {len(value)}")
-            number = int.from_bytes(value, "big", signed=signed)
-            if kind is not ItemType.BOOLEAN:
-                return number
-            if number > 1:
-                raise _bad(at, "a boolean is 0 or 1")
-            return bool(number)
+def _flag(first8: int, at: int) -> bool:
+    if first8 not in (0, 1):
+        raise _bad(at, "a boolean is 0 or 1")
+    return first8 == 1
+
+
+def _octets(kind: ItemType, value: bytes, at: int) -> int | str:
+    """The value of a text or a big integer."""
+    if kind is ItemType.TEXT_STRING:
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError as bad:
+            raise _bad(at, "a text string is UTF-8") from bad
+    number = int.from_bytes(value, "big", signed=True)
+    if len(value) != _big_bytes(number):
+        raise _bad(at, "a big integer has the shortest length that is a multiple of 8")
+    return number
 
 
 def _written(item: Item, at: int) -> bytes:
-    value = item.value
-    if isinstance(value, str) and item.type is ItemType.TEXT_STRING:
+    """The bytes of an item that is no structure."""
+    kind, value = item.type, item.value
+    if isinstance(value, str) and kind is ItemType.TEXT_STRING:
         try:
-            return value.encode("utf-8")
+            octets = value.encode("utf-8")
         except UnicodeEncodeError as bad:
             raise _bad(at, "a text string is UTF-8") from bad
-    if isinstance(value, bytes) and item.type is ItemType.BYTE_STRING:
-        return value
-    if isinstance(value, int) and isinstance(value, bool) == (item.type is ItemType.BOOLEAN):
-        if item.type is ItemType.BIG_INTEGER:
-            return value.to_bytes(_big_bytes(value), "big", signed=True)
-        if item.type in _FIXED:
-            size, signed = _FIXED[item.type]
+    elif isinstance(value, bytes) and kind is ItemType.BYTE_STRING:
+        octets = value
+    elif isinstance(value, int) and isinstance(value, bool) == (kind is ItemType.BOOLEAN):
+        if kind in _WHOLE:
             try:
-                return value.to_bytes(size, "big", signed=signed)
-            except OverflowError as bad:
-                raise _bad(at, f"{item.type.name.lower()} has {size} bytes") from bad
-    raise _bad(at, f"not a value of {item.type.name.lower()}")
+                return _WHOLE[kind].pack(item.tag << 8 | kind, _FIXED[kind], value)
+            except struct.error as bad:
+                raise _bad(at, f"{kind.name.lower()} has {_FIXED[kind]} bytes") from bad
+        if kind is not ItemType.BIG_INTEGER:
+            raise _bad(at, f"not a value of {kind.name.lower()}")
+        octets = value.to_bytes(_big_bytes(value), "big", signed=True)
+    else:
+        raise _bad(at, f"not a value of {kind.name.lower()}")
+    return _HEADER.pack(item.tag << 8 | kind, len(octets)) + octets + _PADDING[len(octets) & 7]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from keymesh.kmip.attributes import valid
 from keymesh.kmip.context import Context
@@ -30,8 +31,12 @@ def parameters_of(held: ManagedObject | None, said: Item | None, version: Versio
     item = said
     if item is None and held is not None:
         item = held.value(Tag.CryptographicParameters)
-    if item is None:
-        return Parameters()
+    return Parameters() if item is None else _read(item, version)
+
+
+@lru_cache(maxsize=256)
+def _read(item: Item, version: Version) -> Parameters:
+    """Clients ask with few different ones, again and again.  There is nothing secret in them."""
     fields = Fields(valid(item, version))
     return Parameters(
         fields.word(Tag.BlockCipherMode, BlockCipherMode),
