@@ -35,6 +35,14 @@ def register(commands: Any) -> None:
     sidecar.add_argument("--seconds", type=float, default=50.0, metavar="S", help="(default 50, at most 600)")
     add_common(sidecar)
     sidecar.set_defaults(run=Later("bench_sidecar", "run_bench"))
+    kmip = which.add_parser(
+        "kmip",
+        help="Encrypt and Get over one mTLS connection, beside PyKMIP's server",
+        epilog="example: keymesh bench kmip --json",
+    )
+    kmip.add_argument("--seconds", type=float, default=20.0, metavar="S", help="(default 20, at most 300)")
+    add_common(kmip)
+    kmip.set_defaults(run=Later("bench_kmip", "run_bench"))
     kill = which.add_parser(
         "killswitch",
         help="from the log append to the last Edge refusing, idle and with 10 000 tasks queued",

@@ -21,7 +21,7 @@ from keymesh.app.servers.infra_ca import InfraCa
 from keymesh.kmip.context import World
 from keymesh.kmip.engine import Engine
 from keymesh.kmip.memory import MemoryJournal, MemoryStore, OpenGate, PlainSealer
-from keymesh.kmip.ports import Caller, Scope
+from keymesh.kmip.ports import Caller, Scope, Sealer, Store
 from keymesh.kmip.ttlv import HEADER_BYTES, message_bytes
 
 ANSWER_S: Final = 60.0
@@ -67,18 +67,22 @@ def seconds() -> int:
     return _Seconds().seconds()
 
 
-def new_engine() -> Engine:
-    """One with nothing stored, and with Interop."""
-    world = World(
-        store=MemoryStore(),
-        sealer=PlainSealer(),
+def new_world(*, store: Store, sealer: Sealer, interop: bool = False) -> World:
+    """A world without a gate, with the system's chance and time."""
+    return World(
+        store=store,
+        sealer=sealer,
         gate=OpenGate(),
         chance=_Chance(),
         journal=MemoryJournal(),
         clock=_Seconds(),
-        interop=True,
+        interop=interop,
     )
-    return Engine(world)
+
+
+def new_engine() -> Engine:
+    """One with nothing stored, and with Interop."""
+    return Engine(new_world(store=MemoryStore(), sealer=PlainSealer(), interop=True))
 
 
 @asynccontextmanager
