@@ -6,6 +6,7 @@ No Edge and no customer's KMS: what is tested is what the log, the Registry and 
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import shutil
 import signal
@@ -20,6 +21,7 @@ from typing import Any, Final
 
 import msgspec
 
+from keymesh.adapters.etcd_wire import end_of
 from keymesh.app.admin_client import AdminClient
 from keymesh.app.bootstrap import bootstrap, finish, make_plan
 from keymesh.app.config import RegistryConfig
@@ -59,6 +61,7 @@ class ReplicasMesh:
         plans = prepare_control(self.layout, self.full, [self.layout.registry_of(n) for n in plan.registry_nodes])
         self.servers = {p.name: ServerProcess(p) for p in plans}
         self.roles: dict[str, subprocess.Popen[bytes]] = {}
+        self.keeps_backups = ""  # which replica
 
     def start(self) -> None:
         for server in self.servers.values():
@@ -72,7 +75,8 @@ class ReplicasMesh:
     def registry_config(self, node: str) -> RegistryConfig:
         """Without what stands beside the log and the database."""
         config = registry_config_of(self.layout, self.plan, node)
-        return msgspec.structs.replace(config, broker=None, backup=None)
+        backup = config.backup if node == self.keeps_backups else None
+        return msgspec.structs.replace(config, broker=None, backup=backup)
 
     def launch(self, name: str) -> None:
         """A replica or a region's Core, from a configuration file."""
@@ -107,6 +111,14 @@ class ReplicasMesh:
             process.wait(10)
         for server in self.servers.values():
             server.kill()
+
+    def lose_log(self) -> int:
+        """Everything that etcd has under the log's prefix; how many keys that was."""
+        prefix = self.registry_config("r1").log.prefix.encode()  # type: ignore[union-attr]
+        body = {"key": prefix, "range_end": end_of(prefix)}
+        plain = {name: base64.b64encode(value).decode() for name, value in body.items()}
+        member = servers_of(self.layout, self.full).etcd[0]
+        return int(etcd.call(member, "/v3/kv/deleterange", plain).get("deleted", "0"))
 
     def etcd_leader(self) -> ServerProcess:
         """The member that leads, as the first that answers has it."""

@@ -139,8 +139,8 @@ async def test_what_was_restricted_holds_and_the_old_registry_is_refused_everywh
     assert done["from_backup"]["index"] < kept
     assert sum(got["entries"] for got in done["from_regions"].values()) == kept - done["from_backup"]["index"]
     assert done["refused"] == []
-    assert done["set_aside"] == "records.db.before-epoch-2"
-    assert (lost.layout.registry / done["set_aside"]).exists()
+    assert done["set_aside"] == {"r1": "records.db.before-epoch-2"}
+    assert (lost.layout.registry / done["set_aside"]["r1"]).exists()
     await lost.settled(2)
     assert await lost.restricted() == [[SCOPE], [SCOPE]]
     keys = (await lost.client.call("GET", "/v1/tenants/acme/keys"))["keys"]
@@ -177,7 +177,7 @@ async def test_what_was_restricted_holds_and_the_old_registry_is_refused_everywh
     lost.lose_log()
     again = await asyncio.to_thread(lost.restore, backup)
     assert (again["epoch"], again["refused"]) == (3, []), again
-    assert again["set_aside"] == "records.db.before-epoch-3"
+    assert again["set_aside"] == {"r1": "records.db.before-epoch-3"}
     await lost.settled(3)
     assert await lost.restricted() == [[SCOPE], [SCOPE]]
     await asyncio.to_thread(lost.cli, "resume", SCOPE)

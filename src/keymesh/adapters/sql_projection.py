@@ -37,20 +37,18 @@ import sqlalchemy as sa
 from keymesh.adapters.sql_check import Held, held_of, wipe, wrong_in_entries, wrong_in_namespace
 from keymesh.adapters.sql_engine import Database
 from keymesh.adapters.sql_migrate import require_schema
-from keymesh.adapters.sql_rows import check_same, heads_of, make_place, place_of, rows_of, write
+from keymesh.adapters.sql_rows import LineKey, check_same, forget, heads_of, make_place, place_of, rows_of, write
 from keymesh.adapters.sql_schema import META, OUTBOX, PLACE
 from keymesh.control.entry import Leaf, SignedEntry, leaf_of
 from keymesh.control.log import in_order
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import ZERO_DIGEST
-from keymesh.registry.projection import Change, Commit, Delete, Fenced, LogRead, Put, project
+from keymesh.registry.projection import Change, Commit, Fenced, LogRead, Put, project
 from keymesh.registry.records import KillRecord
 
 NAMESPACES_CACHED: Final = 4_096
 COMMITS_AT_ONCE: Final = 64
-LineKey = tuple[str, int, str]
-"""(namespace, seq, region) of an outbox line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,12 +257,12 @@ class SqlProjection:
                 lines = tuple(dict(row._mapping) for row in db.execute(query))
             yield lines
             with self._db.writing() as db:
-                _forget(db, lines, kept)
+                forget(db, lines, kept)
             return
         with self._db.writing() as db:
             lines = tuple(dict(row._mapping) for row in db.execute(query))
             yield lines
-            _forget(db, lines, kept)
+            forget(db, lines, kept)
 
     # --- right or wrong ------------------------------------------------------------------------------------------
 
@@ -325,6 +323,17 @@ class SqlProjection:
 
     def rebuild(self, read: LogRead) -> None:
         """Make it anew from ``read``, the whole log; it answers again once it is verified.  Raises as ``apply``."""
+        self.discard()
+        self.catch_up(read)
+        if not self.verify(read):
+            raise Fenced("fenced", "another replica went on while it was made anew", field="token")
+        with self._writing() as (db, place):
+            self._own(place)
+            db.execute(sa.update(PLACE).values(doubt=None))
+        self._unsaid = None
+
+    def discard(self) -> None:
+        """Become the one that writes, and empty it: nothing is answered until it is made anew."""
         try:
             self.take_place()
         except Integrity:
@@ -334,13 +343,6 @@ class SqlProjection:
             self._wipe()
         except Integrity:
             self._wipe(unread=self._db.dialect == "postgresql")
-        self.catch_up(read)
-        if not self.verify(read):
-            raise Fenced("fenced", "another replica went on while it was made anew", field="token")
-        with self._writing() as (db, place):
-            self._own(place)
-            db.execute(sa.update(PLACE).values(doubt=None))
-        self._unsaid = None
 
     def _wipe(self, *, unread: bool = False) -> None:
         with self._writing() as (db, place):
@@ -385,14 +387,3 @@ class SqlProjection:
                     "behind", f"the projection is at {place.idx}, not yet at {at_least}", retry_after_ms=50
                 )
             return Read(int(place.idx), tuple(dict(row._mapping) for row in db.execute(query)))
-
-
-def _forget(db: sa.Connection, lines: Sequence[dict[str, Any]], kept: Collection[LineKey]) -> None:
-    keys = [(line["namespace"], line["seq"], line["region"]) for line in lines]
-    gone = [
-        Delete("outbox", (("namespace", namespace), ("seq", seq), ("region", region)))
-        for namespace, seq, region in keys
-        if (namespace, seq, region) not in kept
-    ]
-    if gone:
-        write(db, gone)

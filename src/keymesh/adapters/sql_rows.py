@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -13,6 +13,9 @@ from keymesh.adapters.sql_schema import ENTRIES, HEADS, META, PLACE, ROWS
 from keymesh.control.entry import SignedEntry
 from keymesh.model.errors import Integrity
 from keymesh.registry.projection import Change, Delete
+
+LineKey = tuple[str, int, str]
+"""(namespace, seq, region) of an outbox line."""
 
 
 def place_of(db: sa.Connection, *, lock: bool = False) -> Any:
@@ -80,6 +83,18 @@ def write(db: sa.Connection, changes: Sequence[Change]) -> None:
         put.setdefault((table, tuple(row)), []).append(row)
     for (table, columns), rows in put.items():
         _send(db, _upsert(db.dialect.name, table, columns), rows)
+
+
+def forget(db: sa.Connection, lines: Sequence[dict[str, Any]], kept: Collection[LineKey]) -> None:
+    """Those lines of the outbox are no more, but for ``kept``."""
+    keys = [(line["namespace"], line["seq"], line["region"]) for line in lines]
+    gone = [
+        Delete("outbox", (("namespace", namespace), ("seq", seq), ("region", region)))
+        for namespace, seq, region in keys
+        if (namespace, seq, region) not in kept
+    ]
+    if gone:
+        write(db, gone)
 
 
 def _send(db: sa.Connection, statement: sa.Delete | sa.Insert, rows: list[dict[str, Any]]) -> None:

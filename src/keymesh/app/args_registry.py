@@ -25,7 +25,7 @@ def register(commands: Any) -> None:
     restore = which.add_parser(
         "restore",
         help="a lost log again, in a new epoch: from a backup and from what the regions hold",
-        description="The log of an embedded Registry is gone.  Recovery officers open a new epoch, a majority of the "
+        description="The control log is gone.  Recovery officers open a new epoch, a majority of the "
         "voters stores it, and the log is grown from the backup and from the regions.  See docs/restore.md.",
         epilog="example: keymesh registry restore --from /mnt/backups/registry "
         "--approve-key officer-1.pem --approve-key officer-2.pem",
@@ -45,6 +45,13 @@ def register(commands: Any) -> None:
     )
     restore.add_argument(
         "--at-least", type=int, default=0, metavar="INDEX", help="refuse a backup that ends before this log index"
+    )
+    restore.add_argument(
+        "--config",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="of a Registry that has a configuration file; once for each replica on this host",
     )
     add_common(restore)
     restore.set_defaults(run=Later("cli_restore", "run_restore"))

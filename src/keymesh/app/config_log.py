@@ -15,6 +15,7 @@ FOLLOW_MIN_MS, FOLLOW_MAX_MS = 10, 5_000
 TIMEOUT_MIN_MS, TIMEOUT_MAX_MS = 100, 30_000
 CONNECTIONS_MAX: Final = 256
 _URL: Final = re.compile(r"https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})/?")
+DEFAULT_PREFIX: Final = "keymesh/"
 _CLUSTER: Final = re.compile(r"[0-9a-f]{1,16}")
 _PREFIX: Final = re.compile(r"[!-~]{1,255}/")
 
@@ -32,7 +33,7 @@ class LogConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     kind: Literal["sqlite", "etcd"] = "sqlite"
     endpoints: tuple[Endpoint, ...] = ()
-    prefix: str = "keymesh/"
+    prefix: str = DEFAULT_PREFIX
     cluster_id: str | None = None
     connections: int = 16
     timeout_ms: int = 3_000

@@ -30,7 +30,7 @@ def registry_config_of(layout: Layout, plan: MeshPlan, node: str | None = None) 
         node=node,
         data_dir=str(directory),
         listen=Listen(port=plan.registry_nodes[node]),
-        log=None if plan.full is None else log_of(layout, plan.full, directory),
+        log=None if plan.full is None else log_of(layout, plan.full, directory, prefix=plan.log_prefix),
         database=None if plan.full is None else database_of(layout, plan.full, directory),
         identity=IdentityFiles(
             tls_file=str(directory / "tls.pem"),

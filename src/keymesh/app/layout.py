@@ -56,7 +56,7 @@ class MeshPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     backups.  ``replicas``: the Registry's beside ``r1``, name -> port.  ``broker``: what each role is told of a message
     broker.  ``elsewhere``: Edges may go to other regions' Cores.  ``hosts``: where the Registry (``registry``) and each
     region's Core are to be reached, where they have hosts of their own and configuration files (``registry-r2``: that
-    replica); None: all are on this machine."""
+    replica); None: all are on this machine.  ``log_prefix``: under which etcd has the log once it was restored."""
 
     version: int
     mesh: str
@@ -73,6 +73,7 @@ class MeshPlan(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     replicas: dict[str, int] | None = None
     broker: BrokerPlan | None = None
     elsewhere: bool = False
+    log_prefix: str = ""
 
     @property
     def registry_nodes(self) -> dict[str, int]:

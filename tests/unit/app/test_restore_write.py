@@ -11,10 +11,14 @@ from tests.unit.registry.test_restore import backed_up, restored
 
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
-from keymesh.app.cli_restore import write
+from keymesh.app.config import RegistryConfig
+from keymesh.app.config_endpoint import Endpoint
+from keymesh.app.config_log import LogConfig
+from keymesh.app.config_parts import IdentityFiles, Listen
 from keymesh.app.layout import Layout
+from keymesh.app.restore_write import check_lost, check_replicas, prefix_of, write
 from keymesh.control.standby import StandbyLie, lie_name
-from keymesh.model.errors import Unavailable
+from keymesh.model.errors import Refused, Unavailable
 from keymesh.orbital.wire import Codec
 from keymesh.registry.records import (
     RECORD_TYPES,
@@ -102,6 +106,19 @@ async def entries_in(layout: Layout) -> int:
         await log.close()
 
 
+def registry(layout: Layout, node: str = "r1", **changed: Any) -> RegistryConfig:
+    files = IdentityFiles(tls_file="t", signing_key_file="s", ca_file="c", trust_file="t")
+    changed = {"data_dir": str(layout.registry_of(node)), **changed}
+    return RegistryConfig(mesh=MESH, node=node, listen=Listen(port=1), identity=files, **changed)
+
+
+async def written(layout: Layout, base: Base) -> str:
+    """Under which name the lost records are kept."""
+    done = await write([registry(layout)], base)
+    assert done.log_prefix == ""
+    return done.set_aside["r1"]
+
+
 async def test_only_what_is_about_an_entry_of_the_new_log_is_taken_over(layout: Layout, base: Base) -> None:
     here = [signed.hash for signed in acme(base)]
     lie = StandbyLie(voter="us-west", blind="b", grant=None, earlier=None)
@@ -118,7 +135,7 @@ async def test_only_what_is_about_an_entry_of_the_new_log_is_taken_over(layout: 
         (parked_name("n", "acme"), ParkedRecord(node="n", namespace="acme", seq=2, reason="poison", at=1)),
     ]
     lost_records(layout, *holds, *lost)
-    name = await write(layout, base, mesh=MESH)
+    name = await written(layout, base)
     proofs = {commit_name(p.namespace, p.seq): p for p in base.proofs}
     assert records_of(layout.registry / "records.db") == dict(holds) | proofs
     assert name == f"records.db.before-epoch-{base.epoch}"
@@ -128,18 +145,18 @@ async def test_only_what_is_about_an_entry_of_the_new_log_is_taken_over(layout: 
 
 async def test_a_wait_of_another_destruction_is_not_taken_over(layout: Layout, base: Base) -> None:
     lost_records(layout, wait(LOST))
-    await write(layout, base, mesh=MESH)
+    await written(layout, base)
     assert wait_name("acme") not in records_of(layout.registry / "records.db")
 
 
 async def test_where_no_records_were_left_nothing_is_set_aside(layout: Layout, base: Base) -> None:
-    assert await write(layout, base, mesh=MESH) == ""
+    assert await written(layout, base) == ""
     assert not list(layout.registry.glob("records.db.*"))
 
 
 async def test_records_that_are_damaged_are_kept_and_not_believed(layout: Layout, base: Base) -> None:
     (layout.registry / "records.db").write_bytes(b"no database" * 500)
-    name = await write(layout, base, mesh=MESH)
+    name = await written(layout, base)
     assert (layout.registry / name).read_bytes() == b"no database" * 500
     assert set(records_of(layout.registry / "records.db")) == {commit_name(p.namespace, p.seq) for p in base.proofs}
 
@@ -157,11 +174,47 @@ async def test_a_restore_that_stopped_loses_nothing_and_is_repeated(
     with monkeypatch.context() as stopped:
         stopped.setattr(Path, step, stop)
         with pytest.raises(Unavailable):
-            await write(layout, base, mesh=MESH)
+            await written(layout, base)
     assert not (layout.registry / "log.db").exists()
-    await write(layout, base, mesh=MESH)
+    await written(layout, base)
     assert held[0] in records_of(layout.registry / "records.db")
     assert lost[0] not in records_of(layout.registry / "records.db")
     aside = sorted(layout.registry.glob("records.db.before-epoch-*"))
     assert lost[0] in records_of(aside[0])
     assert await entries_in(layout) == sum(len(group) for group in base.commits)
+
+
+async def test_a_log_that_is_there_is_not_restored_over(layout: Layout, base: Base) -> None:
+    await check_lost(registry(layout))
+    await written(layout, base)
+    with pytest.raises(Refused, match="there is a log in"):
+        await check_lost(registry(layout))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("keymesh/", "keymesh@7/"), ("keymesh@6/", "keymesh@7/"), ("a/b/", "a/b@7/"), ("x@y/", "x@y@7/")],
+)
+def test_the_new_log_lies_beside_the_lost_one(before: str, after: str) -> None:
+    assert prefix_of(before, 7) == after
+    assert not after.startswith(before)
+
+
+def shared(*urls: str, prefix: str = "keymesh/") -> LogConfig:
+    ends = tuple(Endpoint(url=url, ca_file="c", cert_file="c") for url in urls)
+    return LogConfig(kind="etcd", endpoints=ends, prefix=prefix)
+
+
+def test_replicas_share_one_log_and_nothing_else(layout: Layout) -> None:
+    one, two = "https://a:1", "https://b:1"
+    first = registry(layout, log=shared(one, two))
+    check_replicas([registry(layout)])
+    check_replicas([first, registry(layout, "r2", log=shared(two, one))])
+    for other in (
+        registry(layout, "r2"),
+        registry(layout, "r2", log=shared(one)),
+        registry(layout, "r2", log=shared(one, two, prefix="other/")),
+        registry(layout, "r2", log=shared(one, two), data_dir=first.data_dir),
+    ):
+        with pytest.raises(Refused):
+            check_replicas([first, other])
