@@ -24,7 +24,18 @@ from keymesh.control.destruction import DESTROY_KIND
 from keymesh.control.entry import SignedEntry
 from keymesh.control.kinds import ADOPT_TAIL, OPEN_EPOCH, AdoptedRestriction, AdoptTail
 from keymesh.control.messages import EpochOffer, EpochStored, Sealed, StoredHead
-from keymesh.control.rows import KeyRow, RestrictionRow, RootRow, Rows, SettingsRow, SignersRow, get, parts_of, shape_of
+from keymesh.control.rows import (
+    KeyRow,
+    RestrictionRow,
+    RootRow,
+    Rows,
+    SettingsRow,
+    SignersRow,
+    VotersRow,
+    get,
+    parts_of,
+    shape_of,
+)
 from keymesh.control.signing import Suite
 from keymesh.control.state import AWAITED, NamespaceState
 from keymesh.control.transition import restrictions_in
@@ -116,7 +127,7 @@ def plan_base(
 
     ``words``: what voters answered to ``offer``.  ``handed`` must have been read after that.  Raises Unavailable where
     they are no majority; Refused where the epoch is not above every other, the officers' word does not suffice, or a
-    region's root and officers are later than those that can be shown.
+    region's root and officers, or its voters, are later than those that can be shown.
     """
     before = {"index": len(log.commits), "entries": sum(map(len, log.commits)), "namespaces": len(log.chains)}
     pool = [(h.region, signed) for h in handed for signed in _entries_of(h)]
@@ -128,7 +139,7 @@ def plan_base(
     gains = {h.region: {"entries": log.taken.get(h.region, 0), "restrictions": 0, "keys": 0} for h in handed}
     adopted = {name: Adoption() for name in log.chains}
     states = _tails(log, handed, offer.epoch)
-    _check_trust_set(log, states)
+    _check_sets(log, states)
     for region, state in states:
         _adopt_state(log, region, state, adopted, gains)
     _adopt_entries(log, adopted, gains)
@@ -166,19 +177,25 @@ def _tails(log: Regrown, handed: Sequence[Handed], epoch: int) -> list[tuple[str
     return list(found.values())
 
 
-def _check_trust_set(log: Regrown, states: Iterable[tuple[str, NamespaceState]]) -> None:
-    """No region judges by a later trust set than the log will: it would take no entry of it, and keys that were rotated
-    away would be back in force.  Raises Refused ``trust-behind``."""
-    mine = get(log.mesh.rows, "root", RootRow)
+def _check_sets(log: Regrown, states: Iterable[tuple[str, NamespaceState]]) -> None:
+    """No region judges by a later trust set or voter set than the log will: keys that were rotated away would be back
+    in force, and voters who were replaced may have missed what was committed.  Raises Refused ``<kind>-behind``."""
+    mine = _sets(log.mesh.rows)
     for region, state in states:
-        row = get(state.rows, "root", RootRow) if state.head.entry.namespace == MESH_NAMESPACE else None
-        if row is not None and mine is not None and row.version > mine.version:
-            raise Refused(
-                "trust-behind",
-                f"{region} has trust set {row.version}, and nobody has all entries up to it: the log ends at set "
-                f"{mine.version}; take a newer backup",
-                field="from",
-            )
+        theirs = _sets(state.rows) if state.head.entry.namespace == MESH_NAMESPACE else {}
+        for kind, number in theirs.items():
+            if number > mine[kind]:
+                raise Refused(
+                    f"{kind}-behind",
+                    f"{region} has {kind} set {number}, and nobody has all entries up to it: the log ends at set "
+                    f"{mine[kind]}; take a newer backup",
+                    field="from",
+                )
+
+
+def _sets(mesh_rows: Rows) -> dict[str, int]:
+    root, voters = get(mesh_rows, "root", RootRow), get(mesh_rows, "voters", VotersRow)
+    return {"trust": 0 if root is None else root.version, "voters": 0 if voters is None else voters.set_id}
 
 
 def _adopt_state(
