@@ -6,12 +6,9 @@ Decides which headers and queries are well formed; ``http_server`` asks in what 
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -131,28 +128,3 @@ def query_of(request: web.BaseRequest) -> dict[str, str]:
 def to_web(answer: Response, correlation_id: str) -> web.Response:
     headers = {CORRELATION_HEADER: correlation_id, "Content-Type": answer.content_type, "Cache-Control": "no-store"}
     return web.Response(status=answer.status, body=answer.body, headers=headers | dict(answer.headers))
-
-
-def bind_unix(path: Path) -> socket.socket:
-    """A socket at ``path`` that only its owner can reach; a dead process's leftover is replaced.  Raises OSError."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except FileNotFoundError:
-            pass
-        except ConnectionRefusedError as nobody:
-            if not path.is_socket():  # a connection to any other file is refused as well
-                raise OSError(0, "a file that is not a socket is there") from nobody
-            path.unlink(missing_ok=True)
-        else:
-            raise OSError(0, "another process listens there")
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        bound.bind(str(path))
-    except OSError:
-        bound.close()
-        raise
-    finally:
-        os.umask(before)
-    return bound

@@ -34,7 +34,6 @@ from keymesh.adapters.http_messages import (
 )
 from keymesh.adapters.http_parts import Limits as Limits
 from keymesh.adapters.http_parts import (
-    bind_unix,
     check_body_headers,
     correlation_id_of,
     headers_of,
@@ -45,6 +44,7 @@ from keymesh.adapters.http_parts import (
     to_web,
 )
 from keymesh.adapters.tls import PeerContext, PeerSSLObject
+from keymesh.edge.sidecar_bind import bind_unix
 from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.ids import CorrelationId, check_token
 

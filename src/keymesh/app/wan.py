@@ -19,10 +19,10 @@ from typing import Any, Final
 
 import msgspec
 
-from keymesh.adapters.http_parts import bind_unix
 from keymesh.app.lifeline import die_with_parent, say_ready, wait_for_stop
 from keymesh.app.logs import setup_logging
 from keymesh.app.wan_relay import LinkStatus, Wan, WanPlan
+from keymesh.edge.sidecar_bind import bind_unix
 from keymesh.model import strict_json
 from keymesh.model.errors import KeymeshError, Refused
 
@@ -68,10 +68,7 @@ async def controlled(wan: Wan, path: Path) -> AsyncIterator[None]:
                 await writer.drain()
         writer.close()
 
-    try:
-        bound = bind_unix(path)
-    except OSError as taken:
-        raise Refused("address-in-use", f"cannot listen on {path.name}", field="control") from taken
+    bound = bind_unix(path)
     server = await asyncio.start_unix_server(serve, sock=bound, limit=COMMAND_MAX_BYTES)
     try:
         yield

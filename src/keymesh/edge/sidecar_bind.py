@@ -1,4 +1,4 @@
-"""Where a sidecar listens: Unix sockets with the mode that fits their callers, TCP ports that workers share."""
+"""Where a server listens: Unix sockets with the mode that fits their callers, TCP ports that workers share."""
 
 from __future__ import annotations
 

@@ -19,7 +19,6 @@ from keymesh.access.identity import CoreIdentity
 from keymesh.adapters import pki
 from keymesh.adapters.http_client import PeerClient
 from keymesh.adapters.http_messages import Request, Response, Route, Router, Stream, json_response
-from keymesh.adapters.http_parts import bind_unix
 from keymesh.adapters.http_server import HttpServer, Limits, serve
 from keymesh.adapters.tls import MeshTls
 from keymesh.model.errors import Integrity, Refused, Unavailable
@@ -539,11 +538,3 @@ async def test_logs_name_the_request_and_never_its_body(bed: BedUp, caplog: pyte
         assert record.fields["peer"] == N1  # type: ignore[attr-defined]
         assert SECRET not in repr([vars(record) for record in caplog.records])
         assert SECRET not in repr(up.app.seen)
-
-
-def test_a_file_in_the_place_of_a_socket_is_nobodys_leftover(tmp_path: Path) -> None:
-    path = tmp_path / "notes"
-    path.write_text("mine")
-    with pytest.raises(OSError, match="not a socket"):
-        bind_unix(path)
-    assert path.read_text() == "mine"
