@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from keymesh.app.bench_revocation import DOCUMENTED, judged
 from keymesh.app.bench_sidecar import is_met
+from keymesh.model.errors import Unavailable
 
 pytestmark = pytest.mark.serial
 
@@ -26,4 +28,17 @@ def test_a_short_run_measures_everything() -> None:
     figures = json.loads(done.stdout)
     assert figures.keys() >= FIELDS
     assert all(figures[name] > 0 for name in FIELDS - {"ok"})
+    assert figures["revoke_last_open_ms"] >= 0
+    assert figures["revoke_opens_before"] > 0
+    assert "restricted" in figures["revoke_refusals"]
+    assert DOCUMENTED.issuperset(figures["revoke_refusals"])
     assert figures["ok"] is is_met(figures) is (done.returncode == 0)
+
+
+def test_a_revocation_that_nobody_saw_is_no_figure() -> None:
+    with pytest.raises(Unavailable):
+        judged([(1, 200, ""), (2, 200, "")], event=1)
+    with pytest.raises(Unavailable):
+        judged([(5, 403, "restricted")], event=1)
+    shown = judged([(1, 200, ""), (5_000_000, 200, ""), (6_000_000, 503, "busy"), (7_000_000, 403, "restricted")], 2)
+    assert shown == {"revoke_last_open_ms": 5.0, "revoke_opens_before": 1, "revoke_refusals": ["busy", "restricted"]}

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from keymesh.app.bench_lease import TENANT, leased
+from keymesh.app.bench_lease import TENANT, GrantingTransport, leased
 from keymesh.app.cli_common import emit, facts
 from keymesh.crypto.aad import l4_aad
 from keymesh.crypto.kid import kid_of
@@ -62,7 +62,7 @@ def ratio(phase: Phase, bare: Phase) -> float:
 def run(seconds: float) -> dict[str, Any]:
     """Measure for about ``seconds``; the figures as ``keymesh bench edge --json`` prints them."""
     key = os.urandom(32)
-    shell = asyncio.run(leased(key))
+    shell = asyncio.run(leased(GrantingTransport(key)))
     edge = SyncEdge(shell.hot)
     phases = _phases(edge, key)
     mint_ns, open_ns = [], []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
@@ -22,25 +23,30 @@ from keymesh.edge.snapshot import EdgeConfig
 from keymesh.model.errors import Unavailable
 from keymesh.model.ids import ZERO_DIGEST
 from keymesh.model.states import Custody
-from keymesh.orbital.edge_messages import LeasedVersion, LeaseGrant, LeaseRequest
+from keymesh.orbital.edge_messages import LeasedVersion, LeaseGrant, LeaseRefused, LeaseRequest, Revocation
 
 TENANT: Final = "bench"
 SERVICE: Final = "bench"
+LEASE: Final = "bench"
 TTL_MS: Final = 3_600_000
 
 
 class GrantingTransport:
-    """Stands where the mTLS transport stands, and grants one lease on a key of its own."""
+    """Stands where the mTLS transport stands, and grants one lease on a key of its own, until that is revoked."""
 
-    def __init__(self, registry: Ed25519Signer, key: bytes) -> None:
-        self._registry = registry
+    def __init__(self, key: bytes) -> None:
+        self.registry = Ed25519Signer(Ed25519PrivateKey.generate())
         self._key = key
+        self._said: asyncio.Queue[Revocation] = asyncio.Queue()
+        self._is_restricted = False
         self._pages = KeyPages(allow_unlocked=True)
 
     async def post(self, core: str, message: Any) -> Any:
         """The grant for a lease request; nothing for anything else."""
         if not isinstance(message, LeaseRequest):
             return None
+        if self._is_restricted:
+            return LeaseRefused(nonce=message.nonce, code="restricted", retry_after_ms=TTL_MS)
         policy = ServiceRow(version=1, custody=Custody.LEASED.value, edge_ttl_ms=TTL_MS)
         entry = Entry(
             mesh="bench",
@@ -58,14 +64,14 @@ class GrantingTransport:
             issued_at=0,
         )
         grant = LeaseGrant(
-            lease_id="bench",
+            lease_id=LEASE,
             nonce=message.nonce,
             tenant=TENANT,
             service=SERVICE,
             ttl_ms=TTL_MS,
             versions=(LeasedVersion(kid=kid_of(self._key).hex(), version=1, may_wrap=True),),
             policy=policy,
-            policy_entry=self._registry.sign(encode_entry(entry), ENTRY_PAYLOAD_TYPE),
+            policy_entry=self.registry.sign(encode_entry(entry), ENTRY_PAYLOAD_TYPE),
         )
         return GrantedKeys(grant, (self._pages.put(bytearray(self._key)),))
 
@@ -74,14 +80,33 @@ class GrantingTransport:
 
     @asynccontextmanager
     async def stream(self, core: str) -> AsyncIterator[AsyncIterator[Any]]:
-        """No revocations."""
-        raise Unavailable("unreachable", "no stream in a bench")
-        yield
+        """Silent until the revocation."""
+
+        async def messages() -> AsyncIterator[Any]:
+            while True:
+                yield await self._said.get()
+
+        yield messages()
+
+    def revoke(self) -> None:
+        """As a Core under a restriction: the lease is called back, and no other is granted."""
+        self._is_restricted = True
+        self._said.put_nowait(
+            Revocation(
+                revocation_id="bench",
+                lease_ids=(LEASE,),
+                tenant=TENANT,
+                service=SERVICE,
+                epoch=1,
+                seq=2,
+                correlation_id="bench",
+            )
+        )
 
 
-async def leased(key: bytes) -> EdgeShell:
-    """A shell that holds a lease on ``key``.  Raises Unavailable where the machine got none."""
-    registry = Ed25519Signer(Ed25519PrivateKey.generate())
+async def leased(transport: GrantingTransport) -> EdgeShell:
+    """A shell that holds a lease on its key.  Raises Unavailable where the machine got none."""
+    registry = transport.registry
     own = Ed25519Signer(Ed25519PrivateKey.generate())
     suite = DsseSuite(own)
     cores = addresses(["in-process"])
@@ -97,7 +122,7 @@ async def leased(key: bytes) -> EdgeShell:
             mesh="bench", registry_keys={registry.key_id: registry.public_key.hex()}, suite=suite
         ),
     )
-    shell = EdgeShell(config, GrantingTransport(registry, key), cores=cores)
+    shell = EdgeShell(config, transport, cores=cores)
     shell.start()
     while not shell.hot.is_live():
         if not await shell.changed(5.0):

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keymesh.app.bench_lease import SERVICE, TENANT
+from keymesh.app.bench_revocation import AFTER_S, DOCUMENTED, LEAD_S, revoke_under_load
 from keymesh.app.bench_sidecar_server import make_identity
 from keymesh.app.cli_common import emit, facts
 from keymesh.app.servers.binaries import BAO
@@ -44,6 +45,7 @@ SECONDS_MAX: Final = 600.0
 TOKEN: Final = "bench"  # noqa: S105  (of a server that lives for a few seconds on loopback)
 CREATE: Final = f"/v1/{TENANT}/{SERVICE}/create-key"
 CREATE_MANY: Final = f"/v1/{TENANT}/{SERVICE}/create-keys"
+OPEN: Final = f"/v1/{TENANT}/{SERVICE}/decrypt-key"
 CONSTANT: Final = "/constant"
 WITH_PLAINTEXT: Final = '{"plaintext":true}'
 _PYTHON: Final = (sys.executable, "-P", "-m")
@@ -148,15 +150,20 @@ def wrk(
         name, _, value = header.partition(": ")
         lines.append(f'wrk.headers["{name}"] = "{value}"')
     script.write_text("\n".join(lines))
-    command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script), url]
-    with started_on(at.load):
-        loading = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    loading = start_wrk(program, at, url, script, seconds=seconds)
     out, err = loading.communicate(timeout=seconds + 30)
     rate = re.search(r"Requests/sec:\s+([\d.]+)", out)
     p99 = re.search(r"99%\s+([\d.]+)(us|ms|s)", out)
     if loading.returncode or rate is None or p99 is None or "Non-2xx" in out or "Socket errors" in out:
         raise Unavailable("bench", f"the load failed: {(err or out).strip()[-300:]}")
     return {"per_s": float(rate[1]), "p99_ms": float(p99[1]) * {"us": 0.001, "ms": 1, "s": 1_000}[p99[2]]}
+
+
+def start_wrk(program: str, at: Cores, url: str, script: Path, *, seconds: float) -> subprocess.Popen[str]:
+    """On the loading core, with one thread."""
+    command = [program, "-t1", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s", "--latency", "-s", str(script), url]
+    with started_on(at.load):
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def paced(
@@ -257,14 +264,25 @@ def run(seconds: float) -> dict[str, Any]:
             )
             for _ in range(max(1, times - 1))
         ]
-    return _figures(rounds, single, offered, sides) | {
-        "mtls_c1_p50_us": _us(mutual["p50_ms"]),
-        "mtls_c1_p99_us": _us(mutual["p99_ms"]),
-        "mtls_c1_per_s": mutual["per_s"],
-        "cold_start_ms": serving.cold_start_ms,
-        "rss_mb": rss_mb,
-        "seconds": seconds,
-    }
+        revoked = revoke_under_load(
+            serving.process,
+            serving.socket,
+            lambda script: start_wrk(program, at, serving.url + OPEN, script, seconds=LEAD_S + AFTER_S),
+            directory / "open.lua",
+            names=f"{TENANT}/{SERVICE}",
+        )
+    return (
+        _figures(rounds, single, offered, sides)
+        | revoked
+        | {
+            "mtls_c1_p50_us": _us(mutual["p50_ms"]),
+            "mtls_c1_p99_us": _us(mutual["p99_ms"]),
+            "mtls_c1_per_s": mutual["per_s"],
+            "cold_start_ms": serving.cold_start_ms,
+            "rss_mb": rss_mb,
+            "seconds": seconds,
+        }
+    )
 
 
 def _figures(
@@ -317,6 +335,8 @@ def is_met(figures: dict[str, Any]) -> bool:
         and figures["cold_start_ms"] < 1_000
         and figures["rss_mb"] < 64
         and figures["openbao_ratio"] >= 5
+        and figures["revoke_last_open_ms"] < 1_000
+        and DOCUMENTED.issuperset(figures["revoke_refusals"])
     )
 
 

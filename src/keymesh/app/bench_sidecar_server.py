@@ -22,7 +22,7 @@ import uvloop
 from keymesh.access.callers import Names
 from keymesh.access.identity import EdgeIdentity
 from keymesh.adapters import key_files, pki
-from keymesh.app.bench_lease import SERVICE, TENANT, leased
+from keymesh.app.bench_lease import SERVICE, TENANT, GrantingTransport, leased
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.edge.client import Edge
 from keymesh.edge.http1 import Later, Request, Server
@@ -81,9 +81,13 @@ async def _here(work: Coroutine[Any, Any, Any]) -> Any:
 
 
 async def serve(directory: Path) -> None:
-    """Serve on a Unix socket in ``directory`` and on two ports, plain and TLS, that go to standard output."""
+    """Serve on a Unix socket in ``directory`` and on two ports, plain and TLS, that go to standard output.
+
+    SIGUSR1: the lease is revoked, as under a restriction.
+    """
     run_known_answer_tests()
-    shell = await leased(os.urandom(32))
+    transport = GrantingTransport(os.urandom(32))
+    shell = await leased(transport)
     heads = Heads()
     host: Any = Host(Edge(shell, None, IDENTITY, ()))  # type: ignore[arg-type]
     routes = Routes(host, heads, there=_here)
@@ -103,6 +107,7 @@ async def serve(directory: Path) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, transport.revoke)
     print(plain.getsockname()[1], mutual.getsockname()[1], flush=True)
     await stop.wait()
     await server.close(1.0)
