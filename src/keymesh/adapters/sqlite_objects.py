@@ -26,6 +26,7 @@ from keymesh.model.limits import (
     OBJECT_PAGE_MAX_BYTES,
     OBJECTS_PER_TENANT_MAX,
 )
+from keymesh.orbital.object_sync import Cursor
 from keymesh.orbital.objects import (
     Changes,
     Conflict,
@@ -33,8 +34,8 @@ from keymesh.orbital.objects import (
     Verdict,
     check_change,
     judge,
+    object_as_written,
     object_digest,
-    object_from_bytes,
     object_to_bytes,
     place,
 )
@@ -76,14 +77,6 @@ CREATE TABLE IF NOT EXISTS purged (namespace TEXT PRIMARY KEY) STRICT, WITHOUT R
 """
 _ROW: Final = "service, uid, version, gone, digest, raw"
 _AT: Final = "namespace = ? AND service = ? AND uid = ?"
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """How far a peer's changes of one tenant are stored here.  ``origin``: of the peer's store."""
-
-    origin: str
-    position: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +194,7 @@ class SqliteObjects:
                 return tuple(one for one in held if one is not None)
             for expected, after in changes:
                 check_change(self.get(namespace, service, after.uid), expected, after)
-            self._check_names(changes)
+            self.check_names(changes)
             positions = [self._put(after, source="") for _, after in changes]
             if forward:
                 db.execute("INSERT INTO forwards VALUES (?, ?, ?)", (namespace, forward, positions[-1]))
@@ -212,7 +205,8 @@ class SqliteObjects:
                 )
         return tuple(after for _, after in changes)
 
-    def _check_names(self, changes: Changes) -> None:
+    def check_names(self, changes: Changes) -> None:
+        """Raises Conflict where a name is a living object's that is not among ``changes``."""
         changed = {after.uid for _, after in changes}
         for _, after in changes:
             for name in () if after.gone else after.names:
@@ -273,6 +267,11 @@ class SqliteObjects:
         db.executemany("INSERT INTO names VALUES (?, ?, ?, ?)", names)
         db.execute("INSERT OR REPLACE INTO spaces VALUES (?, ?, ?)", (one.namespace, position, count))
         return position
+
+    def forget_cursors(self, namespace: str) -> None:
+        """All that other regions have of that tenant is read again."""
+        with self._transaction() as db:
+            db.execute("DELETE FROM cursors WHERE namespace = ?", (namespace,))
 
     # --- a tenant that is no more ------------------------------------------------------------------------------------
 
@@ -346,7 +345,7 @@ def _checked(namespace: str, row: Sequence[Any]) -> SealedObject:
     service, uid, version, gone, digest, raw = row
     if object_digest(raw) != digest:
         raise Integrity("object-damaged", "the object's bytes are not those that were stored")
-    one = object_from_bytes(raw)
+    one = object_as_written(raw)
     if (*place(one), one.version, int(one.gone)) != (namespace, service, uid, version, gone):
         raise Integrity("object-damaged", "the object lies in another one's place")
     return one

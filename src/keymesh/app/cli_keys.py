@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -16,6 +16,7 @@ from keymesh.model.ids import check_region, check_tenant
 from keymesh.model.scope import Scope, ScopeKind, parse_scope
 
 SEALS_TIMEOUT_S = 5.0
+OWN_WORDS: Final = ("sealed", "seals", "tenants", "objects")  # of a Core, beside what the Registry says
 
 
 def _key_name(scope: Scope) -> str:
@@ -157,21 +158,30 @@ def run_region_show(args: argparse.Namespace) -> int:
 
 async def _own_word(client: AdminClient, region: str) -> dict[str, Any]:
     if region not in client.plan.regions:
-        return {"sealed": None, "seals": None, "tenants": None}
+        return dict.fromkeys(OWN_WORDS)
     try:
         own = await client.call("GET", "/v1/status", target=region, timeout_s=SEALS_TIMEOUT_S)
         seals = await client.call("GET", "/v1/seals", target=region, timeout_s=SEALS_TIMEOUT_S)
     except KeymeshError:
-        return {"sealed": None, "seals": None, "tenants": None}
-    return {"sealed": seals["sealed"], "seals": seals["seals"], "tenants": own["tenants"]}
+        return dict.fromkeys(OWN_WORDS)
+    objects = own.get("objects")  # unknown to a Core of release 0.1
+    return {"sealed": seals["sealed"], "seals": seals["seals"], "tenants": own["tenants"], "objects": objects}
 
 
 def _print_region(region: str, shown: dict[str, Any]) -> None:
-    rest = {name: value for name, value in shown.items() if name != "tenants"}
+    rest = {name: value for name, value in shown.items() if name not in ("tenants", "objects")}
     facts(f"region {region}", rest | {"seals": in_words(shown["seals"])})
     columns = ("tenant", "mode", "why", "ends with", "then", "in ms")
     fields = ("mode", "why", "ends", "then", "ends_in_ms")
     table("tenants", columns, ((name, *(at[f] for f in fields)) for name, at in (shown["tenants"] or {}).items()))
+    held = (shown["objects"] or {}).get("tenants", {})
+    rows = ((name, at["objects"], in_lags(at["behind_ms"])) for name, at in held.items())
+    table("KMIP objects", ("tenant", "objects", "may be behind"), rows)
+
+
+def in_lags(behind_ms: dict[str, int]) -> str:
+    """Region to how old what is held of its objects may be."""
+    return ", ".join(f"{region} {ms / 1_000:.1f} s" for region, ms in sorted(behind_ms.items())) or "none to follow"
 
 
 async def rotate_ivk(client: AdminClient, region: str, *, wait: bool) -> dict[str, Any]:

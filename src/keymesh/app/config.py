@@ -22,6 +22,7 @@ from keymesh.app.config_database import DatabaseConfig
 from keymesh.app.config_keystore import KeyStoreConfig
 from keymesh.app.config_kmip import KmipConfig
 from keymesh.app.config_log import LogConfig
+from keymesh.app.config_objects import ObjectsConfig
 from keymesh.app.config_parts import (
     Checks,
     CoreTiming,
@@ -30,37 +31,16 @@ from keymesh.app.config_parts import (
     check_fields,
     check_peers,
     check_region_name,
+    check_service_name,
+    check_services,
     check_urls,
 )
 from keymesh.app.config_seals import SealsConfig
 from keymesh.app.config_tokens import CoreTokens, RegistryTokens
 from keymesh.model.errors import Refused
 from keymesh.model.hostport import parse_tcp
-from keymesh.model.ids import check_label, check_service, check_tenant
+from keymesh.model.ids import check_label
 from keymesh.model.limits import WORKERS_MAX
-
-SERVICES_MAX: Final = 1_024
-
-
-def check_services(field: str, services: tuple[str, ...]) -> None:
-    """``TENANT/SERVICE`` names, none twice.  Raises Refused naming ``field`` and the position."""
-    if len(services) > SERVICES_MAX:
-        raise Refused.bad_field(field, f"at most {SERVICES_MAX}")
-    for n, name in enumerate(services):
-        _check_service(f"{field}[{n}]", name, services[:n])
-
-
-def _check_service(field: str, name: str, before: tuple[str, ...]) -> None:
-    tenant, slash, service = name.partition("/")
-    if not slash:
-        raise Refused.bad_field(field, "TENANT/SERVICE")
-    if name in before:
-        raise Refused.bad_field(field, "the same service twice")
-    try:
-        check_tenant(tenant)
-        check_service(service)
-    except Refused as bad:
-        raise Refused.bad_field(field, "TENANT/SERVICE, each of lower-case letters, digits and inner hyphens") from bad
 
 
 def check_callers(field: str, callers: dict[str, tuple[str, ...]]) -> None:
@@ -87,7 +67,7 @@ def check_tcp(field: str, where: str | None) -> None:
 def check_tcp_identity(field: str, name: str | None) -> None:
     """Raises Refused naming ``field``."""
     if name is not None:
-        _check_service(field, name, ())
+        check_service_name(field, name, ())
 
 
 def check_workers(field: str, workers: int) -> None:
@@ -154,6 +134,7 @@ class CoreConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     # sections of parts, each None for its embedded default:
     keystore: KeyStoreConfig | None = None
     seals: SealsConfig | None = None
+    objects: ObjectsConfig | None = None
     tokens: CoreTokens | None = None
     backup: BackupConfig | None = None
     broker: CoreBroker | None = None

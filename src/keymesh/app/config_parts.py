@@ -14,11 +14,12 @@ from typing import Any, ClassVar, Final
 from msgspec import Struct
 
 from keymesh.model.errors import Refused
-from keymesh.model.ids import check_region
+from keymesh.model.ids import check_region, check_service, check_tenant
 
 HEARTBEAT_MIN_MS: Final = 100
 HEARTBEAT_MAX_MS: Final = 60_000
 URLS_MAX: Final = 16
+SERVICES_MAX: Final = 1_024
 Checks = dict[str, Callable[[str, Any], object]]
 _URL: Final = re.compile(r"https://([A-Za-z0-9.-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]):([0-9]{1,5})")
 
@@ -75,6 +76,28 @@ def check_peers(field: str, peers: dict[str, tuple[str, ...]]) -> None:
     for region, urls in peers.items():
         check_region_name(f"{field}.{region[:64]}", region)
         check_urls(f"{field}.{region}", urls)
+
+
+def check_services(field: str, services: tuple[str, ...]) -> None:
+    """``TENANT/SERVICE`` names, none twice.  Raises Refused naming ``field`` and the position."""
+    if len(services) > SERVICES_MAX:
+        raise Refused.bad_field(field, f"at most {SERVICES_MAX}")
+    for n, name in enumerate(services):
+        check_service_name(f"{field}[{n}]", name, services[:n])
+
+
+def check_service_name(field: str, name: str, before: tuple[str, ...]) -> None:
+    """One ``TENANT/SERVICE`` that is not among ``before``.  Raises Refused naming ``field``."""
+    tenant, slash, service = name.partition("/")
+    if not slash:
+        raise Refused.bad_field(field, "TENANT/SERVICE")
+    if name in before:
+        raise Refused.bad_field(field, "the same service twice")
+    try:
+        check_tenant(tenant)
+        check_service(service)
+    except Refused as bad:
+        raise Refused.bad_field(field, "TENANT/SERVICE, each of lower-case letters, digits and inner hyphens") from bad
 
 
 class Listen(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -323,6 +323,7 @@ class CoreApi:
                 "keys_in_memory": len(self._core.keyring),
                 "local_suspensions": len(state.locals),
                 "edge_leases": len(state.edge_leases),
+                "objects": self._core.objects.describe(),
                 "backup": backup_view(self._core.backups),
                 "tenants": tenants,
                 "broker": None if self._core.broker is None else self._core.broker.describe(),

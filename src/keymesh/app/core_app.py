@@ -141,7 +141,14 @@ class CoreProcess:
             heartbeat_ms=config.timing.heartbeat_ms,
         )
         self.objects = CoreObjects(
-            region=region, directory=self.directory, policy_of=self.policy, new_origin=SystemEntropy().token(16).hex()
+            region=region,
+            directory=self.directory,
+            policy_of=self.policy,
+            tenants=lambda: tuple(self.shell.state.tenants),
+            link=self.peer,
+            peers=config.peers,
+            token=SystemEntropy().token,
+            config=config.objects,
         )
         self.purge = CorePurge(self)
         self.loads = CoreLoads(lambda e: self.keys.load(e), self.spawn)  # noqa: PLW0108 - keys come later
@@ -323,7 +330,7 @@ class CoreProcess:
         api, door = CoreApi(self), core_door(self.config, self.shell)
         ready = CoreReady(self, api.readiness)
         routes = [*self.edges.routes(), *api.routes(), *ready.routes(), *self.history.routes()]
-        routes += [*self.peers.routes(), *self.word.routes(), *self.epochs.routes()]
+        routes += [*self.peers.routes(), *self.word.routes(), *self.epochs.routes(), *self.objects.routes()]
         metrics = HttpMetrics()
         metrics.registry.register(CoreCollector(self))
         server = await serve(
@@ -343,7 +350,7 @@ class CoreProcess:
         )  # after a loss the machine greets whoever is there now
         background = [asyncio.create_task(poll) for poll in polls]
         works = [self._keep_internal_keys(), self.region_store.watch(self.shell.feed), self.seals.keep()]
-        works += [ready.run(), self.history.run(), keep_keys(door)]
+        works += [ready.run(), self.history.run(), self.objects.run(), keep_keys(door)]
         background += [asyncio.create_task(work) for work in works]
         background.append(
             asyncio.create_task(keep_certificate_fresh(self.credentials, self.config.identity.issuer, self.config.mesh))

@@ -142,6 +142,7 @@ class CoreReady:
             keys=len(live),
             stored=sum(stored.get(row.kid) == row.revision for _, row in live),
             blobs=sum(blobs),
+            objects_behind_s=int(core.objects.behind_s(name)),
         )
 
     async def _ask(self, name: str, binding: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -11,13 +11,23 @@ from prometheus_client.registry import Collector
 if TYPE_CHECKING:
     from keymesh.app.core_app import CoreProcess
     from keymesh.app.core_kmip import KmipDoor
+    from keymesh.app.core_objects import CoreObjects
     from keymesh.app.registry_app import RegistryProcess
+
+TENANTS_MAX: Final = 1_000  # of whom single figures are shown
 
 
 def _counter(name: str, what: str, label: str, values: Mapping[str, int]) -> Metric:
     family = CounterMetricFamily(name, what, labels=[label])
     for key, count in sorted(values.items()):
         family.add_metric([key], count)
+    return family
+
+
+def _gauge(name: str, what: str, label: str, values: Mapping[str, int]) -> Metric:
+    family = GaugeMetricFamily(name, what, labels=[label])
+    for key, value in sorted(values.items()):
+        family.add_metric([key], value)
     return family
 
 
@@ -35,6 +45,25 @@ def _kmip(door: KmipDoor) -> Iterator[Metric]:
     yield GaugeMetricFamily("keymesh_kmip_unreadable", "Stored objects that did not open.", door.store.unreadable)
     yield _counter("keymesh_kmip_operations", "Admitted.", "operation", door.records.operations)
     yield _counter("keymesh_kmip_denied", "Refused by the gate.", "reason", door.records.denied)
+
+
+def _objects(objects: CoreObjects) -> Iterator[Metric]:
+    shown = objects.describe()
+    yield GaugeMetricFamily("keymesh_core_objects_open", "1 where KMIP objects are served.", int(shown["code"] == "ok"))
+    tenants = dict(sorted(shown["tenants"].items())[:TENANTS_MAX])
+    held = {tenant: found["objects"] for tenant, found in tenants.items()}
+    yield _gauge("keymesh_core_objects", "KMIP objects held.", "tenant", held)
+    lag = GaugeMetricFamily(
+        "keymesh_core_objects_lag_seconds",
+        "How old what is held here of another region's KMIP objects may be.",
+        labels=["tenant", "region"],
+    )
+    for tenant, found in tenants.items():
+        for region, behind_ms in sorted(found["behind_ms"].items()):
+            lag.add_metric([tenant, region], behind_ms / 1_000)
+    yield lag
+    faults = {what: shown.get(what, 0) for what in ("forks", "damaged", "unreadable")}
+    yield _gauge("keymesh_core_objects_faults", "KMIP objects that somebody should look at.", "what", faults)
 
 
 class CoreCollector(Collector):
@@ -58,6 +87,7 @@ class CoreCollector(Collector):
                 opens.add_metric([seal["id"], seal["kind"]], int(seal["state"] == "opens"))
         yield opens
         yield _counter("keymesh_core_notes", "Notes by name.", "name", core.shell.notes)
+        yield from _objects(core.objects)
         if core.broker is not None:
             yield _broker("keymesh_core_broker", core.broker.describe())
         yield from () if core.kmip is None else _kmip(core.kmip)

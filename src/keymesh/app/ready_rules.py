@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from keymesh.core.events import L1Outcome
 
+OBJECTS_BEHIND_MAX_S: Final = 60
 COPIES: Final = 2
 """Regions that must hold a tenant's wrapped blobs, where the tenant allows so many."""
 
@@ -20,7 +21,8 @@ COPIES: Final = 2
 class TenantFound(Struct, frozen=True, kw_only=True):
     """A tenant as one region finds it.  ``l1``: replica to what it said to this region just now; ``binding``: which was
     asked for, empty where there is none.  ``keys``: live key versions; ``stored``: of these in this region's key store
-    as they are in force; ``blobs``: of these with their sovereign form in its blob store."""
+    as they are in force; ``blobs``: of these with their sovereign form in its blob store.  ``objects_behind_s``: how
+    old what it has of other regions' KMIP objects may be."""
 
     allowed: bool
     seq: int
@@ -29,6 +31,7 @@ class TenantFound(Struct, frozen=True, kw_only=True):
     keys: int
     stored: int
     blobs: int
+    objects_behind_s: int = 0
 
 
 class RegionFound(Struct, frozen=True, kw_only=True):
@@ -87,7 +90,10 @@ def tenant_faults(found: TenantFound | None) -> list[str]:
 def tenant_notes(found: TenantFound) -> list[str]:
     """What an operator should know though the region could take the tenant."""
     silent = sorted(r for r, said in found.l1.items() if said == L1Outcome.UNREACHABLE.value)
-    return [f"L1 replica {replica} is not reached from there" for replica in silent]
+    notes = [f"L1 replica {replica} is not reached from there" for replica in silent]
+    if found.objects_behind_s > OBJECTS_BEHIND_MAX_S:
+        notes.append(f"KMIP objects of other regions may be {found.objects_behind_s} s old there")
+    return notes
 
 
 def judge(wanted: Sequence[Wanted], found: Mapping[str, RegionFound | None]) -> dict[str, Any]:

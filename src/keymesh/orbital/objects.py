@@ -11,6 +11,7 @@ On disk and on the wire: ``"keymesh/object/1" || lp(namespace) || lp(service) ||
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -30,6 +31,8 @@ from keymesh.model.limits import (
 
 MAGIC: Final = b"keymesh/object/1"
 VERSION_MAX: Final = 2**53
+_LENGTH: Final = struct.Struct(">I")
+_NUMBERS: Final = struct.Struct(">QBI")  # version, gone, count of names
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,54 +204,49 @@ def object_to_bytes(one: SealedObject) -> bytes:
 
 def object_from_bytes(raw: bytes) -> SealedObject:
     """Raises Integrity where ``raw`` is not the one form of an object within the limits."""
-    reader = _Reader(raw)
-    if reader.take(len(MAGIC)) != MAGIC:
-        raise Integrity("object", "no object")
+    one = object_as_written(raw)
     try:
-        namespace, service, uid, home = (reader.field(128).decode("ascii") for _ in range(4))
-        version, gone = reader.number(8), reader.number(1)
-        count = reader.number(4)
-        if gone > 1 or count > OBJECT_NAMES_MAX:
-            raise Integrity("object", "a number beyond its limit")
-        names = tuple(reader.field(OBJECT_NAME_MAX_BYTES) for _ in range(count))
-        one = SealedObject(
-            namespace, service, uid, home, version, names, bool(gone), reader.field(OBJECT_SEALED_MAX_BYTES)
-        )
         check_object(one)
-    except (UnicodeDecodeError, Refused) as bad:
+    except Refused as bad:
         raise Integrity("object", "a field beyond its limit") from bad
-    if reader.left:
-        raise Integrity("object", "bytes after its end")
     return one
+
+
+def object_as_written(raw: bytes) -> SealedObject:
+    """As ``object_from_bytes``, of bytes that are known to be those that ``object_to_bytes`` made: each field is taken
+    for what it says."""
+    if not raw.startswith(MAGIC):
+        raise Integrity("object", "no object")
+    at = len(MAGIC)
+    try:
+        texts = []
+        for _ in range(4):
+            field_, at = _field(raw, at)
+            texts.append(field_.decode("ascii"))
+        version, gone, count = _NUMBERS.unpack_from(raw, at)
+        at += _NUMBERS.size
+        names = []
+        for _ in range(min(count, OBJECT_NAMES_MAX + 1)):
+            field_, at = _field(raw, at)
+            names.append(field_)
+        sealed, at = _field(raw, at)
+    except (struct.error, UnicodeDecodeError) as bad:
+        raise Integrity("object", "cut short") from bad
+    if at != len(raw) or gone > 1:
+        raise Integrity("object", "bytes that mean nothing")
+    namespace, service, uid, home = texts
+    return SealedObject(namespace, service, uid, home, version, tuple(names), bool(gone), sealed)
+
+
+def _field(raw: bytes, at: int) -> tuple[bytes, int]:
+    """(the field at ``at``, where the next one begins)."""
+    (length,) = _LENGTH.unpack_from(raw, at)
+    end = at + 4 + length
+    if end > len(raw):
+        raise Integrity("object", "cut short")
+    return raw[at + 4 : end], end
 
 
 def object_digest(raw: bytes) -> bytes:
     """SHA-256 of an object's one form."""
     return hashlib.sha256(raw).digest()
-
-
-class _Reader:
-    """Takes fields off the front."""
-
-    def __init__(self, raw: bytes) -> None:
-        self._raw, self._at = raw, 0
-
-    @property
-    def left(self) -> int:
-        return len(self._raw) - self._at
-
-    def take(self, n_bytes: int) -> bytes:
-        if n_bytes > self.left:
-            raise Integrity("object", "cut short")
-        found = self._raw[self._at : self._at + n_bytes]
-        self._at += n_bytes
-        return found
-
-    def number(self, n_bytes: int) -> int:
-        return int.from_bytes(self.take(n_bytes), "big")
-
-    def field(self, max_bytes: int) -> bytes:
-        length = self.number(4)
-        if length > max_bytes:
-            raise Integrity("object", "a field beyond its limit")
-        return self.take(length)

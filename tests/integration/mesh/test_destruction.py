@@ -10,8 +10,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from tests.integration.mesh import test_objects as objects
 from tests.integration.mesh.live import HOME, OTHER, US, Door, LiveMesh, until
 from tests.integration.mesh.test_secrets import files_under, finds, spellings
+
+from keymesh.model.errors import KeymeshError
 
 SCRIPT = Path(__file__).resolve().parents[3] / "docs" / "verify_bundle.py"
 SERVICE = "archive"
@@ -91,7 +95,9 @@ async def test_a_tenant_is_shredded_in_every_region_and_both_verifiers_see_it(me
     """One region is cut off while the wait ends: the certificate waits for it, and says so."""
     tenant, far = "departedbank", OTHER[US]
     here, there, blob = await made(mesh, tenant)
-    needles = wraps_of(mesh, tenant)
+    (sealed,) = await objects.commit(mesh, far, HOME[US], (0, objects.new(tenant, b"CANARY-of-a-departed-object")))
+    await objects.arrives(mesh, sealed, HOME[US], far)
+    needles = wraps_of(mesh, tenant) | spellings(sealed.sealed)
     before = where_found(mesh, needles)
     assert all(any(f"{region}/core/" in name for name in before) for region in (HOME[US], far)), before
 
@@ -118,6 +124,9 @@ async def test_a_tenant_is_shredded_in_every_region_and_both_verifiers_see_it(me
     assert where_found(mesh, needles) == []
     assert await state_of(mesh, tenant) == ("destroyed", "destroyed")
     assert await here.refusal(blob) and await there.refusal(blob)
+    for me, to in ((far, HOME[US]), (HOME[US], far)):  # nor does anybody bring it back
+        with pytest.raises(KeymeshError):
+            await objects.commit(mesh, me, to, (0, sealed))
 
     file = tmp_path / "destroyed.cert.json"
     await mesh.cli("certificate", "show", done["command"]["command_id"], "-o", file)

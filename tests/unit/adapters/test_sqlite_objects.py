@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from keymesh.adapters import sqlite_objects
-from keymesh.adapters.sqlite_objects import Cursor, SqliteObjects
+from keymesh.adapters.sqlite_objects import SqliteObjects
 from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.orbital.object_sync import Cursor
 from keymesh.orbital.objects import Conflict, SealedObject, Verdict
 
 ONE = SealedObject("acme", "pay", "u1", "eu-1", 1, (b"name",), False, b"CANARY-of-one")

@@ -151,6 +151,9 @@ url = "mqtts://mq.example:8883/mesh"
 ca_file = "some.pem"
 username = "us-east"
 password_file = "some.pem"
+[objects]
+durability = "peer"
+peer_services = ["acme/payments"]
 [tokens]
 registry_auth = "jwt"
 """

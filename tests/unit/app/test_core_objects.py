@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from keymesh.adapters.system import SystemEntropy
 from keymesh.app import core_objects
+from keymesh.app.config_objects import ObjectsConfig
 from keymesh.app.core_objects import CoreObjects
+from keymesh.app.peer_link import PeerLink
 from keymesh.control.rows import PolicyRow
 from keymesh.model.errors import Integrity, Refused
 from keymesh.orbital.objects import Conflict, SealedObject
@@ -26,7 +30,24 @@ def policy_of(tenant: str) -> PolicyRow:
 
 
 def opened(directory: Path) -> CoreObjects:
-    return CoreObjects(region="eu-1", directory=directory, policy_of=policy_of, new_origin="origin")
+    return alone("eu-1", directory, policy_of)
+
+
+def alone(region: str, directory: Path, policy: Callable[[str], PolicyRow]) -> CoreObjects:
+    """A region that has no link to any other."""
+
+    def no_link(there: str) -> PeerLink:
+        raise Refused("unknown-region", there)
+
+    return CoreObjects(
+        region=region,
+        directory=directory,
+        policy_of=policy,
+        tenants=lambda: ("acme",),
+        link=no_link,
+        peers=(),
+        token=SystemEntropy().token,
+    )
 
 
 async def test_what_is_committed_is_read_and_found_and_is_at_home_here(tmp_path: Path) -> None:
@@ -94,3 +115,47 @@ async def test_a_purged_tenants_objects_are_gone_and_stay_so(tmp_path: Path) -> 
         await objects.commit("acme", "pay", [(0, ONE)], durability="async")
     assert refused.value.code == "destroyed"
     objects.close()
+
+
+async def test_operators_see_what_is_held_and_what_is_wrong(tmp_path: Path) -> None:
+    objects = opened(tmp_path)
+    await objects.commit("acme", "pay", [(0, ONE)], durability="async")
+    assert objects.describe() == {
+        "code": "ok",
+        "tenants": {"acme": {"objects": 1, "behind_ms": {}}},
+        "forks": 0,
+        "damaged": 0,
+        "unreadable": 0,
+    }
+    assert objects.behind_s("acme") == objects.behind_s("unknown") == 0
+    objects.store._query("UPDATE objects SET raw = CAST('x' AS BLOB)")
+    with pytest.raises(Integrity):
+        await objects.get("acme", "pay", "u1")
+    assert await objects.find("acme", "pay", None) == []
+    assert objects.describe()["damaged"] == 2
+    objects.close()
+
+
+async def test_a_tenant_of_one_region_can_have_no_peer_and_nothing_is_stored(tmp_path: Path) -> None:
+    single = PolicyRow(version=1, home="eu-1", domain="eu", regions=("eu-1",), admins=("a",))
+    objects = alone("eu-1", tmp_path, lambda _: single)
+    with pytest.raises(Refused) as refused:
+        await objects.commit("acme", "pay", [(0, ONE)], durability="peer")
+    assert refused.value.code == "no-peer"
+    assert await objects.get("acme", "pay", "u1") is None
+    objects.close()
+
+
+def test_durability_is_the_regions_or_the_services() -> None:
+    config = ObjectsConfig(peer_services=("acme/pay",))
+    config.check()
+    assert config.durability_of("acme", "pay") == "peer"
+    assert config.durability_of("acme", "mail") == config.durability_of("other", "pay") == "async"
+    for bad, field in (
+        (ObjectsConfig(durability="both"), "durability"),
+        (ObjectsConfig(peer_services=("acme",)), "peer_services[0]"),
+        (ObjectsConfig(peer_services=("acme/pay", "acme/pay")), "peer_services[1]"),
+    ):
+        with pytest.raises(Refused) as refused:
+            bad.check()
+        assert refused.value.field == field

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.unit.app.test_core_objects import alone
 
 from keymesh.adapters.sqlite_keystore import SqliteKeyStore
 from keymesh.app.core_objects import CoreObjects
@@ -81,7 +82,7 @@ async def held(tmp_path: Path) -> AsyncIterator[Held]:
 @pytest.fixture
 def objects(tmp_path: Path) -> Iterator[CoreObjects]:
     policy = PolicyRow(version=1, home="eu", domain="eu", regions=("eu",), admins=("a",))
-    made = CoreObjects(region="eu", directory=tmp_path, policy_of=lambda _: policy, new_origin="origin")
+    made = alone("eu", tmp_path, lambda _: policy)
     yield made
     made.close()
 

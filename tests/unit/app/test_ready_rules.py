@@ -98,3 +98,10 @@ def test_a_tenant_of_one_region_is_ready_and_nobody_can_take_it() -> None:
 def test_a_region_that_nobody_asked_makes_its_tenants_not_ready() -> None:
     shown = judge([ACME], {"eu": region("eu", {"acme": tenant()})})
     assert shown["tenants"]["acme"]["ok"] is False
+
+
+def test_objects_that_may_be_old_are_noted_and_are_no_fault() -> None:
+    shown = two(tenant(objects_behind_s=61))
+    assert shown["ok"] is True
+    assert shown["tenants"]["acme"]["regions"]["us"]["notes"] == ["KMIP objects of other regions may be 61 s old there"]
+    assert two(tenant(objects_behind_s=60))["tenants"]["acme"]["regions"]["us"]["notes"] == []
