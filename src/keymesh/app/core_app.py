@@ -114,7 +114,7 @@ class CoreProcess:
         self.applied: deque[dict[str, Any]] = deque(maxlen=50_000)
         self.tasks: set[asyncio.Task[Any]] = set()
         self.registries = RegistryLinks(config.registries, self._registry_client)
-        self._peers: dict[str, PeerLink] = {}
+        self._peers: dict[tuple[str, str], PeerLink] = {}
         self.pages = KeyPages(allow_unlocked=config.allow_unlocked_memory)
         self.keyring = Keyring(region, self.pages, SystemEntropy())
         self.region_store = RegionStore(
@@ -145,7 +145,7 @@ class CoreProcess:
             directory=self.directory,
             policy_of=self.policy,
             tenants=lambda: tuple(self.shell.state.tenants),
-            link=self.peer,
+            link=lambda there: self.peer(there, "objects"),
             peers=config.peers,
             token=SystemEntropy().token,
             config=config.objects,
@@ -232,13 +232,14 @@ class CoreProcess:
         limits: Any = {"timeout_s": POLL_TIMEOUT_S, "answer_max_bytes": ANSWER_MAX_BYTES}
         return PeerClient(url, context, authorize=self._login, **limits)
 
-    def peer(self, region: str) -> PeerLink:
-        if region not in self._peers:
+    def peer(self, region: str, use: str = "") -> PeerLink:
+        """``use``: what has connections of its own, so that nothing else waits for it."""
+        if (region, use) not in self._peers:
             if region not in self.config.peers:
                 raise Refused("unknown-region", f"{region[:64]!r} is no peer in this Core's configuration")
             context = self.tls.client(lambda i: isinstance(i, CoreIdentity) and i.region == region)
-            self._peers[region] = PeerLink([PeerClient(url, context) for url in self.config.peers[region]])
-        return self._peers[region]
+            self._peers[region, use] = PeerLink([PeerClient(url, context) for url in self.config.peers[region]])
+        return self._peers[region, use]
 
     def spawn(self, work: Any) -> None:
         """Run ``work`` beside everything else; a bug in it ends the process."""

@@ -31,7 +31,7 @@ log = logging.getLogger("keymesh.core.objects")
 
 FILE: Final = "objects.db"
 FIND_STEP: Final = 100
-PURGE_STEP: Final = 1_000
+PURGE_STEP: Final = 200
 ID_BYTES: Final = 16
 
 
@@ -148,16 +148,18 @@ class CoreObjects:
         by = plan_writer(changes, self._held(namespace, service, changes), policy, here=self.region)
         if by != self.region:
             self.store.check_names(changes)
-            link = self.link(by)
+            link = self._replica(by).link
             done = await forward_to_writer(link, by, namespace, service, changes, self.token(ID_BYTES).hex())
             await self.receive(namespace, done, source=by)
             return
         others = [region for region in policy.regions if region != self.region]
         if durability == "peer" and not others:
             raise Refused("no-peer", "only this region is allowed the tenant: no other can hold a copy")
+        links = {region: self.replicas[region].link for region in others if region in self.replicas}
+        if durability == "peer" and not links:
+            raise Unavailable("no-link", "this Core knows no way to any other region of the tenant")
         held = await self._commit_here(namespace, service, changes)
         if durability == "peer":
-            links = {region: self.link(region) for region in others}
             await confirm_elsewhere(links, namespace, held, lambda region: self.may_exchange(namespace, region))
 
     def _held(self, namespace: str, service: str, changes: Changes) -> dict[str, SealedObject]:
@@ -181,7 +183,13 @@ class CoreObjects:
             return
         for region in policy.regions:
             if region != self.region:
-                await self.replicas[region].read_now(namespace)
+                await self._replica(region).read_now(namespace)
+
+    def _replica(self, region: str) -> ObjectReplica:
+        """Raises Unavailable where this Core was told no address of ``region``."""
+        if region not in self.replicas:
+            raise Unavailable("no-link", f"this Core knows no way to region {region}")
+        return self.replicas[region]
 
     # --- what other regions want -------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from keymesh.orbital.object_sync import (
 
 if TYPE_CHECKING:
     from keymesh.app.core_objects import CoreObjects
+    from keymesh.app.peer_link import PeerLink
 
 log = logging.getLogger("keymesh.core.objects")
 
@@ -40,6 +41,8 @@ JITTER: Final = 0.25
 WHOLE_LIST_S: Final = 60.0
 ASK_S: Final = 10.0
 PAGES_A_TURN: Final = 4
+LISTS_A_ROUND: Final = 100
+READ_NOW_S: Final = 15.0
 TURNS_A_ROUND: Final = 250
 _HEADS_MAX_BYTES: Final = 1024 * 1024
 
@@ -55,6 +58,11 @@ class ObjectReplica:
         self._whole_at: float | None = None
         self.lag = Lag(began_at=objects.monotonic_s())
         self.counts: Counter[str] = Counter()
+        self._told: set[str] = set()
+
+    @property
+    def link(self) -> PeerLink:
+        return self.objects.link(self.peer)
 
     def shared(self) -> list[str]:
         """Tenants of which the two regions may speak."""
@@ -78,6 +86,7 @@ class ObjectReplica:
         shared = set(self.shared())
         for tenant in self.lag.behind.keys() - shared:
             self.lag.caught_up(tenant)
+        self._told &= shared
         if not shared:
             return
         asked_at = self.objects.monotonic_s()
@@ -90,9 +99,9 @@ class ObjectReplica:
     async def _look(self, shared: set[str]) -> bool:
         """Take note of who changed; whether that is the whole list."""
         path = HEADS_PATH
-        while True:
+        for _ in range(LISTS_A_ROUND):
             query = {"after": str(self._watermark)}
-            _, raw = await self.objects.link(self.peer).request("GET", path, query=query, timeout_s=ASK_S)
+            _, raw = await self.link.request("GET", path, query=query, timeout_s=ASK_S)
             answer = strict_json.decode(raw, HeadsAnswer, max_bytes=_HEADS_MAX_BYTES)
             check_heads(answer, after=self._watermark)
             if answer.origin != self._origin:
@@ -107,6 +116,7 @@ class ObjectReplica:
             self._watermark = answer.upto
             if not answer.more:
                 return True
+        return False
 
     async def _read_all(self) -> None:
         waiting = sorted(self.lag.behind)
@@ -117,6 +127,7 @@ class ObjectReplica:
             try:
                 if await self._turn(tenant):
                     self.lag.caught_up(tenant)
+                    self._told.discard(tenant)
                 else:
                     waiting.append(tenant)
             except Unavailable as away:
@@ -127,18 +138,22 @@ class ObjectReplica:
                 self._not_read(tenant, bad)
 
     def _not_read(self, tenant: str, why: KeymeshError) -> None:
-        self.counts["not-read"] += 1
-        fields = {"tenant": tenant, "region": self.peer, "reason": why.code}
-        log.warning("a tenant's objects could not be read", extra={"fields": fields})
+        """Said once, until it could be read again."""
+        if tenant not in self._told:
+            self._told.add(tenant)
+            fields = {"tenant": tenant, "region": self.peer, "reason": why.code}
+            log.warning("a tenant's objects could not be read", extra={"fields": fields})
 
     async def read_now(self, tenant: str) -> None:
         """All that the peer has of ``tenant`` at this moment.  Raises Unavailable ``catching-up``."""
         try:
-            while not await self._turn(tenant):
-                pass
-        except KeymeshError as failed:
-            told = f"region {self.peer} may have a newer version and could not be asked: {failed.message}"
-            raise Unavailable("catching-up", told) from failed
+            async with asyncio.timeout(READ_NOW_S):
+                while not await self._turn(tenant):
+                    pass
+        except (KeymeshError, TimeoutError) as failed:
+            raise Unavailable(
+                "catching-up", f"region {self.peer} may have a newer version and could not be asked"
+            ) from failed
 
     async def _turn(self, tenant: str) -> bool:
         """A few pages of one tenant; whether that was all."""
@@ -148,7 +163,7 @@ class ObjectReplica:
             asked = self.objects.store.cursor(tenant, self.peer) or START
             query = {"origin": asked.origin, "after": str(asked.position)}
             path = CHANGES_PATH.format(tenant=tenant)
-            _, raw = await self.objects.link(self.peer).request("GET", path, query=query, timeout_s=ASK_S)
+            _, raw = await self.link.request("GET", path, query=query, timeout_s=ASK_S)
             page = from_octets(raw, PageAnswer)
             cursor = next_cursor(asked, page)
             offered, bad = readable(page.objects, tenant)

@@ -51,6 +51,6 @@ OBJECTS_PER_TENANT_MAX: Final = 100_000
 OBJECTS_FOUND_MAX: Final = 10_000  # in one answer
 OBJECT_FORKS_MAX: Final = 1_000  # kept as evidence, of all tenants
 OBJECT_FORWARDS_MAX: Final = 1_000  # of one tenant, remembered
-OBJECT_PAGE_MAX: Final = 500  # objects in one answer to another region
+OBJECT_PAGE_MAX: Final = 100  # objects in one answer to another region
 OBJECT_PAGE_MAX_BYTES: Final = 1024 * 1024  # of these; one object more may go beyond
 OBJECT_HEADS_MAX: Final = 1_000  # tenants in one answer to another region
