@@ -38,7 +38,7 @@ from keymesh.app.core_history import CoreHistory
 from keymesh.app.core_keys import CoreKeys
 from keymesh.app.core_kmip import KmipDoor
 from keymesh.app.core_loads import CoreLoads
-from keymesh.app.core_objects import CoreObjects
+from keymesh.app.core_objects import objects_of
 from keymesh.app.core_peers import PeerDoor
 from keymesh.app.core_purge import CorePurge
 from keymesh.app.core_ready import CoreReady
@@ -140,16 +140,7 @@ class CoreProcess:
             root_threshold=trust.root.threshold,
             heartbeat_ms=config.timing.heartbeat_ms,
         )
-        self.objects = CoreObjects(
-            region=region,
-            directory=self.directory,
-            policy_of=self.policy,
-            tenants=lambda: tuple(self.shell.state.tenants),
-            link=lambda there: self.peer(there, "objects"),
-            peers=config.peers,
-            token=SystemEntropy().token,
-            config=config.objects,
-        )
+        self.objects = objects_of(self)
         self.purge = CorePurge(self)
         self.loads = CoreLoads(lambda e: self.keys.load(e), self.spawn)  # noqa: PLW0108 - keys come later
         self.shell = Shell(

@@ -12,10 +12,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from keymesh.adapters.http_messages import Route
 from keymesh.adapters.sqlite_objects import SqliteObjects
+from keymesh.adapters.system import SystemEntropy
 from keymesh.app.config_objects import ObjectsConfig
 from keymesh.app.object_door import ObjectDoor
 from keymesh.app.object_replicas import ObjectReplica
@@ -27,12 +28,29 @@ from keymesh.model.limits import OBJECTS_FOUND_MAX
 from keymesh.orbital.object_sync import Cursor, may_exchange
 from keymesh.orbital.objects import Changes, SealedObject, Verdict, at_home, check_changes, plan_writer
 
+if TYPE_CHECKING:
+    from keymesh.app.core_app import CoreProcess
+
 log = logging.getLogger("keymesh.core.objects")
 
 FILE: Final = "objects.db"
 FIND_STEP: Final = 100
 PURGE_STEP: Final = 200
 ID_BYTES: Final = 16
+
+
+def objects_of(core: CoreProcess) -> CoreObjects:
+    """Those of ``core``, which exchanges them over connections of their own."""
+    return CoreObjects(
+        region=core.region,
+        directory=core.directory,
+        policy_of=core.policy,
+        tenants=lambda: tuple(core.shell.state.tenants),
+        link=lambda region: core.peer(region, "objects"),
+        peers=core.config.peers,
+        token=SystemEntropy().token,
+        config=core.config.objects,
+    )
 
 
 class CoreObjects:
