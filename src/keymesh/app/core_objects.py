@@ -94,10 +94,6 @@ class CoreObjects:
             raise type(self.fault)(self.fault.code, self.fault.message)
         return self._store
 
-    def durability_of(self, namespace: str, service: str) -> str:
-        """What a commit of that service waits for."""
-        return "async"
-
     def policy(self, namespace: str) -> PolicyRow:
         """Raises Refused ``not-found`` where this region may not hold the tenant."""
         policy = self._policy_of(namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
@@ -23,6 +24,8 @@ from keymesh.orbital.object_sync import (
     to_octets,
 )
 from keymesh.orbital.objects import Changes, Conflict, SealedObject
+
+log = logging.getLogger("keymesh.core.objects")
 
 TRIES: Final = 3
 ASK_S: Final = 4.0
@@ -50,6 +53,7 @@ async def forward_to_writer(
                 await asyncio.sleep(AGAIN_S * tried)
                 continue
             doubt = "; it may have been done" if away.code in _SILENT else ""
+            log.info("a writer is away", extra={"fields": {"tenant": namespace, "region": region, "reason": away.code}})
             raise Unavailable("writer-away", f"region {region} changes these objects: {away.message}{doubt}") from away
         except Refused as no:
             raise _refusal(no, region) from no
