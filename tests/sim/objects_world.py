@@ -143,6 +143,7 @@ class Region:
     directory: Path
     policies: dict[str, PolicyRow]
     alive: bool = False
+    serving: bool = True
     tasks: set[asyncio.Task[Any]] = field(default_factory=set)
     seen: dict[tuple[str, str], int] = field(default_factory=dict)
     clean: set[str] = field(default_factory=set)  # tenants of which it said that nothing is left
@@ -159,6 +160,7 @@ class Region:
             link=lambda there: world.link(self.name, there),  # type: ignore[arg-type,return-value]
             peers=[region for region in REGIONS if region != self.name],
             token=world.chance.randbytes,
+            may_change=lambda tenant, service: self.serving,
             monotonic_s=now_s,
         )
         assert self.objects.fault is None

@@ -138,6 +138,19 @@ async def a_cut_off_region_makes_and_reads_and_the_same_name_stays_twice(directo
     return await ended(world)
 
 
+async def a_writer_that_serves_nobody_changes_nothing(directory: Path) -> World:
+    """It may know of a suspension before the region that a client asks."""
+    world = begun(directory)
+    one = await made(world, "eu-2", PAIR)
+    await asyncio.sleep(10)
+    world.regions["eu-2"].serving = False
+    assert await world.commit(world.regions["eu-3"], [world.changed(one)]) == "writer-away"
+    assert world.regions["eu-2"].holds(PAIR)[one.uid] == one
+    world.regions["eu-2"].serving = True
+    assert await world.commit(world.regions["eu-3"], [world.changed(one)]) == "done"
+    return await ended(world)
+
+
 async def a_peer_copy_survives_its_home(directory: Path) -> World:
     world = begun(directory)
     home, far = world.regions["eu-2"], world.regions["eu-3"]
@@ -267,6 +280,7 @@ SCENARIOS = (
     a_store_made_anew_is_read_from_its_start,
     a_newer_version_is_elsewhere,
     a_cut_off_region_makes_and_reads_and_the_same_name_stays_twice,
+    a_writer_that_serves_nobody_changes_nothing,
     a_peer_copy_survives_its_home,
     what_names_a_tenant_is_refused_to_strangers_and_once_it_is_not_allowed,
     a_peer_that_offers_another_tenants_objects_or_rubbish_stores_nothing,

@@ -1,7 +1,8 @@
 """The sealed KMIP objects of one Core: read here, changed by their writer, kept in a file of their own.
 
-Decides nothing about an object's content, and asks no kill switch: whoever releases something does.  A region that the
-tenant does not allow neither reads nor writes.  Where the file is damaged or away, objects are, and all else goes on.
+Decides nothing about an object's content.  Its own callers ask the kill switch before they call; for a change that
+another region hands over it is asked here.  A region that the tenant does not allow neither reads nor writes.  Where
+the file is damaged or away, objects are, and all else goes on.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from keymesh.app.object_replicas import ObjectReplica
 from keymesh.app.object_writers import confirm_elsewhere, forward_to_writer
 from keymesh.app.peer_link import PeerLink
 from keymesh.control.rows import PolicyRow
+from keymesh.core.context import context
+from keymesh.core.may import may
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.limits import OBJECTS_FOUND_MAX
+from keymesh.model.states import Operation
 from keymesh.orbital.object_sync import Cursor, may_exchange
 from keymesh.orbital.objects import Changes, SealedObject, Verdict, at_home, check_changes, plan_writer
 
@@ -49,6 +53,9 @@ def objects_of(core: CoreProcess) -> CoreObjects:
         link=lambda region: core.peer(region, "objects"),
         peers=core.config.peers,
         token=SystemEntropy().token,
+        may_change=lambda tenant, service: (
+            may(context(core.shell.state, tenant, service=service), Operation.WRAP, core.shell.now()).allowed
+        ),
         config=core.config.objects,
     )
 
@@ -56,6 +63,7 @@ def objects_of(core: CoreProcess) -> CoreObjects:
 class CoreObjects:
     """``policy_of(tenant)``: as applied here; raises Refused ``not-found``.  ``tenants()``: those that this region
     holds.  ``link(region)``: to its Cores; ``peers``: regions that there is a link to.  ``token(n)``: n random bytes.
+    ``may_change(tenant, service)``: whether anybody of that service is served here at this moment.
     """
 
     def __init__(
@@ -68,11 +76,12 @@ class CoreObjects:
         link: Callable[[str], PeerLink],
         peers: Iterable[str],
         token: Callable[[int], bytes],
+        may_change: Callable[[str, str], bool],
         monotonic_s: Callable[[], float] = time.monotonic,
         config: ObjectsConfig | None = None,
     ) -> None:
         self.region, self.link, self.monotonic_s, self.token = region, link, monotonic_s, token
-        self._policy_of = policy_of
+        self._policy_of, self._may_change = policy_of, may_change
         self._config = config or ObjectsConfig()
         self._store: SqliteObjects | None = None
         self.fault: KeymeshError | None = None
@@ -210,8 +219,11 @@ class CoreObjects:
     async def commit_for_another(
         self, namespace: str, service: str, changes: Changes, *, forward: str
     ) -> tuple[SealedObject, ...]:
-        """As the writer.  One that comes again is not done again."""
+        """As the writer.  One that comes again is not done again.  The other region asked its own kill switch, and
+        this one's word counts here: it may know of a restriction before others do.  Raises Unavailable too."""
         check_changes(namespace, service, changes)
+        if not self._may_change(namespace, service):
+            raise Unavailable("writer-closed", "this region serves nobody of that service now")
         return await self._commit_here(namespace, service, changes, forward=forward)
 
     async def receive(

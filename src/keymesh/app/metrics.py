@@ -73,6 +73,7 @@ class CoreCollector(Collector):
         self._core = core
 
     def collect(self) -> Iterator[Metric]:
+        """As they are at this moment."""
         core = self._core
         state = core.shell.state
         yield GaugeMetricFamily("keymesh_core_keys_in_memory", "Keys in locked pages.", len(core.keyring))

@@ -19,6 +19,7 @@ from keymesh.model.errors import KeymeshError
 
 SCRIPT = Path(__file__).resolve().parents[3] / "docs" / "verify_bundle.py"
 SERVICE = "archive"
+CANARY = b"CANARY-of-a-departed-object"
 
 
 async def made(mesh: LiveMesh, tenant: str) -> tuple[Door, Door, str]:
@@ -95,7 +96,7 @@ async def test_a_tenant_is_shredded_in_every_region_and_both_verifiers_see_it(me
     """One region is cut off while the wait ends: the certificate waits for it, and says so."""
     tenant, far = "departedbank", OTHER[US]
     here, there, blob = await made(mesh, tenant)
-    (sealed,) = await objects.commit(mesh, far, HOME[US], (0, objects.new(tenant, b"CANARY-of-a-departed-object")))
+    (sealed,) = await objects.commit(mesh, far, HOME[US], (0, objects.new(tenant, CANARY, service=SERVICE)))
     await objects.arrives(mesh, sealed, HOME[US], far)
     needles = wraps_of(mesh, tenant) | spellings(sealed.sealed)
     before = where_found(mesh, needles)

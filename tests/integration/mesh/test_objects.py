@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.integration.mesh.live import EU, HOME, OTHER, PATIENCE_S, US, LiveMesh, until
+from tests.integration.mesh.live import EU, FILES, HOME, OTHER, PATIENCE_S, US, LiveMesh, until
 from tests.integration.mesh.test_secrets import files_under, finds, spellings
 
 from keymesh.access.identity import CoreIdentity
@@ -29,7 +29,6 @@ from keymesh.model.ids import MeshName
 from keymesh.orbital.object_sync import CHANGES_PATH, OFFER_PATH, PageAnswer, from_octets, offer_of, to_octets
 from keymesh.orbital.objects import Conflict, SealedObject, object_from_bytes
 
-SERVICE = "objects"
 RPO_S = 60.0
 
 
@@ -49,15 +48,15 @@ async def linked(mesh: LiveMesh, me: str, to: str) -> AsyncIterator[PeerLink]:
         await made.close()
 
 
-def new(tenant: str, sealed: bytes, *names: bytes) -> SealedObject:
-    return SealedObject(tenant, SERVICE, os.urandom(8).hex(), HOME[US], 1, names, False, sealed)
+def new(tenant: str, sealed: bytes, *names: bytes, service: str = FILES) -> SealedObject:
+    return SealedObject(tenant, service, os.urandom(8).hex(), HOME[US], 1, names, False, sealed)
 
 
 async def commit(mesh: LiveMesh, me: str, to: str, *changes: tuple[int, SealedObject]) -> list[SealedObject]:
     """Have ``to``'s Core do it."""
-    tenant = changes[0][1].namespace
+    tenant, service = changes[0][1].namespace, changes[0][1].service
     async with linked(mesh, me, to) as there:
-        return await forward_to_writer(there, to, tenant, SERVICE, changes, os.urandom(8).hex())
+        return await forward_to_writer(there, to, tenant, service, changes, os.urandom(8).hex())
 
 
 async def held(mesh: LiveMesh, me: str, to: str, tenant: str) -> dict[str, SealedObject]:
@@ -133,11 +132,12 @@ async def test_no_region_outside_is_told_anything(mesh: LiveMesh) -> None:
     assert refused.value.code == "denied"
 
 
-async def test_a_cut_off_region_goes_on_and_joins_again(mesh: LiveMesh) -> None:
+async def test_two_regions_that_do_not_reach_each_other_go_on_and_join_again(mesh: LiveMesh) -> None:
     home, far = HOME[US], OTHER[US]
     (one,) = await commit(mesh, far, home, (0, new(US, b"before")))
     await arrives(mesh, one, home, far)
-    await mesh.isolate(far)
+    await mesh.link("cut", far, home)
+    await mesh.link("cut", home, far)
     (made,) = await commit(mesh, home, far, (0, new(US, b"made while cut off")))
     assert made.home == far
     (at_home,) = await commit(mesh, far, home, (1, replace(one, version=2, sealed=b"changed meanwhile")))
@@ -189,24 +189,25 @@ async def test_with_durability_peer_a_commit_waits_for_the_other_region(mesh: Li
         link=lambda _: to_home,
         peers=(home,),
         token=os.urandom,
+        may_change=lambda *_: True,
         config=ObjectsConfig(durability="peer"),
     )
     try:
-        durability = objects.durability_of(US, SERVICE)
+        durability = objects.durability_of(US, FILES)
         one = new(US, b"in two regions at once")
-        await objects.commit(US, SERVICE, [(0, one)], durability=durability)
+        await objects.commit(US, FILES, [(0, one)], durability=durability)
         assert (await held(mesh, far, home, US))[one.uid] == replace(one, home=far)
         (theirs,) = await commit(mesh, far, home, (0, new(US, b"of the home")))
         await objects.replicas[home].round()
-        assert await objects.get(US, SERVICE, theirs.uid) == theirs
+        assert await objects.get(US, FILES, theirs.uid) == theirs
         changed = replace(theirs, version=2, sealed=b"by way of its writer")
-        await objects.commit(US, SERVICE, [(1, changed)], durability=durability)
-        assert await objects.get(US, SERVICE, theirs.uid) == changed
+        await objects.commit(US, FILES, [(1, changed)], durability=durability)
+        assert await objects.get(US, FILES, theirs.uid) == changed
         await mesh.hold(f"core-{home}")
         alone = new(US, b"kept, not confirmed")
-        assert await code_of(objects.commit(US, SERVICE, [(0, alone)], durability=durability)) == "no-peer"
-        assert await objects.get(US, SERVICE, alone.uid) == replace(alone, home=far)
-        far_change = objects.commit(US, SERVICE, [(2, replace(changed, version=3))], durability=durability)
+        assert await code_of(objects.commit(US, FILES, [(0, alone)], durability=durability)) == "no-peer"
+        assert await objects.get(US, FILES, alone.uid) == replace(alone, home=far)
+        far_change = objects.commit(US, FILES, [(2, replace(changed, version=3))], durability=durability)
         with pytest.raises(Unavailable, match=home) as away:
             await far_change
         assert away.value.code == "writer-away"

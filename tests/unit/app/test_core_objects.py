@@ -47,6 +47,7 @@ def alone(region: str, directory: Path, policy: Callable[[str], PolicyRow]) -> C
         link=no_link,
         peers=(),
         token=SystemEntropy().token,
+        may_change=lambda *_: True,
     )
 
 
