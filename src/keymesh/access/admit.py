@@ -41,6 +41,7 @@ class Action(Enum):
     L1_SWITCH = "l1.switch"
     SERVICE_SET = "service.set"
     CLIENT_SET = "client.set"
+    BUDGET_SET = "budget.set"
     KEY_WANT = "key.want"
     KEY_WANT_REWRAP = "key.want-rewrap"
     SUSPEND = "suspend"
@@ -101,6 +102,7 @@ RULES: Final[dict[Action, Rule]] = {
     Action.L1_SWITCH: Rule(Reach.TENANT, _TENANT),
     Action.SERVICE_SET: Rule(Reach.TENANT, _TENANT),
     Action.CLIENT_SET: Rule(Reach.TENANT, _TENANT),
+    Action.BUDGET_SET: Rule(Reach.TENANT, _TENANT),
     Action.KEY_WANT: Rule(Reach.TENANT, _KEYS),
     Action.KEY_WANT_REWRAP: Rule(Reach.TENANT, _KEYS),
     Action.SUSPEND: Rule(Reach.EITHER, _KILL),

@@ -69,6 +69,8 @@ MESSAGES: Final = _described()
 
 def status_code(why: KeymeshError) -> grpc.StatusCode:
     """Final errors are not to be retried; an authentication that failed says no more than malformed input does."""
+    if why.code == "budget-spent":
+        return grpc.StatusCode.RESOURCE_EXHAUSTED
     if isinstance(why, Unavailable):
         return grpc.StatusCode.UNAVAILABLE
     if isinstance(why, Refused) and why.code != "bad-field":

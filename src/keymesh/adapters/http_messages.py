@@ -187,10 +187,13 @@ class ProblemBody(msgspec.Struct, frozen=True, kw_only=True):
     correlation_id: str
 
 
+_BUSY: Final = {"busy": 429, "budget-spent": 429}
+
+
 def status_of(error: KeymeshError) -> int:
     match error:
         case Unavailable():
-            return 503
+            return _BUSY.get(error.code, 503)
         case Refused():
             return _STATUS.get(error.code, 422)
     return 422

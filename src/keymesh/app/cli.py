@@ -9,6 +9,7 @@ from typing import Final
 from keymesh import __version__
 from keymesh.app import (
     args_backup,
+    args_budget,
     args_ceremony,
     args_config,
     args_doctor,
@@ -63,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
         args_drill,
         args_ready,
         args_tenant,
+        args_budget,
         args_keys,
         args_killswitch,
         args_voters,

@@ -10,6 +10,7 @@ import msgspec
 from keymesh.app.admin_client import AdminClient, named_conflict, run_with_client, wait_for_key
 from keymesh.app.args_common import show_ms
 from keymesh.app.args_tenant import NO_BUDGET
+from keymesh.app.cli_budget import alarm, limits
 from keymesh.app.cli_common import emit, facts, stderr, table
 from keymesh.control.kinds import SetService
 from keymesh.control.rows import ServiceRow
@@ -124,6 +125,8 @@ def _service_facts(shown: Any) -> dict[str, Any]:
         "edge lease": show_ms(shown["edge_ttl_ms"]),
         "mint budget": _budget(shown["mint_budget"]),
         "open budget": _budget(shown["open_budget"]),
+        "budget": limits(shown["budget"]),
+        "open-rate alarm": alarm(shown["budget"]),
         "policy version": shown["version"],
         "wrapping version": shown["wrapping"],
         "state": shown["state"],

@@ -70,6 +70,8 @@ def _show_status(shown: dict[str, Any]) -> None:
             for name, region in shown["regions"].items()
         ),
     )
+    if alarms := [(name, text) for name, region in shown["regions"].items() for text in region.get("alarms", [])]:
+        table("alarms", ("region", "alarm"), alarms)
     table(
         "tenants",
         ("tenant", "region", "mode", "why", "ends with", "restricted", "lease", "L1 lease", "applied"),

@@ -11,6 +11,7 @@ import msgspec
 
 from keymesh.adapters.files import write_file
 from keymesh.app.admin_client import AdminClient, named_conflict, new_command_id, run_with_client, wait_for_key
+from keymesh.app.cli_budget import limits
 from keymesh.app.cli_common import check_output, emit, facts, stderr, stdout, table
 from keymesh.app.cli_destroy import destruction_facts
 from keymesh.app.l1_url import resolve_l1
@@ -132,6 +133,7 @@ def _show_tenant(shown: Any) -> None:
             "standby": shown["standby"],
             "allowed regions": ", ".join(shown["regions"]),
             "root key": "; ".join(f"{b['id']} ({b['provider']}, {b['state']})" for b in shown["bindings"]),
+            "budget": limits(shown["budget"]),
             "services": ", ".join(shown["services"]) or "none",
         },
     )

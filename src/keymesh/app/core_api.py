@@ -18,6 +18,7 @@ from keymesh.access.identity import AdminIdentity, ClientIdentity, CoreIdentity,
 from keymesh.adapters import key_files, pki
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
 from keymesh.app.backup_wiring import backup_view
+from keymesh.app.budget_view import show_budgets
 from keymesh.app.core_seals_api import SealsApi
 from keymesh.app.guarded_store import NOT_LOOKED_AT
 from keymesh.app.layout import ASSIGNED
@@ -108,6 +109,13 @@ class CoreApi:
             Route(method="POST", path=wire.RENEW_PATH, handler=self._renew, allow=is_edge),
             Route(method="GET", path="/v1/tenants/{tenant}/chain", handler=self._chain, allow=is_admin),
             Route(method="GET", path="/v1/status", handler=self._status, allow=is_operator),
+            Route(
+                method="GET",
+                path="/v1/tenants/{tenant}/budgets",
+                handler=self._budgets,
+                allow=is_person,
+                takes_tokens=True,
+            ),
             Route(method="GET", path="/v1/applied", handler=self._applied, allow=is_operator),
             *SealsApi(self._core).routes(),
         ]
@@ -324,11 +332,19 @@ class CoreApi:
                 "local_suspensions": len(state.locals),
                 "edge_leases": len(state.edge_leases),
                 "objects": self._core.objects.describe(),
+                "alarms": [f"{t}/{s}: open rate" for t, s in self._core.edges.rates.standing(now)],
                 "backup": backup_view(self._core.backups),
                 "tenants": tenants,
                 "broker": None if self._core.broker is None else self._core.broker.describe(),
             }
         )
+
+    async def _budgets(self, request: Request) -> Response:
+        """What of each budget of the tenant this region has spent in the period, and which alarms stand."""
+        tenant = check_tenant(request.params["tenant"])
+        self._admin_of(request, tenant, Action.TENANT_READ)
+        shown = show_budgets(self._core.shell.state, self._core.shell.now(), tenant, self._core.edges.rates)
+        return json_response({"tenant": tenant, "region": self._core.region, "budgets": shown})
 
     async def _applied(self, request: Request) -> Response:
         """Tasks taken since ``since_ns`` (wall clock), oldest first: lane, task, command, when."""

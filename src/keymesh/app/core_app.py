@@ -62,6 +62,7 @@ from keymesh.control.signing import DsseSuite
 from keymesh.control.voter_state import EpochReply
 from keymesh.core import machine
 from keymesh.core.events import (
+    BudgetReply,
     DropKeys,
     LoadKeys,
     MigrateStore,
@@ -161,6 +162,7 @@ class CoreProcess:
                 MigrateStore: lambda e: self.spawn(self.region_store.migrate_and_tell(e.schema, self.shell.feed)),
                 TakeSnapshot: lambda e: self.spawn(take_snapshot(self)),
                 ReplyLocal: self._reply_local,
+                BudgetReply: lambda e: self.edges.held.reply(e),  # noqa: PLW0108 - they come later
             },
         )
         self.keys = CoreKeys(

@@ -11,20 +11,19 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from keymesh.access.identity import EdgeIdentity
 from keymesh.adapters.http_messages import Request, Response, Route, Stream
-from keymesh.core import context
-from keymesh.crypto import blob as l4
-from keymesh.crypto.kid import kid_bytes
-from keymesh.ledger.receipts import Outcome, Receipt
-from keymesh.model.errors import Integrity, Refused, Unavailable
-from keymesh.model.ids import CorrelationId, Namespace, check_token
+from keymesh.app.core_held import HeldDoor
+from keymesh.app.receipt_group import ReceiptGroup
+from keymesh.core.events import LocalRestrict
+from keymesh.core.open_rate import OpenRates
+from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.ids import check_token
 from keymesh.model.machine import Address, Received, edge_address
-from keymesh.model.states import Operation
 from keymesh.orbital import edge_wire as wire
 from keymesh.orbital.edge_messages import (
     EdgeAckMessage,
@@ -32,6 +31,7 @@ from keymesh.orbital.edge_messages import (
     LeaseRefused,
     LeaseRequest,
     LeaseReturnedMessage,
+    SliceReturnedMessage,
     UsageRecorded,
     UsageReport,
 )
@@ -59,7 +59,10 @@ class EdgeDoor:
         self._reports: OrderedDict[str, None] = OrderedDict()
         self._streams: dict[str, list[str]] = {}
         self._numbers = count()
-        self.minted = self.opened = 0
+        self.minted = self.opened = self.alarms = 0
+        self.rates = OpenRates()
+        self.receipts = ReceiptGroup(core.receipts, core.shell.now)
+        self.held = HeldDoor(core, self)
 
     def routes(self) -> list[Route]:
         """For Edges of this region only."""
@@ -70,22 +73,7 @@ class EdgeDoor:
         return [
             Route(method="POST", path=wire.MESSAGES_PATH, handler=self._messages, allow=is_edge, quiet=True),
             Route(method="GET", path=wire.STREAM_PATH, handler=self._stream, allow=is_edge, quiet=True),
-            Route(
-                method="POST",
-                path=wire.CREATE_PATH,
-                handler=self._create,
-                allow=is_edge,
-                quiet=True,
-                body_max_bytes=wire.BATCH_BODY_MAX_BYTES,
-            ),
-            Route(
-                method="POST",
-                path=wire.OPEN_PATH,
-                handler=self._open,
-                allow=is_edge,
-                quiet=True,
-                body_max_bytes=wire.BATCH_BODY_MAX_BYTES,
-            ),
+            *self.held.routes(is_edge),
         ]
 
     # --- from the machine ------------------------------------------------------------------------------------------
@@ -115,7 +103,7 @@ class EdgeDoor:
                 return await self._lease(identity, address, message)
             case UsageReport():
                 return self._usage(identity, address, message)
-            case EdgeAckMessage() | LeaseReturnedMessage() | Hello():
+            case EdgeAckMessage() | LeaseReturnedMessage() | SliceReturnedMessage() | Hello():
                 self._core.shell.feed(Received(sender=address, message=message))
                 return Response(status=204)
             case _:
@@ -124,7 +112,7 @@ class EdgeDoor:
     async def _lease(self, identity: EdgeIdentity, address: Address, message: LeaseRequest) -> Response:
         if (message.tenant, message.service) != (identity.tenant, identity.service):
             raise Refused("denied", "the certificate is for another tenant or service")
-        self._want(identity)
+        self.want(identity)
         key = f"{address}/{message.nonce}"
         waiter = self._core.replies[key] = asyncio.get_running_loop().create_future()
         self._core.shell.feed(Received(sender=address, message=message))
@@ -168,7 +156,7 @@ class EdgeDoor:
             if not channels and self._streams.get(address) is channels:
                 del self._streams[address]
 
-    def _want(self, identity: EdgeIdentity) -> None:
+    def want(self, identity: EdgeIdentity) -> None:
         """Its tenant's keys are needed here now: they are loaded before those that nobody asks for."""
         holding = self._core.shell.state.tenants.get(identity.tenant)
         if holding is not None and not holding.steady:
@@ -184,86 +172,44 @@ class EdgeDoor:
             raise Refused.bad_field("minted, opened, refused", "counts from 0")
         name = f"{address}/{check_token('report_id', report.report_id)}"
         if name not in self._reports:
-            self._receipt(str(identity), "key-use", report.tenant, usage_subject(report))
+            self.receipts.append_now(str(identity), "key-use", report.tenant, usage_subject(report))
             self._reports[name] = None
             if len(self._reports) > REPORTS_REMEMBERED:
                 self._reports.popitem(last=False)
             self.minted += report.minted
             self.opened += report.opened
+            self.count_opened(report.tenant, report.service, report.opened)
         return Response(body=MESSAGES.encode(UsageRecorded(report_id=report.report_id)))
 
-    def _receipt(self, actor: str, action: str, tenant: str, subject: str) -> None:
-        receipts = self._core.receipts
-        receipts.append(
-            Receipt(
-                id=os.urandom(12).hex(),
-                at=self._core.shell.now(),
-                actor=actor,
-                action=action,
-                namespace=Namespace(tenant),
-                outcome=Outcome.DONE,
-                correlation_id=CorrelationId(os.urandom(8).hex()),
-                lamport=receipts.lamport + 1,
-                subject=subject,
+    # --- alarms ------------------------------------------------------------------------------------------------------
+
+    def count_opened(self, tenant: str, service: str, opens: int) -> None:
+        """Opens of a service; where they are abnormally many, say so, and suspend where its budget says that too."""
+        holding = self._core.shell.state.tenants.get(tenant)
+        row = None if holding is None else holding.view.budgets.get(service)
+        now, limit = self._core.shell.now(), None if row is None else row.alarm_opens
+        if row is None or not self.rates.opened(now, tenant, service, opens, limit):
+            return
+        rate = self.rates.per_minute(now, tenant, service)
+        scope = f"service:{tenant}/{service}"
+        self.alarms += 1
+        fields = {"scope": scope, "opens_per_minute": rate, "limit": limit, "suspends": row.auto_suspend}
+        log.error("abnormal open rate", extra={"fields": fields})
+        actor = f"alarm:open-rate@{self._core.region}"
+        if row.auto_suspend:
+            reason = f"{rate} keys opened in a minute, the limit is {limit}"
+            self._core.shell.feed(
+                LocalRestrict(
+                    command_id=f"alarm-{os.urandom(12).hex()}",
+                    scope=scope,
+                    action="suspend",
+                    actor=actor,
+                    correlation_id=os.urandom(8).hex(),
+                    authority=(),
+                    options={"reason": reason},
+                )
             )
-        )
-
-    # --- core-held custody -----------------------------------------------------------------------------------------
-
-    def _check(self, identity: EdgeIdentity, version: int, operation: Operation) -> None:
-        verdict = context.may_use(
-            self._core.shell.state, self._core.shell.now(), identity.tenant, identity.service, version, operation
-        )
-        if not verdict.allowed:
-            raise Unavailable(verdict.reason, "this key may not be used here now")
-
-    async def _create(self, request: Request) -> Response:
-        identity = request.identity
-        assert isinstance(identity, EdgeIdentity)
-        self._want(identity)
-        asked = wire.decode_create(request.body)
-        view = self._core.view(identity.tenant)
-        version = view.wrapping.get(f"l3/{identity.service}")
-        if version is None:
-            raise Unavailable("not-loaded", "the service has no active key yet")
-        self._check(identity, version, Operation.WRAP)
-        held = self._core.keyring.need(view.keys[(f"l3/{identity.service}", version)].kid)
-        self._receipt(str(identity), "core-held-create", identity.tenant, f"{identity.service}:{asked.count}")
-        made = []
-        for _ in range(asked.count):
-            key = os.urandom(l4.L4_BYTES)
-            blob = l4.seal_l4(held.cipher, kid_bytes(held.kid), identity.tenant, asked.context, key, self._nonce())
-            made.append(
-                wire.Created(blob=wire.to_base64(blob), plaintext=wire.to_base64(key) if asked.plaintext else None)
-            )
-        self._check(identity, version, Operation.WRAP)
-        return _json(wire.CreateAnswer(keys=tuple(made)))
-
-    async def _open(self, request: Request) -> Response:
-        identity = request.identity
-        assert isinstance(identity, EdgeIdentity)
-        self._want(identity)
-        blobs, given = wire.decode_open(request.body, blob_bytes=l4.L4_BLOB_BYTES)
-        view = self._core.view(identity.tenant)
-        versions = {row.kid: version for (key, version), row in view.keys.items() if key == f"l3/{identity.service}"}
-        self._receipt(str(identity), "core-held-open", identity.tenant, f"{identity.service}:{len(blobs)}")
-        plaintexts = [self._open_one(identity, blob, given, versions) for blob in blobs]
-        for version in {versions[l4.blob_kid(blob).hex()] for blob in blobs}:
-            self._check(identity, version, Operation.UNWRAP)
-        return _json(wire.OpenAnswer(plaintexts=tuple(wire.to_base64(p) for p in plaintexts)))
-
-    def _open_one(
-        self, identity: EdgeIdentity, blob: bytes, given: Mapping[str, str], versions: Mapping[str, int]
-    ) -> bytes:
-        version = versions.get(l4.blob_kid(blob).hex())
-        if version is None:
-            raise Integrity.opaque()
-        self._check(identity, version, Operation.UNWRAP)
-        held = self._core.keyring.need(l4.blob_kid(blob).hex())
-        return l4.open_l4(held.cipher, kid_bytes(held.kid), identity.tenant, given, blob)
-
-    def _nonce(self) -> bytes:
-        return self._core.keyring.nonce()
+        self.receipts.append_now(actor, "open-rate-alarm", tenant, f"{service} opens:{rate} limit:{limit}")
 
 
 def edge_address_of(identity: EdgeIdentity) -> Address:
@@ -272,9 +218,3 @@ def edge_address_of(identity: EdgeIdentity) -> Address:
 
 def usage_subject(report: UsageReport) -> str:
     return f"{report.service} minted:{report.minted} opened:{report.opened} refused:{report.refused}"
-
-
-def _json(value: Any) -> Response:
-    from keymesh.model import strict_json
-
-    return Response(body=strict_json.dumps(value))

@@ -66,6 +66,22 @@ def _objects(objects: CoreObjects) -> Iterator[Metric]:
     yield _gauge("keymesh_core_objects_faults", "KMIP objects that somebody should look at.", "what", faults)
 
 
+def _budgets(core: CoreProcess) -> Iterator[Metric]:
+    """Of all tenants together: whoever may connect reads this."""
+    from keymesh.app.budget_view import show_budgets  # the Registry's process needs none of it
+
+    state, now, rates = core.shell.state, core.shell.now(), core.edges.rates
+    tenants = sorted(tenant for tenant, holding in state.tenants.items() if holding.view.budgets)
+    left = [
+        one["left_ops"] for tenant in tenants for one in show_budgets(state, now, tenant, rates) if "left_ops" in one
+    ]
+    counts = {"in_force": len(left), "spent": left.count(0)}
+    yield _gauge("keymesh_core_budgets", "Of this region's shares, in their periods.", "what", counts)
+    standing = len(rates.standing(now))
+    yield GaugeMetricFamily("keymesh_core_open_rate_alarms_standing", "Services with an abnormal open rate.", standing)
+    yield CounterMetricFamily("keymesh_core_open_rate_alarms", "Alarms raised.", core.edges.alarms)
+
+
 class CoreCollector(Collector):
     """A Core's keys, leases, seal and notes."""
 
@@ -94,6 +110,11 @@ class CoreCollector(Collector):
         yield from () if core.kmip is None else _kmip(core.kmip)
         used = {"minted": core.edges.minted, "opened": core.edges.opened}
         yield _counter("keymesh_core_l4", "Data keys reported by Edges.", "what", used)
+        held = {"made": core.edges.held.made, "opened": core.edges.held.opened, "budget_spent": core.edges.held.spent}
+        yield _counter(
+            "keymesh_core_held", "Keys made and opened here; calls refused for a spent budget.", "what", held
+        )
+        yield from _budgets(core)
 
 
 class RegistryCollector(Collector):

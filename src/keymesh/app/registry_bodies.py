@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import UNSET, Struct, UnsetType
 
 from keymesh.app.backup_keeper import BackupView
+from keymesh.control.rows import BudgetRow
 
 
 class CommandBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -155,6 +156,7 @@ class TenantView(Struct, frozen=True, kw_only=True):
     standby: str
     state: str
     bindings: tuple[BindingView, ...]
+    budget: BudgetRow | None
     services: tuple[str, ...]
     destruction: DestructionView | UnsetType = UNSET
 
@@ -169,6 +171,7 @@ class ServiceView(Struct, frozen=True, kw_only=True):
     edge_ttl_ms: int
     mint_budget: int | None
     open_budget: int | None
+    budget: BudgetRow | None
     wrapping: int | None
     state: str
 

@@ -22,12 +22,15 @@ from keymesh.app.registry_bodies import (
 from keymesh.control.rows import (
     L2_NAME,
     BindingRow,
+    BudgetRow,
     KeyRow,
     PolicyRow,
     RestrictionRow,
     Rows,
     ServiceRow,
     WrappingRow,
+    budget_name,
+    get,
     split_key_row,
 )
 from keymesh.control.transition import restrictions_in
@@ -153,6 +156,7 @@ def show_tenant(space: TenantRows, state: RegistryState) -> TenantView:
         standby=policy.standby,
         state=_tenant_state(space, state),
         bindings=tuple(bindings),
+        budget=get(space.rows, "budget", BudgetRow),
         services=tuple(sorted(n.removeprefix("service/") for n in space.rows if n.startswith("service/"))),
         destruction=show_destruction(state, space.name),
     )
@@ -166,6 +170,7 @@ def show_service(space: TenantRows, name: str) -> ServiceView:
         tenant=space.name,
         service=name,
         **msgspec.structs.asdict(row),
+        budget=get(space.rows, budget_name(name), BudgetRow),
         wrapping=None if wrapping is None else msgspec.json.decode(wrapping, type=WrappingRow).version,
         state=scope_state(space, f"tenant:{space.name}", f"service:{space.name}/{name}"),
     )

@@ -12,6 +12,7 @@ import msgspec
 
 from keymesh.control.kinds import KINDS, Kind
 from keymesh.control.rows import (
+    BudgetRow,
     ClientRow,
     DelegationRow,
     NodeRow,
@@ -36,6 +37,7 @@ from keymesh.model.ids import (
     check_token,
 )
 from keymesh.model.limits import (
+    BUDGET_MAX,
     DESTROY_WAIT_MAX_MS,
     DESTROY_WAIT_MIN_DEV_MS,
     DESTROY_WAIT_MIN_MS,
@@ -46,6 +48,7 @@ from keymesh.model.limits import (
     GOVERNANCE_TTL_MIN_MS,
     SIGNATURES_MAX,
 )
+from keymesh.model.periods import Period
 from keymesh.model.states import Custody
 
 TEXT_MAX_CHARS: Final = 256
@@ -189,6 +192,20 @@ def service(name: str, row: ServiceRow) -> None:
 def client(name: str, row: ClientRow) -> None:
     check_label("client", name)
     check_service(row.service)
+
+
+def budget(row: BudgetRow) -> None:
+    """Whole numbers within limits; money needs a price to be counted by."""
+    if row.period not in {p.value for p in Period}:
+        raise Refused.bad_field("row.period", "minute, hour, day or month")
+    for field, least in (("ops", 0), ("money", 0), ("price", 0), ("alarm_opens", 1)):
+        value = getattr(row, field)
+        if value is not None and not least <= value <= BUDGET_MAX:
+            raise Refused.bad_field(f"row.{field}", f"{least} to {BUDGET_MAX}, got {value}")
+    if row.money is not None and not row.price:
+        raise Refused.bad_field("row.price", "from 1, where money is limited")
+    if row.auto_suspend and row.alarm_opens is None:
+        raise Refused.bad_field("row.alarm_opens", "needed for an automatic suspension")
 
 
 def labels(held: Mapping[str, str]) -> None:

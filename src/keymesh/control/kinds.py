@@ -13,6 +13,7 @@ from typing import Any, Final, dataclass_transform
 from msgspec import Struct
 
 from keymesh.control.rows import (
+    BudgetRow,
     ClientRow,
     DelegationRow,
     KeyRow,
@@ -105,6 +106,14 @@ class SetClient(Args):
 
     client: str
     row: ClientRow
+
+
+class SetBudget(Args):
+    """Sets the budget of ``service``, or of the whole tenant where that is empty; ``row.version`` is the old one plus
+    one (1 at first).  A grant in both directions: what Edges hold already of a larger budget stays theirs."""
+
+    service: str
+    row: BudgetRow
 
 
 class WantKey(Args):
@@ -282,6 +291,7 @@ KINDS: Final[dict[str, Kind]] = dict(
         _kind("l1.retire", RetireBinding, _N, "tenant"),
         _kind("service.set", SetService, _O, "tenant"),
         _kind("client.set", SetClient, _O, "tenant"),
+        _kind("budget.set", SetBudget, _N, "tenant"),
         _kind("key.want", WantKey, _N, "tenant"),
         _kind("key.want-rewrap", WantRewrap, _N, "tenant"),
         _kind("key.create", CreateKey, _O, "tenant"),

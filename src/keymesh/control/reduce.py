@@ -27,6 +27,7 @@ from keymesh.control.kinds import (
     RegionJoin,
     RetireBinding,
     RotateIvk,
+    SetBudget,
     SetClient,
     SetLabels,
     SetService,
@@ -37,6 +38,7 @@ from keymesh.control.kinds import (
 from keymesh.control.rows import (
     L2_NAME,
     BindingRow,
+    BudgetRow,
     ClientRow,
     LabelsRow,
     PolicyRow,
@@ -47,6 +49,7 @@ from keymesh.control.rows import (
     SettingsRow,
     StandbyRow,
     WantRow,
+    budget_name,
     get,
     l3_name,
     policy_in,
@@ -257,6 +260,18 @@ def _client(draft: Draft, args: SetClient) -> None:
     draft.put(f"client/{args.client}", args.row)
 
 
+def _budget(draft: Draft, args: SetBudget) -> None:
+    checks.budget(args.row)
+    refuse_revoked(draft, args.service or None)
+    if args.service and f"service/{args.service}" not in draft.rows:
+        raise Refused("unknown-service", f"no service {args.service!r}", field="service")
+    old = draft.get(budget_name(args.service), BudgetRow)
+    expected = 1 if old is None else old.version + 1
+    if args.row.version != expected:
+        raise Refused("conflict", f"the next version is {expected}", field="row.version")
+    draft.put(budget_name(args.service), args.row)
+
+
 _FIRST: Final = frozenset({"mesh.genesis", "tenant.create"})
 _RESTRICTING: Final = frozenset({"suspend", "revoke", "tenant.destroy", "tenant.purge", ADOPT_TAIL})
 _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
@@ -275,6 +290,7 @@ _HANDLERS: Final[dict[str, Callable[[Draft, Any], None]]] = {
     "l1.retire": _retire,
     "service.set": _service,
     "client.set": _client,
+    "budget.set": _budget,
     "key.want": reduce_keys.want,
     "key.want-rewrap": reduce_keys.want_rewrap,
     "key.create": reduce_keys.create,

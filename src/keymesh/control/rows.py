@@ -3,8 +3,8 @@
 A namespace is a map from row name to canonical JSON; its map-tree root is what every entry's ``state`` attests
 (DESIGN section 2).  Digests and kids only, never key bytes, wrapped or not.
 
-Tenant namespaces hold ``policy``, ``standby``, ``signers``, ``labels``, ``binding/<id>``, ``service/<s>``,
-``client/<c>``, ``want/<key>``, ``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and
+Tenant namespaces hold ``policy``, ``standby``, ``signers``, ``labels``, ``budget``, ``budget/<s>``, ``binding/<id>``,
+``service/<s>``, ``client/<c>``, ``want/<key>``, ``rewrap/<key>``, ``wrapping/<key>``, ``key/<key>/<version>`` and
 ``restriction/<scope>``, where <key> is ``l2`` or ``l3/<service>``.  ``mesh`` holds ``settings``, ``root``,
 ``delegation/<role>``, ``region/<r>``, ``node/<r>/<n>``, ``voters``, ``voters/<earlier set>``, ``epoch`` and
 ``restriction/<scope>``.
@@ -87,6 +87,28 @@ class ClientRow(Row):
 
     version: int
     service: str
+
+
+class BudgetRow(Row):
+    """What a service, or a tenant as a whole, may use in each calendar period (UTC).
+
+    An operation is one data key minted or opened.  ``price`` is in millionths of the tenant's currency for 1 000
+    operations, ``money`` in millionths; None: no such limit.  ``alarm_opens``: data keys opened in one minute at one
+    Core, above which that Core raises an alarm (None: never), and suspends the service where ``auto_suspend``.
+    """
+
+    version: int
+    period: str  # Period value
+    ops: int | None = None
+    money: int | None = None
+    price: int = 0
+    alarm_opens: int | None = None
+    auto_suspend: bool = False
+
+    @property
+    def limits(self) -> bool:
+        """Whether operations are counted under it."""
+        return self.ops is not None or self.money is not None
 
 
 class WantRow(Row):
@@ -197,6 +219,7 @@ _FIXED: Final[dict[str, type[Row]]] = {
     "standby": StandbyRow,
     "signers": SignersRow,
     "labels": LabelsRow,
+    "budget": BudgetRow,
     "settings": SettingsRow,
     "root": RootRow,
     "voters": VotersRow,
@@ -206,6 +229,7 @@ _PREFIXED: Final[dict[str, type[Row]]] = {
     "binding": BindingRow,
     "service": ServiceRow,
     "client": ClientRow,
+    "budget": BudgetRow,
     "want": WantRow,
     "rewrap": RewrapRow,
     "wrapping": WrappingRow,
@@ -277,6 +301,11 @@ def policy_in(rows: Rows) -> PolicyRow | None:
 def rows_bytes(rows: Rows) -> int:
     """The size of ``rows``, names included."""
     return sum(map(len, rows)) + sum(map(len, rows.values()))
+
+
+def budget_name(service: str) -> str:
+    """The row of a service's budget; of the whole tenant's where ``service`` is empty."""
+    return f"budget/{service}" if service else "budget"
 
 
 def l3_name(service: ServiceName | str) -> str:

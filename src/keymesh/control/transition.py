@@ -23,6 +23,7 @@ from keymesh.control.proofs import args_of, check_mesh, check_tenant
 from keymesh.control.reduce_trust import OFFICERS_ROW
 from keymesh.control.rows import (
     BindingRow,
+    BudgetRow,
     ClientRow,
     KeyRow,
     PastVotersRow,
@@ -58,6 +59,7 @@ _TENANT_HEADS: Final = frozenset(
         "standby",
         "signers",
         "labels",
+        "budget",
         "binding",
         "service",
         "client",
@@ -190,9 +192,9 @@ def _check_moved(name: str, old: Row, new: Row, seq: int) -> None:
         case PolicyRow(), PolicyRow():
             _not_fallen(name, old.version, new.version)
         case (ServiceRow() as old, ServiceRow() as new) | (ClientRow() as old, ClientRow() as new):
-            _not_fallen(name, old.version, new.version)
-            if old.version == new.version:
-                raise Integrity("version-reused", f"{name} changed under one version", field=name)
+            _risen(name, old.version, new.version)
+        case BudgetRow(), BudgetRow():
+            _risen(name, old.version, new.version)
         case WantRow(), WantRow():
             _not_fallen(name, old.version, new.version)
         case WrappingRow(), WrappingRow():
@@ -238,6 +240,13 @@ def _check_trust_set(old: Rows, new: Rows) -> None:
     _not_fallen("root", before.version, after.version)
     if before.version == after.version and any(old.get(n) != new.get(n) for n in ("root", OFFICERS_ROW)):
         raise Integrity("unproven-change", "root and officers changed under one version", field="root")
+
+
+def _risen(name: str, old: int, new: int) -> None:
+    """Of a row that has changed."""
+    _not_fallen(name, old, new)
+    if old == new:
+        raise Integrity("version-reused", f"{name} changed under one version", field=name)
 
 
 def _not_fallen(name: str, old: int, new: int) -> None:

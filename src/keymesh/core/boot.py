@@ -7,8 +7,9 @@ from typing import Any
 
 from keymesh.control.standby import StandbyLie
 from keymesh.control.state import NamespaceState
-from keymesh.core import apply, edges, local, overlays, purging, tails
+from keymesh.core import apply, edges, local, overlays, purging, slices, tails
 from keymesh.core.records import (
+    BudgetRecord,
     ClockRecord,
     ClosedRecord,
     EdgeLeaseRecord,
@@ -16,6 +17,7 @@ from keymesh.core.records import (
     OverlayRecord,
     PurgeRecord,
     QuarantineRecord,
+    SliceRecord,
     TailRecord,
 )
 from keymesh.core.state import NodeState, Out
@@ -40,6 +42,10 @@ def take_up(state: NodeState, now: Instant, records: Sequence[Any], out: Out) ->
                 state.quarantined.setdefault(record.namespace, set()).add(record.other.hash)
             case EdgeLeaseRecord():
                 edges.restore(state, record, now)
+            case BudgetRecord():
+                state.accounts[record.tenant, record.service] = record.account
+            case SliceRecord():
+                slices.restore(state, record)
             case TailRecord():
                 tails.restore(state, record)
             case PurgeRecord():

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from msgspec import UNSET
+
 from keymesh.control.evidence import stretched
 from keymesh.control.rows import KeyRow, ServiceRow, l3_name
-from keymesh.core import context, waiting
+from keymesh.core import context, slices, waiting
 from keymesh.core.records import EdgeLeaseRecord, edge_lease_name
 from keymesh.core.state import START, Holding, NodeState, Out, note
 from keymesh.core.views import key_state, policy_entry
@@ -35,6 +37,7 @@ class GrantPending:
 
     record: EdgeLeaseRecord
     request: LeaseRequest
+    drawn: slices.Draw | None = None
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------
@@ -140,10 +143,33 @@ def on_request(state: NodeState, now: Instant, sender: Address, request: LeaseRe
             boot_id=state.mark.boot_id,
             boottime_end_ms=state.mark.boottime_ms + (now - state.booted_at) + held_for(ttl_ms),
         )
-        puts = ((edge_lease_name(record.lease_id), record),)
-        state.persist("edge-lease", GrantPending(record, request), puts, (), out)
+        drawn, more = _slice_for(state, now, record, request, row)
+        puts = ((edge_lease_name(record.lease_id), record), *more)
+        state.persist("edge-lease", GrantPending(record, request, drawn), puts, (), out)
     else:
         _refuse(state, sender, request, code, out)
+
+
+def _slice_for(
+    state: NodeState, now: Instant, lease: EdgeLeaseRecord, request: LeaseRequest, row: ServiceRow
+) -> tuple[slices.Draw | None, slices.Puts]:
+    """What of a budget goes with the lease, counted from now on, and what is to be recorded of it."""
+    if row.custody != _LEASED:
+        return None, ()
+    wants = None if request.wants is UNSET else max(0, request.wants)
+    drawn = slices.draw(state, now, lease.tenant, lease.service, wants)
+    if drawn is None:
+        return None, ()
+    return drawn, slices.take(
+        state,
+        now,
+        drawn,
+        lease_id=lease.lease_id,
+        tenant=lease.tenant,
+        service=lease.service,
+        edge=lease.edge,
+        key=lease.signing_key,
+    )
 
 
 def _refuse(state: NodeState, edge: Address, request: LeaseRequest, code: str, out: Out) -> None:
@@ -257,6 +283,8 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
     verdict = context.may_lease(state, now, record.tenant, record.service)
     same = tuple(version.version for version in versions) == record.versions
     if not verdict.allowed or service is None or holding.applied is None or not same or ttl_ms <= 0:
+        if puts := slices.never_left(state, record.lease_id):
+            state.persist("slice", None, puts, (), out)
         _refuse(state, edge, request, _unleasable(state, now, record.tenant, record.service) or RETRY, out)
         return
     waiting.forget(state, edge, record.tenant)
@@ -273,12 +301,14 @@ def on_granted(state: NodeState, now: Instant, pending: GrantPending, out: Out) 
                 versions=versions,
                 policy=service,
                 policy_entry=None if signed is None else signed.envelope,
+                slice=UNSET if pending.drawn is None else slices.granted(pending.drawn, now),
             ),
         )
     )
 
 
 def on_grant_failed(state: NodeState, pending: GrantPending, out: Out) -> None:
+    slices.never_left(state, pending.record.lease_id)
     _refuse(state, Address(pending.record.edge), pending.request, RETRY, out)
     note(out, "persist-failed", what="edge-lease")
 

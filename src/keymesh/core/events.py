@@ -127,6 +127,16 @@ class ReplyLocal:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BudgetReply:
+    """Whether the operations of ``UseBudget`` are counted, and recorded."""
+
+    token: str
+    allowed: bool
+    reason: str = ""
+    retry_after_ms: int = 0
+
+
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
@@ -260,3 +270,13 @@ class LocalRestrict:
     correlation_id: str
     authority: tuple[dict[str, Any], ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class UseBudget:
+    """An Edge has the Core make or open so many keys; ``token`` names the question."""
+
+    token: str
+    tenant: str
+    service: str
+    ops: int

@@ -7,23 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, ValuesView
 from itertools import chain
+from typing import Generic, TypeVar
 
-from keymesh.core.records import EdgeLeaseRecord
+from keymesh.core.records import EdgeLeaseRecord, SliceRecord
 
-Leases = dict[str, EdgeLeaseRecord]
+L = TypeVar("L", EdgeLeaseRecord, SliceRecord)
 
 
-class LeaseBook(MutableMapping[str, EdgeLeaseRecord]):
-    """Lease id -> lease."""
+class LeaseBook(MutableMapping[str, L], Generic[L]):
+    """Lease id -> lease, or what was granted with it."""
 
     __slots__ = ("_all", "_edges", "_tenants")
 
     def __init__(self) -> None:
-        self._all: Leases = {}
-        self._edges: dict[str, Leases] = {}
-        self._tenants: dict[str, Leases] = {}
+        self._all: dict[str, L] = {}
+        self._edges: dict[str, dict[str, L]] = {}
+        self._tenants: dict[str, dict[str, L]] = {}
 
-    def __getitem__(self, lease_id: str) -> EdgeLeaseRecord:
+    def __getitem__(self, lease_id: str) -> L:
         return self._all[lease_id]
 
     def __contains__(self, lease_id: object) -> bool:
@@ -35,7 +36,7 @@ class LeaseBook(MutableMapping[str, EdgeLeaseRecord]):
     def __len__(self) -> int:
         return len(self._all)
 
-    def __setitem__(self, lease_id: str, lease: EdgeLeaseRecord) -> None:
+    def __setitem__(self, lease_id: str, lease: L) -> None:
         known = self._all.get(lease_id)
         if known is not None and (known.edge, known.tenant) != (lease.edge, lease.tenant):
             del self[lease_id]
@@ -50,10 +51,10 @@ class LeaseBook(MutableMapping[str, EdgeLeaseRecord]):
             if not index[name]:
                 del index[name]
 
-    def of_edge(self, edge: str) -> ValuesView[EdgeLeaseRecord]:
+    def of_edge(self, edge: str) -> ValuesView[L]:
         return self._edges.get(edge, {}).values()
 
-    def newest_first(self, tenant: str | None) -> Iterator[EdgeLeaseRecord]:
+    def newest_first(self, tenant: str | None) -> Iterator[L]:
         """Of ``tenant``, or of all tenants."""
         if tenant is not None:
             return reversed(self._tenants.get(tenant, {}).values())

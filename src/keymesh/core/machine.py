@@ -34,6 +34,7 @@ from keymesh.core import (
     regional,
     restrictions,
     revoking,
+    slices,
     snapshot,
     standby,
     tails,
@@ -55,6 +56,7 @@ from keymesh.core.events import (
     StoreSeen,
     TenantPurged,
     Unsealed,
+    UseBudget,
 )
 from keymesh.core.state import NodeConfig, NodeState, Out, note
 from keymesh.model.machine import (
@@ -70,7 +72,7 @@ from keymesh.model.machine import (
     ask_tick,
 )
 from keymesh.model.time import NEVER, Instant
-from keymesh.orbital.edge_messages import EdgeAckMessage, LeaseRequest, LeaseReturnedMessage
+from keymesh.orbital.edge_messages import EdgeAckMessage, LeaseRequest, LeaseReturnedMessage, SliceReturnedMessage
 from keymesh.orbital.messages import Hello, ManifestTell, TailTaken, Task
 
 __all__ = ["NodeConfig", "NodeState", "new_node", "step"]
@@ -123,6 +125,7 @@ def _on_booted(state: NodeState, now: Instant, event: Booted, out: Out) -> None:
             revoking.revoke(state, now, revoking.whole(holding.namespace), order, "", out)
     for suspension in state.locals.values():
         restrictions.enforce(state, now, suspension.scope, (0, 0), suspension.record.correlation_id, out)
+    slices.settle(state, now, out)
     state.at(now, "heartbeat")
     snapshot.plan(state, now)
 
@@ -141,6 +144,7 @@ def _on_clock_went_ahead(state: NodeState, now: Instant, event: ClockWentAhead, 
     state.woken_at = NEVER  # the tick that was asked for would come so much later by our clock: ask anew
     state.clock.forget()
     edges.extend_all(state, event.by_ms)
+    slices.extend_all(state, now, event.by_ms, out)
 
 
 def _on_reconnected(state: NodeState, now: Instant, _: Reconnected, out: Out) -> None:
@@ -181,6 +185,8 @@ def _on_persisted(state: NodeState, now: Instant, event: Persisted, out: Out) ->
             refusals.on_evidence_recorded(state, now, pending, out)
         case edges.GrantPending():
             edges.on_granted(state, now, pending, out)
+        case slices.UsePending():
+            slices.on_used(pending, out)
         case purging.PurgePending():
             purging.on_recorded(state, now, pending, out)
         case local.LocalPending():
@@ -195,6 +201,8 @@ def _on_persist_failed(state: NodeState, now: Instant, event: PersistFailed, out
     pending = state.persisting.pop(event.token, None)
     if isinstance(pending, edges.GrantPending):
         edges.on_grant_failed(state, pending, out)
+    elif isinstance(pending, slices.UsePending):
+        slices.on_use_failed(state, pending, out)
     elif pending is not None:
         if isinstance(pending, purging.PurgePending):
             purging.on_record_failed(state, now, pending, out)
@@ -345,6 +353,7 @@ _EVENTS: Final[dict[type, Handler]] = {
     SnapshotTaken: _on_snapshot_taken,
     StoreSeen: _on_store_seen,
     TenantPurged: purging.on_purged,
+    UseBudget: slices.on_use,
 }
 
 _MESSAGES: Final[dict[type, Callable[[NodeState, Instant, Received, Out], None]]] = {
@@ -361,6 +370,7 @@ _MESSAGES: Final[dict[type, Callable[[NodeState, Instant, Received, Out], None]]
     LeaseRequest: _on_request,
     EdgeAckMessage: _on_edge_ack,
     LeaseReturnedMessage: _on_lease_returned,
+    SliceReturnedMessage: lambda state, now, event, out: slices.on_returned(state, event.sender, event.message, out),
     Hello: _on_hello,
 }
 
@@ -375,6 +385,7 @@ _TIMERS: Final[dict[str, Callable[[NodeState, Instant, str, Out], None]]] = {
     "revoke": revoking.on_timer,
     "purge": purging.on_timer,
     "edge-end": _on_lease_end,
+    "slice-end": lambda state, now, what, out: slices.on_end(state, now, what),
     "snapshot": snapshot.on_timer,
     "record": unrecorded.on_timer,
 }

@@ -14,6 +14,7 @@ from keymesh.control.purge_messages import BackupLine, PurgedKey
 from keymesh.control.rows import RestrictionRow
 from keymesh.control.standby import StandbyLie
 from keymesh.control.state import NamespaceState
+from keymesh.core.budget import Account
 from keymesh.model.ids import Digest
 from keymesh.model.time import Instant
 
@@ -50,6 +51,44 @@ class EdgeLeaseRecord:
     end: Instant
     boot_id: str
     boottime_end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRecord:
+    """What this node has granted under a service's budget, or the tenant's (``service`` empty)."""
+
+    tenant: str
+    service: str
+    account: Account
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """That a slice counts in these periods of the budget of ``service`` (empty: the tenant's), at that price."""
+
+    service: str
+    price: int
+    numbers: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SliceRecord:
+    """Operations granted to an Edge with a lease: spent, but for the ``unused`` that it gave back.
+
+    ``until``: by this node's clock; ``boottime_until_ms`` counts on the clock of kernel boot ``boot_id``.
+    """
+
+    lease_id: str
+    tenant: str
+    service: str
+    edge: str
+    signing_key: str
+    ops: int
+    charges: tuple[Charge, ...]
+    until: Instant
+    boot_id: str
+    boottime_until_ms: int
+    unused: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +169,8 @@ RECORD_TYPES: Final = (
     StandbyLie,
     TailRecord,
     ClockRecord,
+    BudgetRecord,
+    SliceRecord,
 )
 
 
@@ -144,6 +185,14 @@ def local_name(namespace: str, command_id: str) -> str:
 
 def edge_lease_name(lease_id: str) -> str:
     return f"edge-lease/{lease_id}"
+
+
+def budget_record_name(tenant: str, service: str) -> str:
+    return f"budget/{tenant}/{service}"
+
+
+def slice_name(lease_id: str) -> str:
+    return f"slice/{lease_id}"
 
 
 def overlay_name(namespace: str) -> str:

@@ -18,11 +18,12 @@ from keymesh.control.messages import Sealed, StandbyGrant, StandbyRequest
 from keymesh.control.rows import KeyRow
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
+from keymesh.core.budget import Account
 from keymesh.core.clock_watch import ClockWatch
 from keymesh.core.events import KeyMinted, KeyRef, KeyRewrapped
 from keymesh.core.lease_book import LeaseBook
 from keymesh.core.may import Grantor
-from keymesh.core.records import LocalRecord, OverlayRecord, PurgeRecord
+from keymesh.core.records import EdgeLeaseRecord, LocalRecord, OverlayRecord, PurgeRecord, SliceRecord
 from keymesh.core.views import EMPTY_MESH, EMPTY_TENANT, MeshView, Restriction, TenantView
 from keymesh.ledger.maptree import MapTree
 from keymesh.model.ids import MESH_NAMESPACE, ZERO_DIGEST, Digest, KeyId
@@ -288,8 +289,10 @@ class NodeState:
     persisting: dict[str, Any] = field(default_factory=dict)  # token -> what waits for it
     unrecorded: dict[str, Unrecorded] = field(default_factory=dict)
     retrying: bool = False
-    edge_leases: LeaseBook = field(default_factory=LeaseBook)  # unsettled; ``end`` is of this life
-    edge_returned: LeaseBook = field(default_factory=LeaseBook)  # settled before their end, by their holders
+    edge_leases: LeaseBook[EdgeLeaseRecord] = field(default_factory=LeaseBook)  # unsettled; ``end`` is of this life
+    edge_returned: LeaseBook[EdgeLeaseRecord] = field(default_factory=LeaseBook)  # settled before their end, by holders
+    accounts: dict[tuple[str, str], Account] = field(default_factory=dict)  # (tenant, service or "") -> what is spent
+    slices: LeaseBook[SliceRecord] = field(default_factory=LeaseBook)  # of which something may still come back
     quarantined: dict[str, set[str]] = field(default_factory=dict)  # namespace -> entry hashes kept as evidence
     edge_gone: list[str] = field(default_factory=list)  # record names to delete with the next heartbeat
     waiting: dict[str, dict[Address, str]] = field(default_factory=dict)  # tenant -> Edge refused -> its service

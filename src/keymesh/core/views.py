@@ -41,6 +41,7 @@ class TenantView:
     policy: r.PolicyRow | None = None
     services: dict[str, r.ServiceRow] = field(default_factory=dict)
     clients: dict[str, r.ClientRow] = field(default_factory=dict)
+    budgets: dict[str, r.BudgetRow] = field(default_factory=dict)  # by service; the tenant's own under ""
     bindings: dict[str, r.BindingRow] = field(default_factory=dict)
     wants: dict[str, int] = field(default_factory=dict)
     rewraps: dict[str, str] = field(default_factory=dict)
@@ -135,6 +136,8 @@ def tenant_view(namespace: str, rows: r.Rows) -> TenantView:
             view.services[rest] = r.decode_as(name, raw, r.ServiceRow)
         elif head == "client":
             view.clients[rest] = r.decode_as(name, raw, r.ClientRow)
+        elif head == "budget":
+            view.budgets[rest] = r.decode_as(name, raw, r.BudgetRow)
         elif head == "binding":
             view.bindings[rest] = r.decode_as(name, raw, r.BindingRow)
         elif head == "want":

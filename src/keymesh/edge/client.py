@@ -12,9 +12,9 @@ its own I/O (with ``client_*``; ``client_sync`` is the synchronous face); decide
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
@@ -29,7 +29,7 @@ from keymesh.edge.client_shell import EdgeShell, addresses
 from keymesh.edge.client_tls import EdgeCredentials
 from keymesh.edge.client_transport import CoreTransport, first_answer
 from keymesh.edge.hot import HotPath, check_batch
-from keymesh.edge.hot_lease import FINAL_REASONS, CoreHeld, CreatedKey, Octets, UnknownKid, refusal
+from keymesh.edge.hot_lease import FINAL_REASONS, BudgetSpent, CoreHeld, CreatedKey, Octets, UnknownKid, refusal
 from keymesh.edge.policy import policy_verifier
 from keymesh.edge.snapshot import EdgeConfig
 from keymesh.model import strict_json
@@ -39,8 +39,13 @@ from keymesh.model.machine import Address
 
 CONNECT_TIMEOUT_S: Final = 15.0
 FETCH_TIMEOUT_S: Final = 5.0
+BUDGET_TIMEOUT_S: Final = 2.0
+BUDGET_LOOK_S: Final = 0.25
 TRUST_MAX_BYTES: Final = 64 * 1024
 GONE: Final = frozenset({"edge-closed", "forked"})
+
+
+T = TypeVar("T")
 
 
 class EdgeTrust(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,7 +65,10 @@ def load_trust(path: str | Path) -> EdgeTrust:
 
 
 def worth_waiting(why: CoreHeld | Unavailable) -> bool:
-    """Whether the network could help: the keys are at the Core, the first lease is on its way, or a kid is new."""
+    """Whether the network could help: the keys are at the Core, the first lease or more of a budget is on its way, or a
+    kid is new."""
+    if isinstance(why, BudgetSpent):
+        return why.more
     return not isinstance(why, Unavailable) or isinstance(why, UnknownKid) or why.code == "starting"
 
 
@@ -245,9 +253,8 @@ class Edge:
     ) -> list[CreatedKey]:
         """What the hot path could not do, and ``why``: after the first lease came, or at the Core."""
         if isinstance(why, Unavailable):
-            await self._wait_first(why)
             try:
-                return self.hot.create_keys(count, context, plaintext)
+                return await self._once_leased(why, lambda: self.hot.create_keys(count, context, plaintext))
             except CoreHeld:
                 pass
         return await first_answer(
@@ -264,9 +271,8 @@ class Edge:
             except CoreHeld:
                 pass
         elif isinstance(why, Unavailable):
-            await self._wait_first(why)
             try:
-                return self.hot.decrypt_keys(blobs, context)
+                return await self._once_leased(why, lambda: self.hot.decrypt_keys(blobs, context))
             except CoreHeld:
                 pass
         check_batch("blobs", len(blobs))
@@ -275,11 +281,22 @@ class Edge:
             self._nearest_first(), lambda core: self._transport.open_keys(core, plain, context or {})
         )
 
-    async def _wait_first(self, why: Unavailable) -> None:
-        """Only at the start is a lease worth waiting for; otherwise the caller hears that there is none."""
-        if not worth_waiting(why):
-            raise why
-        await self.wait_ready(FETCH_TIMEOUT_S)
+    async def _once_leased(self, why: Unavailable, use: Callable[[], T]) -> T:
+        """``use`` with the first lease, or with more of a budget; otherwise the caller hears that there is none."""
+        deadline = asyncio.get_running_loop().time() + BUDGET_TIMEOUT_S
+        while True:
+            if not worth_waiting(why):
+                raise why
+            if isinstance(why, BudgetSpent):
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise why
+                await self._shell.changed(BUDGET_LOOK_S)
+            else:
+                await self.wait_ready(FETCH_TIMEOUT_S)
+            try:
+                return use()
+            except BudgetSpent as again:
+                why = again
 
     async def _open_with_fresh_lease(
         self, why: UnknownKid, blobs: Sequence[Octets], context: Mapping[str, str] | None
@@ -342,4 +359,5 @@ class Edge:
             "lease_ms_left": None if lease is None else max(0, lease.deadline - self._shell.now()),
             "versions": [] if lease is None else [version.version for version in lease.versions],
             "used": dict(self._shell.totals),
+            "budget_left": self._shell.budget.left,
         }

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import os
-import time
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from pathlib import Path
 from typing import Any, Final, Protocol
 
 from keymesh.crypto.kid import kid_bytes
 from keymesh.crypto.xaes import XaesKey
+from keymesh.edge.client_budget import LOOK_EVERY_S, ShellBudget
+from keymesh.edge.client_clock import Clock, boot_id, boot_ns, wall_ns
 from keymesh.edge.client_farewell import say, tell_usage
 from keymesh.edge.client_measure import Measuring, spread
 from keymesh.edge.client_transport import GrantedKeys
 from keymesh.edge.hot import HotPath
-from keymesh.edge.hot_lease import HotLease, LeasedKey, Meter, no_lease
+from keymesh.edge.hot_lease import HotLease, LeasedKey, no_lease
 from keymesh.edge.machine import EdgeState, new_edge, step
 from keymesh.edge.snapshot import (
     Closing,
@@ -35,6 +34,7 @@ from keymesh.edge.snapshot import (
     LeaseSnapshot,
     Publish,
     SendFailed,
+    Trim,
     UsageCounted,
 )
 from keymesh.model.errors import KeymeshError
@@ -52,11 +52,6 @@ STEADY_S: Final = 3.0
 SENDS_MAX: Final = 256
 NOTES_MAX: Final = 256
 _MS_NS: Final = 1_000_000
-
-Clock = Callable[[], int]
-
-boot_ns: Final[Clock] = functools.partial(time.clock_gettime_ns, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-wall_ns: Final[Clock] = time.time_ns
 
 _shells: weakref.WeakSet[EdgeShell] = weakref.WeakSet()
 
@@ -97,10 +92,13 @@ class EdgeShell:
         self._arrived: GrantedKeys | None = None
         self._lease: LeaseSnapshot | None = None
         self._published = asyncio.Event()
+        self.budget: Final = ShellBudget(self.hot, self._tell, boot_clock)
         self._measuring = Measuring(cores, self._transport.ready, self.feed, boot_clock, name=self.state.address)
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._leave: Callable[[Send], None] | None = None
+        self._now = self._keeper.observe(boottime_ms=boot_clock() // _MS_NS, wall_ms=wall_clock() // _MS_NS)[0]
         self.stopped = False
         _shells.add(self)
 
@@ -109,7 +107,7 @@ class EdgeShell:
     def start(self) -> None:
         """Boot the machine on the running loop; it asks for a lease at once."""
         self._loop = asyncio.get_running_loop()
-        mark = BootMark(boot_id=_boot_id(), boottime_ms=self._boot_clock() // _MS_NS)
+        mark = BootMark(boot_id=boot_id(), boottime_ms=self._boot_clock() // _MS_NS)
         self.feed(Booted(records={}, mark=mark, entropy=os.urandom(32)))
         for address in self.config.cores:
             self._spawn(self._listen(address))
@@ -126,9 +124,12 @@ class EdgeShell:
             return
         now = self.now()
         returns: list[Send] = []
-        self._run(now, Closing(), send=returns.append)
+        self._leave = returns.append
+        self._run(now, Closing())
         self.orphan("edge-closed")
-        self._run(now, self._take_usage(), send=_leave)
+        self.budget.end()
+        self._leave = _leave
+        self._run(now, self._take_usage())
         try:
             await asyncio.gather(
                 say(returns, self._transport, self._cores),
@@ -138,7 +139,7 @@ class EdgeShell:
             await self._end_tasks()
 
     def _hear_last(self, core: Address, answer: Any) -> None:
-        self._run(self.now(), Received(core, answer), send=_leave)
+        self._run(self.now(), Received(core, answer))
 
     async def _end_tasks(self) -> None:
         tasks = [task for task in self._tasks if task is not asyncio.current_task()]
@@ -176,9 +177,14 @@ class EdgeShell:
         if not self.stopped:
             self._run(self.now(), event)
 
-    def _run(self, now: Instant, event: Any, send: Callable[[Send], None] | None = None) -> None:
-        """One step; ``send`` takes its messages in place of the tasks that carry them."""
-        send = send or self._send
+    def _tell(self, event: Any) -> None:
+        """In the middle of a step, or right after the last one."""
+        self._run(self._now, event)
+
+    def _run(self, now: Instant, event: Any) -> None:
+        """One step; at the end ``_leave`` takes its messages in place of the tasks that carry them."""
+        self._now = now
+        send = self._leave or self._send
         for effect in step(self.state, now, event):
             match effect:
                 case Publish():
@@ -187,6 +193,8 @@ class EdgeShell:
                     send(effect)
                 case Wake():
                     self._wake(effect.at, now)
+                case Trim():
+                    self.budget.trim(effect.keep)
                 case Note():
                     self._note(effect)
                 case _:
@@ -203,6 +211,7 @@ class EdgeShell:
 
     def _make_ready(self, lease: LeaseSnapshot) -> HotLease:
         """The arrived keys as ciphers; their pages are wiped, OpenSSL holds the key schedules from here on."""
+        meter = self.budget.meter(lease, self._now)
         if lease.policy.custody == Custody.CORE_HELD.value:
             return no_lease("core-held")
         arrived, self._arrived = self._arrived, None
@@ -212,7 +221,6 @@ class EdgeShell:
             with secret:
                 keys.append(LeasedKey(XaesKey(secret.reveal()), kid_bytes(version.kid), self.config.tenant))
         wrapping = next((k for k, v in zip(keys, lease.versions, strict=True) if v.may_wrap), None)
-        meter = Meter(lease.policy.mint_budget, lease.policy.open_budget)
         hot = HotLease(keys=keys, wrapping=wrapping, meter=meter)
         self._bound(hot, lease.deadline)
         return hot
@@ -246,7 +254,16 @@ class EdgeShell:
         """Some thread saw that the lease is over: let the machine look, soon."""
         if self._loop is not None and not self.stopped:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self.feed, Tick())
+                self._loop.call_soon_threadsafe(self._wake_up)
+
+    def _wake_up(self) -> None:
+        self.feed(Tick())
+        self._look()
+
+    def _look(self) -> None:
+        used = self.budget.look()
+        if used is not None:
+            self.feed(used)
 
     # --- what an application waits for ---------------------------------------------------------------------------
 
@@ -346,7 +363,9 @@ class EdgeShell:
     async def _count_usage(self) -> None:
         """Also the heartbeat by which a clock that went back is noticed on an idle Edge."""
         while not self.stopped:
-            await asyncio.sleep(USAGE_EVERY_S)
+            for _ in range(round(USAGE_EVERY_S / LOOK_EVERY_S)):
+                await asyncio.sleep(LOOK_EVERY_S)
+                self._look()
             self._feed_usage()
 
     def _feed_usage(self) -> None:
@@ -360,14 +379,6 @@ class EdgeShell:
 
 def _leave(send: Send) -> None:
     """At the end: ``tell_usage`` says it, or nobody."""
-
-
-@functools.cache
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return "unknown-" + os.urandom(8).hex()
 
 
 def _forget_in_child() -> None:

@@ -16,7 +16,17 @@ from typing import Final
 
 from keymesh.crypto.aad import encode_context
 from keymesh.crypto.blob import L4_BLOB_BYTES, check_l4_blob
-from keymesh.edge.hot_lease import UNLIMITED, CreatedKey, HotLease, Meter, Octets, UnknownKid, no_lease, refusal
+from keymesh.edge.hot_lease import (
+    UNLIMITED,
+    BudgetSpent,
+    CreatedKey,
+    HotLease,
+    Meter,
+    Octets,
+    UnknownKid,
+    no_lease,
+    refusal,
+)
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.limits import BATCH_MAX_KEYS
 
@@ -42,6 +52,7 @@ class HotPath:
         "_refused",
         "_refused_seen",
         "_wall",
+        "short",
     )
 
     def __init__(
@@ -60,6 +71,7 @@ class HotPath:
         self._meters: list[Meter] = []
         self._refused = repeat(True, UNLIMITED)
         self._refused_seen = 0
+        self.short = 0  # the largest use since the shell last looked that a budget had not enough left for
 
     # --- the shell's side --------------------------------------------------------------------------------------
 
@@ -119,7 +131,7 @@ class HotPath:
                 continue
             aad = key.aad + _encode(context) if context else key.aad_empty
             if next(lease.mints, None) is None:
-                raise self._spent()
+                raise self._spent(lease)
             draw = self._entropy(_DRAW_BYTES)
             nonce = draw[32:]
             l4 = draw[:32]
@@ -155,7 +167,7 @@ class HotPath:
                 continue
             aad = key.aad + _encode(context) if context else key.aad_empty
             if next(lease.opens, None) is None:
-                raise self._spent()
+                raise self._spent(lease)
             l4 = key.open_(blob[_HEAD_BYTES:_SEALED_AT], blob[_SEALED_AT:], aad)
             boot = self._boot()
             wall = self._wall()
@@ -180,10 +192,12 @@ class HotPath:
                 self._no_wrapping(lease)
                 continue
             aad = key.aad + _encode(context) if context else key.aad_empty
+            if lease.meter.is_short(count):
+                raise self._spent(lease, count)
             made = []
             for _ in range(count):
                 if next(lease.mints, None) is None:
-                    raise self._spent()
+                    raise self._spent(lease)
                 draw = self._entropy(_DRAW_BYTES)
                 nonce = draw[32:]
                 l4 = draw[:32]
@@ -206,13 +220,15 @@ class HotPath:
 
     def _open_all(self, lease: HotLease, blobs: Sequence[bytes], encoded: bytes) -> list[bytes] | None:
         opened = []
+        if lease.meter.is_short(len(blobs)):
+            raise self._spent(lease, len(blobs))
         for blob in blobs:
             key = lease.versions.get(blob[:_HEAD_BYTES])
             if key is None or len(blob) != L4_BLOB_BYTES:
                 self._no_version(lease, blob)
                 return None
             if next(lease.opens, None) is None:
-                raise self._spent()
+                raise self._spent(lease)
             opened.append(key.open_(blob[_HEAD_BYTES:_SEALED_AT], blob[_SEALED_AT:], key.aad + encoded))
         return opened
 
@@ -257,9 +273,14 @@ class HotPath:
                 raise refusal(lease.reason)
             raise UnknownKid()
 
-    def _spent(self) -> Unavailable:
+    def _spent(self, lease: HotLease, count: int = 1) -> KeymeshError:
+        """What is left may have gone over to a lease that replaced this one."""
         next(self._refused)
-        return Unavailable("budget-spent", "this lease's budget is spent; the next lease brings a new one")
+        if self._lease is not lease:
+            return BudgetSpent("the lease was replaced", more=True)
+        self.short = max(self.short, count)
+        self._on_death("spent")
+        return lease.meter.spent(self._boot())
 
 
 def _encode(context: Mapping[str, str]) -> bytes:

@@ -5,7 +5,8 @@ Decides nothing: the machine says what is leased until when, ``hot`` what one op
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import repeat
 from operator import length_hint
 from typing import Final, NoReturn
@@ -45,6 +46,14 @@ class UnknownKid(Unavailable):
         super().__init__("unknown-key", "no key here opens that blob", retry_after_ms=1_000)
 
 
+class BudgetSpent(Unavailable):
+    """Nothing is left of what this Edge holds of a budget.  ``more``: the Core had more when it was last asked."""
+
+    def __init__(self, message: str, *, more: bool = False, retry_after_ms: int = 1_000) -> None:
+        super().__init__("budget-spent", message, retry_after_ms=retry_after_ms)
+        self.more = more
+
+
 class CoreHeld(KeymeshError):
     """The service's keys stay at the Core: ask it."""
 
@@ -68,23 +77,54 @@ class LeasedKey:
         return "<LeasedKey>"
 
 
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What mints and opens share of a period's budget: a step for each, how many are ``left``, until when on the raw
+    boot clock, and whether the Core had ``more``."""
+
+    steps: Iterator[bool]
+    left: Callable[[], int]
+    end_ns: int
+    more: bool
+
+
 class Meter:
     """Counts and budgets that threads can share: taking one from an iterator is a single step of the interpreter."""
 
-    __slots__ = ("_limits", "_seen", "mints", "opens", "retired")
+    __slots__ = ("_budget", "_counts", "_gates", "_seen", "mints", "opens", "retired")
 
-    def __init__(self, mint_budget: int | None, open_budget: int | None) -> None:
-        self._limits = tuple(UNLIMITED if budget is None else budget for budget in (mint_budget, open_budget))
-        self.mints: Iterator[bool] = repeat(True, self._limits[0])
-        self.opens: Iterator[bool] = repeat(True, self._limits[1])
+    def __init__(self, mint_budget: int | None, open_budget: int | None, budget: Budget | None = None) -> None:
+        self._budget = budget
+        self._gates = tuple(None if limit is None else repeat(True, limit) for limit in (mint_budget, open_budget))
+        self._counts = (repeat(True, UNLIMITED), repeat(True, UNLIMITED))
+        self.mints, self.opens = (self._steps(gate, n) for gate, n in zip(self._gates, self._counts, strict=True))
         self._seen = (0, 0)
         self.retired = False
 
+    def _steps(self, gate: Iterator[bool] | None, counted: Iterator[bool]) -> Iterator[object]:
+        """Steps through the lease's own limit, then through the budget, then counted: as few as there are."""
+        through = [one for one in (gate, self._budget and self._budget.steps, counted) if one is not None]
+        return counted if len(through) == 1 else zip(*through, strict=False)
+
     def take(self) -> tuple[int, int]:
         """(minted, opened) since the last call."""
-        used = (self._limits[0] - length_hint(self.mints), self._limits[1] - length_hint(self.opens))
+        used = (UNLIMITED - length_hint(self._counts[0]), UNLIMITED - length_hint(self._counts[1]))
         seen, self._seen = self._seen, used
         return used[0] - seen[0], used[1] - seen[1]
+
+    def is_short(self, count: int) -> bool:
+        """Whether the budget has less than ``count`` operations left, so that a batch should not begin."""
+        return self._budget is not None and self._budget.left() < count
+
+    def spent(self, boot_ns: int) -> BudgetSpent:
+        """Why nothing more may be used: the lease's own budget, or that of the period."""
+        budget = self._budget
+        if budget is None or any(gate is not None and not length_hint(gate) for gate in self._gates):
+            return BudgetSpent("this lease's budget is spent; the next lease brings a new one")
+        if budget.more:
+            return BudgetSpent("more of the budget is being asked for", more=True)
+        left_ms = (budget.end_ns - boot_ns) // _NS
+        return BudgetSpent("the budget of this period is spent", retry_after_ms=max(1_000, left_ms))
 
 
 class HotLease:

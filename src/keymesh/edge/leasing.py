@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from keymesh.edge import choice, rules
-from keymesh.edge.snapshot import KeyWanted, LeaseSnapshot, Measured, Publish, SendFailed
+from keymesh.edge import budgets, choice, rules
+from keymesh.edge.snapshot import BudgetUsed, KeyWanted, LeaseSnapshot, Measured, Publish, SendFailed
 from keymesh.edge.state import GRANTED_MAX, EdgeState, Pending, draw, jitter, seen_of
 from keymesh.model.errors import KeymeshError
 from keymesh.model.machine import Address, Note, Send
@@ -32,8 +32,9 @@ def request(state: EdgeState, now: Instant) -> list[Any]:
         nonce=state.pending.nonce,
         signing_key=config.signing_key,
         policy_version=0 if state.policy is None else state.policy.version,
+        wants=budgets.wants(state, now),
     )
-    return [Send(to, message)]
+    return [Send(to, message), *budgets.on_request(state)]
 
 
 def _move(state: EdgeState, now: Instant) -> None:
@@ -78,7 +79,10 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
     state.policy = grant.policy
     ttl_ms = rules.lease_ttl(grant)
     deadline = rules.lease_deadline(pending.sent_at, now, ttl_ms)
-    lease = LeaseSnapshot(grant.lease_id, grant.nonce, sender, grant.versions, deadline, grant.policy)
+    terms = budgets.terms_of(state, now, pending.sent_at, sender, grant)
+    if terms is not None and state.budget.left:
+        deadline = min(deadline, terms.until)
+    lease = LeaseSnapshot(grant.lease_id, grant.nonce, sender, grant.versions, deadline, grant.policy, terms)
     if not rules.is_usable(lease, now):
         _failed(state, now)
         return [_note("edge.grant-refused", "expired")]
@@ -89,7 +93,8 @@ def on_grant(state: EdgeState, now: Instant, sender: Address, grant: LeaseGrant)
     state.patience_ms = rules.patience_ms(state.config.request_timeout_ms, ttl_ms)
     _settle_wanted(state, lease)
     after_ms = rules.refresh_after_ms(ttl_ms, jitter(state, grant.lease_id, 1_000))
-    state.next_request_at = Instant(max(now, pending.sent_at + after_ms))
+    due = min(Instant(pending.sent_at + after_ms), budgets.next_request(state, now))
+    state.next_request_at = max(now, due)
     return [
         Publish(lease, "granted"),
         Note("edge.leased", "", (("lease", lease.lease_id), ("ttl_ms", ttl_ms), ("versions", len(lease.versions)))),
@@ -218,6 +223,11 @@ def on_key_wanted(state: EdgeState, now: Instant, event: KeyWanted) -> list[Any]
     if state.next_request_at is None or at < state.next_request_at:
         state.next_request_at = at
     return []
+
+
+def on_budget_used(state: EdgeState, now: Instant, event: BudgetUsed) -> list[Any]:
+    """More of the budget is asked for with a new lease, ahead of need."""
+    return request(state, now) if budgets.on_used(state, now, event) else []
 
 
 def on_clock_went_back(state: EdgeState, now: Instant) -> list[Any]:

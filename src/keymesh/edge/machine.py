@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from keymesh.edge import leasing, leaving, revoking, usage
-from keymesh.edge.snapshot import Closing, Connected, EdgeConfig, KeyWanted, Measured, SendFailed, UsageCounted
+from keymesh.edge import budgets, leasing, leaving, revoking, usage
+from keymesh.edge.snapshot import (
+    BudgetUsed,
+    Closing,
+    Connected,
+    EdgeConfig,
+    KeyWanted,
+    Measured,
+    SendFailed,
+    SlicesUnused,
+    UsageCounted,
+)
 from keymesh.edge.state import EdgeState, new_edge
 from keymesh.model.machine import Address, Booted, ClockWentAhead, ClockWentBack, Received, Send, Tick, ask_tick
 from keymesh.model.time import NEVER, Instant
@@ -30,8 +40,10 @@ def step(state: EdgeState, now: Instant, event: Any) -> list[Any]:
 
 
 def _outlives(event: Any) -> bool:
-    """Whether ``event`` is of use after the end: only the last usage is still told."""
-    return type(event) is UsageCounted or (type(event) is Received and type(event.message) is UsageRecorded)
+    """Whether ``event`` is of use after the end: only the last usage is still told, and what was not used."""
+    return type(event) in (UsageCounted, SlicesUnused) or (
+        type(event) is Received and type(event.message) is UsageRecorded
+    )
 
 
 def _booted(state: EdgeState, now: Instant, event: Booted) -> list[Any]:
@@ -83,6 +95,8 @@ _EVENTS: Final[dict[type, Callable[[EdgeState, Instant, Any], list[Any]]]] = {
     KeyWanted: leasing.on_key_wanted,
     Closing: leaving.on_closing,
     UsageCounted: usage.on_counted,
+    BudgetUsed: leasing.on_budget_used,
+    SlicesUnused: budgets.on_unused,
 }
 _MESSAGES: Final[dict[type, Callable[[EdgeState, Instant, Address, Any], list[Any]]]] = {
     LeaseGrant: leasing.on_grant,

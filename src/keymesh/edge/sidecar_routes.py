@@ -277,7 +277,9 @@ class Routes:
 
     def _error(self, status: int, problem: dict[str, object], correlation_id: bytes) -> Answer:
         body = {"error": problem, "correlation_id": _shown(correlation_id)}
-        more = b"Retry-After: %d\r\n" % RETRY_AFTER_S if status == 429 else b""
+        wait_ms = problem.get("retry_after_ms")
+        wait_s = -(-wait_ms // 1_000) if isinstance(wait_ms, int) else RETRY_AFTER_S
+        more = b"Retry-After: %d\r\n" % max(1, wait_s) if status == 429 else b""
         return self._write.value(JSON, body, status=status, more=more)
 
 

@@ -43,10 +43,20 @@ class EdgeConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class Terms:
+    """Of a budget: ``ops`` more of ``window``, until ``until``; ``more``: the Core had more to give."""
+
+    ops: int
+    window: int
+    until: Instant
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseSnapshot:
     """An immutable lease: what the hot path may use, until ``deadline`` (whose own instant is expired).
 
-    ``versions`` is empty under core-held custody.
+    ``versions`` is empty under core-held custody; ``terms`` None: no budget is in force.
     """
 
     lease_id: str
@@ -55,6 +65,7 @@ class LeaseSnapshot:
     versions: tuple[LeasedVersion, ...]
     deadline: Instant
     policy: ServiceRow
+    terms: Terms | None = None
 
     @property
     def wrapping_kid(self) -> str | None:
@@ -78,6 +89,12 @@ class Publish(Struct, frozen=True):
 
     lease: LeaseSnapshot | None
     reason: str
+
+
+class Trim(Struct, frozen=True):
+    """Give back what is held of a budget beyond ``keep``; answered by ``SlicesUnused`` where that was anything."""
+
+    keep: int
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -122,3 +139,19 @@ class UsageCounted:
     minted: int
     opened: int
     refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetUsed:
+    """What is ``left`` of the slices held, what was ``used`` since the last time, and whether that asks for more."""
+
+    left: int
+    used: int
+    low: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlicesUnused:
+    """Of the slices that came with these leases so many operations, in all, will never be used."""
+
+    unused: tuple[tuple[str, int], ...]

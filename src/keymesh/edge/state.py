@@ -40,6 +40,21 @@ class Usage:
 
 
 @dataclass(slots=True)
+class Budget:
+    """What is known of the slices held: their window and its end, and how fast they are used up."""
+
+    window: int = 0  # 0: no budget is in force, as far as is known
+    until: Instant = NEVER
+    ahead_ms: int = 0
+    more: bool = True
+    left: int = 0
+    low: bool = False
+    used: int = 0  # since the last request
+    asked: int = 0  # and since the one before until then
+    granted_by: dict[str, Address] = field(default_factory=dict)  # lease whose slice may come back -> whom to tell
+
+
+@dataclass(slots=True)
 class EdgeState:
     config: EdgeConfig
     address: Address
@@ -65,6 +80,7 @@ class EdgeState:
     closed: bool = False  # for good: nothing is taken any more
     usage_to: Address | None = None  # once closed: the Core that granted the last lease
     usage: Usage = field(default_factory=Usage)
+    budget: Budget = field(default_factory=Budget)
     woken_at: Instant = NEVER  # the tick that is asked for
 
 

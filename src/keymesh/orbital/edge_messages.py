@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from msgspec import UNSET, UnsetType
+
 from keymesh.control.messages import Message, Sealed
 from keymesh.control.rows import ServiceRow
 
@@ -27,6 +29,7 @@ class LeaseRequest(Message):
     nonce: str
     signing_key: str
     policy_version: int  # highest that this Edge has applied; 0: none
+    wants: int | UnsetType = UNSET  # operations, where a budget is in force; unset: none held, 0: enough held
 
 
 class LeasedVersion(Message):
@@ -35,10 +38,23 @@ class LeasedVersion(Message):
     may_wrap: bool  # this is the wrapping version
 
 
+class SliceGrant(Message):
+    """``ops`` operations of a budget, on top of what the Edge holds of the same ``window`` (ms since 1970, at which it
+    ends); what it holds of another window it gives back.  ``more``: there was more to be had.  ``ahead_ms``: so long
+    before the end the next window is granted as well."""
+
+    ops: int
+    window: int
+    ends_in_ms: int
+    ahead_ms: int
+    more: bool
+
+
 class LeaseGrant(Message):
     """Lives ``ttl_ms`` from the moment the Edge *sent* its request.  ``versions`` is empty for core-held custody.
 
     ``policy`` is the service's row; ``policy_entry`` is the Registry-signed entry envelope (JSON) that set it.
+    ``slice``: unset where no budget is in force.
     """
 
     lease_id: str
@@ -49,6 +65,7 @@ class LeaseGrant(Message):
     versions: tuple[LeasedVersion, ...]
     policy: ServiceRow
     policy_entry: Sealed
+    slice: SliceGrant | UnsetType = UNSET
 
 
 class LeaseRefused(Message):
@@ -100,6 +117,18 @@ class LeaseReturned(Message):
 
 
 class LeaseReturnedMessage(Message):
+    returned: Sealed
+
+
+class SliceReturned(Message):
+    """Signed like an ``EdgeAck``: of the operations granted with that lease so many, in all, will never be used."""
+
+    lease_id: str
+    edge: str
+    unused: int
+
+
+class SliceReturnedMessage(Message):
     returned: Sealed
 
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, Refused
-from keymesh.model.limits import BATCH_MAX_KEYS, HTTP_BODY_MAX_BYTES
+from keymesh.model.limits import CORE_BATCH_MAX_KEYS, HTTP_BODY_MAX_BYTES
 from keymesh.orbital.edge_messages import LeaseGrant
 from keymesh.orbital.wire import MESSAGES
 
@@ -144,8 +144,8 @@ def from_base64(field: str, text: str, *, max_bytes: int) -> bytes:
 
 
 def check_count(field: str, count: int) -> int:
-    if not 0 < count <= BATCH_MAX_KEYS:
-        raise Refused.bad_field(field, f"1 to {BATCH_MAX_KEYS}, got {count}")
+    if not 0 < count <= CORE_BATCH_MAX_KEYS:
+        raise Refused.bad_field(field, f"1 to {CORE_BATCH_MAX_KEYS}, got {count}")
     return count
 
 

@@ -58,6 +58,7 @@ def test_the_table_of_kinds_written_out_again() -> None:
         "l1.retire": ("grant", 2, "tenant", NONE, False),
         "service.set": ("grant", 1, "tenant", NONE, False),
         "client.set": ("grant", 1, "tenant", NONE, False),
+        "budget.set": ("grant", 2, "tenant", NONE, False),
         "key.want": ("grant", 2, "tenant", NONE, False),
         "key.want-rewrap": ("grant", 2, "tenant", NONE, False),
         "key.create": ("grant", 1, "tenant", NONE, False),

@@ -22,6 +22,7 @@ RULE_ROOMS = ("model", "crypto", "ledger", "control", "access", "orbital", "regi
 OWN_IO = {
     "crypto/pages.py": "key pages are locked and wiped through the operating system",
     "edge/client.py": "the library stands alone, so it holds its own I/O",
+    "edge/client_clock.py": "of the library's own I/O: the raw clocks",
     "edge/client_farewell.py": "of the library's own I/O: what is told at the end, and for how long",
     "edge/client_elsewhere.py": "of the library's own I/O: one transport over all regions' Cores",
     "edge/client_measure.py": "of the library's own I/O: asks each Core how near it is",
