@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+)
 
-from keymesh.core import budget
+from keymesh.control.rows import BudgetRow
+from keymesh.core import budget, slices
+from keymesh.core.budget import Account
 from keymesh.core.events import BudgetReply, UseBudget
 from keymesh.model.machine import ClockWentAhead, Note, Persist, Persisted, Received
 from keymesh.model.periods import Period, number_at
@@ -19,6 +28,7 @@ from keymesh.sim.suite import FakeSuite
 from tests.unit.core.bench import SERVICE, TENANT, Bench, Edge, furnished
 
 MINUTE_MS = 60_000
+current, touched, come_back = budget.current, budget.touched, slices._come_back
 
 
 def budgeted(ops: int | None = 10_000, *, service: str = SERVICE, period: str = "minute", **row: Any) -> Bench:
@@ -368,3 +378,35 @@ TestBudgets = Budgets.TestCase
 TestBudgets.settings = settings(
     max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
 )
+
+
+def by_the_clock_alone(account: Account | None, row: BudgetRow, now: Instant) -> Account:
+    fresh = current(None, row, now)
+    return fresh if account is None or fresh.floor < account.floor else current(account, row, now)
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "test"),
+    [
+        (budget, "current", by_the_clock_alone, test_a_clock_that_is_set_back_opens_no_new_period),
+        (slices, "extend_all", lambda *_: None, test_a_clock_that_jumps_ahead_carries_open_slices_into_the_new_period),
+        (
+            slices,
+            "_come_back",
+            lambda state, record, unused: come_back(state, replace(record, unused=0), unused),
+            test_unused_parts_come_back_once_whoever_says_it_again,
+        ),
+        (
+            budget,
+            "touched",
+            lambda account, until: touched(account, until)[:1],
+            test_shortly_before_the_end_a_slice_counts_in_both_periods,
+        ),
+    ],
+)
+def test_planted_bugs_are_found(
+    monkeypatch: pytest.MonkeyPatch, where: Any, name: str, broken: Any, test: Callable[[], None]
+) -> None:
+    monkeypatch.setattr(where, name, broken)
+    with pytest.raises(AssertionError):
+        test()
