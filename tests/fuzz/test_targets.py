@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from keymesh.app.fuzz.aws import AwsTarget
 from keymesh.app.fuzz.blob import BlobTarget
 from keymesh.app.fuzz.http import HttpTarget
 from keymesh.app.fuzz.run import Plan, run
@@ -80,3 +82,34 @@ def test_messagepack_whose_text_is_not_utf_8_is_refused() -> None:
     """Found by fuzzing: it came out as a fault of the sidecar's own."""
     body = b"\x81\xa7context\x81\xa1\xff\xa1x"
     HttpTarget().run(ASKED % (b"msgpack", len(body), body))
+
+
+def test_aws_requests_are_served_and_refused_for_many_reasons() -> None:
+    target, said = AwsTarget(), Counter[str]()
+    answer = target._answer
+    target._answer = lambda request: _counted(said, answer(request))  # type: ignore[method-assign]
+    for number in range(2_000):
+        target.run(input_of(target, 1, number))
+    assert said["ok"] > 100
+    assert len(said) >= 12, said
+
+
+def _counted(said: Counter[str], body: bytes) -> bytes:
+    said[json.loads(body).get("__type", "ok")] += 1
+    return body
+
+
+def test_aws_a_ciphertext_that_opens_to_something_else_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = AwsTarget()
+    monkeypatch.setattr("keymesh.compat.aws_blob.open_parcel", lambda *_: b"something else")
+    with pytest.raises(Fault, match="nobody sealed"):
+        for number in range(200):
+            target.run(input_of(target, 1, number))
+
+
+def test_aws_an_error_of_ours_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = AwsTarget()
+    monkeypatch.setattr("keymesh.compat.aws_errors._UNAVAILABLE", {"unknown-key": "KMSInternalException"})
+    with pytest.raises(Fault, match="status 500"):
+        for number in range(500):
+            target.run(input_of(target, 1, number))

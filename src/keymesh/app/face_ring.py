@@ -52,6 +52,9 @@ class MeshRing:
     def version_of(self, tenant: str, service: str, kid: bytes) -> int | None:
         return self._sidecar.edge(tenant, service).kids().get(kid.hex())
 
+    def versions(self, tenant: str, service: str) -> tuple[int, ...]:
+        return tuple(sorted(self._sidecar.edge(tenant, service).kids().values()))
+
     # --- at the Registry ---------------------------------------------------------------------------------------------
 
     def _client(self) -> AdminClient:

@@ -70,6 +70,10 @@ class Ring(Protocol):
         """By what is leased here now."""
         ...
 
+    def versions(self, tenant: str, service: str) -> tuple[int, ...]:
+        """Those that are leased here now; empty without a lease."""
+        ...
+
     async def find(self, tenant: str, service: str) -> KeyFacts: ...
 
     async def list(self, tenant: str) -> tuple[KeyFacts, ...]:

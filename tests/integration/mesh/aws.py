@@ -75,7 +75,7 @@ def face_process(layout: Layout, where: Path, *words: str) -> Iterator[Face]:
     line = ["edge", "aws-kms", "--listen", f"127.0.0.1:{face.port}", "--region", REGION, "--state", where / "state"]
     line += ["--credentials", where / "credentials.json", "--dir", layout.root, "--allow-unlocked-memory", *words]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    with (where / "face.log").open("a") as log:
+    with (where / "face.log").open("w") as log:
         process = subprocess.Popen([*program, *map(str, line)], stderr=log, env=environment)
         try:
             deadline = time.monotonic() + PATIENCE_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from tests.integration.mesh.aws import free_port
 from tests.integration.mesh.live import US, LiveMesh
 
 from keymesh.adapters.grpc_kms_v2 import MESSAGES, SERVICE
@@ -33,7 +35,7 @@ async def start(mesh: LiveMesh, words: list[str], where: Path) -> asyncio.subpro
     words = [word.replace("acme", US).replace("https://10.0.0.2:7601", core) for word in words]
     assert words[0] == "keymesh"
     words[0] = str(Path(sys.executable).parent / "keymesh")
-    if words[1:3] == ["edge", "k8s-kms"]:
+    if words[1:3] in (["edge", "k8s-kms"], ["edge", "aws-kms"]):
         words.append("--allow-unlocked-memory")
     environment = {**os.environ, "KEYMESH_DIR": str(mesh.layout.root)}
     return await asyncio.create_subprocess_exec(
@@ -91,6 +93,41 @@ async def test_pykmip(mesh: LiveMesh) -> None:
     )
     _, said = await running.communicate()
     assert running.returncode == 0, said
+
+
+async def test_aws_kms(mesh: LiveMesh) -> None:
+    """The page's own program, in the page's own environment."""
+    *before, serve = commands("aws-kms.md")
+    where = mesh.layout.root.parent / "aws-page"
+    where.mkdir()
+    said = b""
+    for words in before:
+        process = await start(mesh, words, where)
+        said, why = await process.communicate()
+        assert process.returncode == 0, (words, why)
+    port = free_port()
+    face = await start(mesh, [word.replace("8443", str(port)) for word in serve], where)
+    assert face.stderr is not None
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            while b"serving aws-kms" not in await face.stderr.readline():
+                assert face.returncode is None
+        page = (PAGES / "aws-kms.md").read_text()
+        exports = re.findall(r"([A-Z_]+)=(\S+)", "\n".join(re.findall(r"^export .*", page, re.MULTILINE)))
+        made = json.loads(said)
+        environment = {**os.environ, **{name: value.replace("8443", str(port)) for name, value in exports}}
+        environment |= {"AWS_ACCESS_KEY_ID": made["access_key_id"], "AWS_SECRET_ACCESS_KEY": made["secret_access_key"]}
+        program = re.search(r"```python\n(.*?)```", page, re.DOTALL)
+        assert program is not None
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", program[1], cwd=where, env=environment, stderr=asyncio.subprocess.PIPE
+        )
+        _, why = await client.communicate()
+        assert client.returncode == 0, why
+    finally:
+        face.terminate()
+        await face.communicate()
+    assert face.returncode == 0
 
 
 def _call(channel: grpc.aio.Channel, name: str) -> grpc.aio.UnaryUnaryMultiCallable:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from keymesh.compat.aws_blob import BLOB_OVERHEAD
 from keymesh.compat.aws_names import Place, account_of, key_id_of
-from keymesh.model.errors import Refused, Unavailable
+from keymesh.compat.ring import KeyFacts
+from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from tests.unit.compat.aws import ACME, NOW_MS, OTHER, REGION, Bed, signed
 
 FILES = key_id_of(ACME, "files")
@@ -65,7 +67,7 @@ async def test_a_ciphertext_under_anothers_name_does_not_open(bed: Bed) -> None:
     """The key's name in a blob is bound: with the name of another key of the tenant it is not opened by that one."""
     blob = base64.b64decode((await bed.call("Encrypt", KeyId=FILES, Plaintext=b64(b"hi")))["CiphertextBlob"])
     mail = bytes.fromhex(key_id_of(ACME, "mail").removeprefix("mrk-"))
-    bed.ring.edges[ACME, "mail"].versions = bed.ring.edges[ACME, "files"].versions
+    bed.ring.held[ACME, "mail"] = bed.ring.held[ACME, "files"]
     moved = blob[:1] + mail + blob[17:]
     assert await bed.error("Decrypt", CiphertextBlob=b64(moved)) == "InvalidCiphertextException"
 
@@ -220,8 +222,13 @@ async def test_states_and_what_each_allows(bed: Bed) -> None:
     assert (await bed.call("Decrypt", CiphertextBlob=sealed))["Plaintext"] == b64(b"x")
 
 
-async def test_what_nothing_ends_is_said(bed: Bed) -> None:
-    bed.ring.states[ACME, "files"] = "revoked"
+async def test_what_nothing_ends_is_said(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    revoked = replace(await bed.ring.find(ACME, "files"), state="revoked")
+
+    async def find(tenant: str, service: str) -> KeyFacts:
+        return revoked
+
+    monkeypatch.setattr(bed.ring, "find", find)
     assert await bed.error("EnableKey", KeyId=FILES) == "KMSInvalidStateException"
 
 
@@ -266,7 +273,7 @@ async def test_aliases_are_made_moved_and_ended(bed: Bed) -> None:
 
 async def test_lists_come_in_pages_that_lose_nothing(bed: Bed) -> None:
     for n in range(7):
-        bed.ring.add(ACME, f"more-{n}")
+        await bed.ring.create(ACME, f"more-{n}")
     found: list[str] = []
     asked: dict[str, Any] = {}
     while True:
@@ -314,8 +321,8 @@ async def test_a_dry_run_does_nothing(bed: Bed) -> None:
         (Refused("restricted", "suspended"), "DisabledException", 400),
     ],
 )
-async def test_why_a_key_is_not_used_has_amazons_name(bed: Bed, why: Exception, name: str, status: int) -> None:
-    bed.ring.edges[ACME, "files"].why = why  # type: ignore[assignment]
+async def test_why_a_key_is_not_used_has_amazons_name(bed: Bed, why: KeymeshError, name: str, status: int) -> None:
+    bed.ring.held[ACME, "files"].why = why
     answer, said = await bed.raw(signed("Encrypt", {"KeyId": FILES, "Plaintext": b64(b"x")}))
     assert (answer.status, said["__type"]) == (status, name)
 

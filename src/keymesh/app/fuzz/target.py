@@ -24,6 +24,7 @@ class Target(Protocol):
 
 
 TARGETS: Final = {
+    "aws": "keymesh.app.fuzz.aws:AwsTarget",
     "blob": "keymesh.app.fuzz.blob:BlobTarget",
     "http": "keymesh.app.fuzz.http:HttpTarget",
     "kmip": "keymesh.app.fuzz.kmip:KmipTarget",
