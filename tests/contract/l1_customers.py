@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
+from tests.servers.aws import ACCOUNT, AwsServer
 from tests.servers.openbao import OpenBaoServer, give_l1
 from tests.servers.softhsm import by_hand, make_key, named, write_tokens
 from tests.unit.adapters.pki_world import N1, World
@@ -19,6 +20,7 @@ from keymesh.adapters.pkcs11_descriptor import Tokens
 from keymesh.adapters.pkcs11_process import REST_S
 from keymesh.adapters.tls import Credentials
 from keymesh.app import customer_kms
+from keymesh.app.l1_aws import parse_aws_kms
 from keymesh.app.l1_openbao import parse_openbao
 from keymesh.app.servers.softhsm import SoftHsm
 from keymesh.core.l1 import L1Provider, ProviderDescriptor
@@ -163,6 +165,34 @@ class TokenCustomer:
         (self.soft.directory / "away").rename(self.soft.tokens)
 
 
+class AwsCustomer:
+    """AWS KMS as this project's face serves it."""
+
+    rest_s = 0.0
+
+    def __init__(self, directory: Path) -> None:
+        self.core, self.server = directory / "core", AwsServer(directory, *KEYS)
+        self.core.mkdir()
+        World().write(self.core / "tls.pem", N1)
+        self.tokens = Tokens(self.core)
+        self._descriptors = {key: parse_aws_kms(f"aws-kms:{self.server.arn(key)}") for key in KEYS}
+
+    def descriptor(self, key: str) -> ProviderDescriptor:
+        return self._descriptors[key]
+
+    async def withdraw(self, key: str) -> None:
+        await self.server.ring.suspend(ACCOUNT, key, "DisableKey")
+
+    async def give_back(self, key: str) -> None:
+        await self.server.ring.resume(ACCOUNT, key, "EnableKey")
+
+    async def away(self) -> None:
+        await self.server.stop()
+
+    async def back(self) -> None:
+        await self.server.start()
+
+
 @asynccontextmanager
 async def customer_of(kind: str, directory: Path, bao: Any, *, seals: bool = False) -> AsyncIterator[Customer]:
     """``bao``: gives the server that the openbao customers share.  ``seals``: the keys are for the region's own seals,
@@ -176,6 +206,12 @@ async def customer_of(kind: str, directory: Path, bao: Any, *, seals: bool = Fal
                 await kms.owner.create(key)
             yield kms
             await kms.away()
+        case "aws-kms":
+            aws = AwsCustomer(directory)
+            await aws.back()
+            aws.server.give(aws.core, TENANT, *KEYS)
+            yield aws
+            await aws.away()
         case "openbao":
             yield BaoCustomer(directory, bao(), seals=seals)
         case _:

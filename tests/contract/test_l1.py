@@ -16,7 +16,9 @@ LIVE = pytest.mark.integration
 E = bytes(range(32))
 
 
-@pytest.fixture(params=["kms", *(pytest.param(kind, marks=LIVE) for kind in ("openbao", "pkcs11", "pkcs11-wrap"))])
+@pytest.fixture(
+    params=["kms", "aws-kms", *(pytest.param(kind, marks=LIVE) for kind in ("openbao", "pkcs11", "pkcs11-wrap"))]
+)
 async def customer(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Customer]:
     async with customer_of(request.param, tmp_path / "c", lambda: request.getfixturevalue("transit_server")) as made:
         yield made

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+from keymesh.adapters.aws_kms_descriptor import AwsKmsDescriptor, open_tenants_aws
 from keymesh.adapters.customer_kms import open_provider
 from keymesh.adapters.openbao_descriptor import OpenBaoDescriptor, open_seals_openbao, open_tenants_openbao
 from keymesh.adapters.pkcs11_descriptor import Pkcs11Descriptor, Tokens
 from keymesh.adapters.tls import Credentials
-from keymesh.core.l1 import OPENBAO, PKCS11, L1Provider, ProviderDescriptor
+from keymesh.core.l1 import AWS_KMS, OPENBAO, PKCS11, L1Provider, ProviderDescriptor
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
 
-_SHAPES: dict[str, type[ProviderDescriptor]] = {OPENBAO: OpenBaoDescriptor, PKCS11: Pkcs11Descriptor}
+_SHAPES: dict[str, type[ProviderDescriptor]] = {
+    AWS_KMS: AwsKmsDescriptor,
+    OPENBAO: OpenBaoDescriptor,
+    PKCS11: Pkcs11Descriptor,
+}
 
 
 def descriptor_of(provider: str, descriptor: dict[str, Any]) -> ProviderDescriptor:
@@ -31,6 +36,8 @@ def open_l1(
         return tokens.open_tenants(descriptor, tenant)
     if isinstance(descriptor, OpenBaoDescriptor):
         return open_tenants_openbao(descriptor, region, credentials, tenant)
+    if isinstance(descriptor, AwsKmsDescriptor):
+        return open_tenants_aws(descriptor, region, credentials, tenant)
     return open_provider(descriptor, region, credentials)
 
 

@@ -31,7 +31,7 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
     create.add_argument(
         "--l1",
         metavar="URL",
-        help="the customer's root key, kms:DIR#KEY, openbao:URL or pkcs11:URI (default: one in the mesh's own dev KMS)",
+        help="the customer's root key, kms:DIR#KEY, openbao:URL, pkcs11:URI or aws-kms:ARN (default: the dev KMS's)",
     )
     create.add_argument("--ttl", type=duration_ms, metavar="TIME", help="governance ttl (default: the mesh's)")
     create.add_argument(
@@ -75,7 +75,10 @@ def _register_tenant(parser: argparse.ArgumentParser) -> None:
     )
     switch.add_argument("tenant", metavar="T", help="its name: lower-case letters, digits, inner hyphens")
     switch.add_argument(
-        "--l1", required=True, metavar="URL", help="the new root key, kms:DIR#KEY, openbao:URL or pkcs11:URI"
+        "--l1",
+        required=True,
+        metavar="URL",
+        help="the new one: kms:DIR#KEY, openbao:URL, pkcs11:URI or aws-kms:ARN",
     )
     switch.add_argument("--no-wait", action="store_true", help="return once committed, before the old key retires")
     add_common(switch, token=True)

@@ -1,5 +1,5 @@
 """How the CLI names a customer's root key: ``kms:DIR#KEY``, a replica's ``https://HOST:PORT/keys/KEY``,
-``openbao:...`` (``app.l1_openbao``) or ``pkcs11:...`` (``app.l1_pkcs11``).
+``openbao:...`` (``app.l1_openbao``), ``pkcs11:...`` (``app.l1_pkcs11``) or ``aws-kms:...`` (``app.l1_aws``).
 
 ``DIR`` is the directory of a ``keymesh customer-kms``; the https form finds it among those this machine knows (the
 mesh's own development KMS, and $KEYMESH_L1_CREDENTIALS), since an address alone does not say whom to trust.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from keymesh.adapters.customer_kms import OwnerClient, read_info
-from keymesh.app import l1_openbao, l1_pkcs11
+from keymesh.app import l1_aws, l1_openbao, l1_pkcs11
 from keymesh.app.admin_client import AdminClient
 from keymesh.core.l1 import KEYMESH_KMS, ProviderDescriptor
 from keymesh.model.errors import Refused
@@ -26,6 +26,11 @@ from keymesh.model.ids import check_label
 CREDENTIALS_ENV: Final = "KEYMESH_L1_CREDENTIALS"
 _NOT_IN_A_LABEL: Final = re.compile(r"[^a-z0-9]+")
 _HTTPS: Final = re.compile(r"(https://[^/#?]{1,300})/keys/([^/#?]{1,63})")
+_FOREIGN: Final[dict[str, Callable[[str], ProviderDescriptor]]] = {
+    l1_aws.SCHEME: l1_aws.parse_aws_kms,
+    l1_openbao.SCHEME: l1_openbao.parse_openbao,
+    l1_pkcs11.SCHEME: l1_pkcs11.parse_pkcs11,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +57,7 @@ def parse_l1(url: str, known: Sequence[Path]) -> L1Name:
     match = _HTTPS.fullmatch(url)
     if match is None:
         raise Refused.bad_field(
-            "l1", "kms:DIR#KEY, https://HOST:PORT/keys/KEY, for a tenant also openbao:... or pkcs11:..."
+            "l1", "kms:DIR#KEY, https://HOST:PORT/keys/KEY, for a tenant also openbao:..., pkcs11:... or aws-kms:..."
         )
     for directory in known:
         try:
@@ -70,6 +75,14 @@ def known_kms(own: Path, given: str | None = None) -> list[Path]:
     return [*(Path(name) for name in named if name), own]
 
 
+def _parse_foreign(url: str) -> ProviderDescriptor | None:
+    """What a URL of a provider that is not ours records; None for our own forms.  Raises Refused."""
+    for scheme, parse in _FOREIGN.items():
+        if url.startswith(scheme):
+            return parse(url)
+    return None
+
+
 async def resolve_l1(
     client: AdminClient, url: str | None, *, default_key: str, regions: Sequence[str]
 ) -> ResolvedBinding:
@@ -77,9 +90,8 @@ async def resolve_l1(
 
     Replicas outside ``regions`` are left out where one inside them exists.
     """
-    if url is not None and url.startswith((l1_openbao.SCHEME, l1_pkcs11.SCHEME)):
-        is_bao = url.startswith(l1_openbao.SCHEME)
-        made = l1_openbao.parse_openbao(url) if is_bao else l1_pkcs11.parse_pkcs11(url)
+    made = None if url is None else _parse_foreign(url)
+    if made is not None:
         label = _NOT_IN_A_LABEL.sub("-", made.key.lower()).strip("-")[:40].rstrip("-") or made.provider
         binding_id = f"{label}-{os.urandom(4).hex()}"
         return ResolvedBinding(binding_id=binding_id, provider=made.provider, descriptor=msgspec.to_builtins(made))

@@ -136,6 +136,8 @@ def show_tenant(space: TenantRows, state: RegistryState) -> TenantView:
             path = "/" + "/".join(filter(None, (row.descriptor.get("mount"), "keys", key)))
             if row.provider == "pkcs11":  # RFC 7512
                 path = f";object={quote(key, safe='')}"
+            elif row.provider == "aws-kms":  # the replica is the key's own ARN
+                path = ""
             urls = {region: f"{url}{path}" for region, url in sorted(replicas.items())}
             first = urls.get(policy.home) or next(iter(urls.values()), "")
             bindings.append(

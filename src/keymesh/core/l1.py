@@ -18,6 +18,7 @@ from keymesh.model.ids import check_label, check_region
 KEYMESH_KMS: Final = "keymesh-kms"
 OPENBAO: Final = "openbao"
 PKCS11: Final = "pkcs11"
+AWS_KMS: Final = "aws-kms"
 WRAPPED_MAX_BYTES: Final = 256
 PLAIN_MAX_BYTES: Final = 64
 CA_PEM_MAX_CHARS: Final = 16 * 1024
