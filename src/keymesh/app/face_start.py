@@ -89,12 +89,15 @@ async def _serve(args: argparse.Namespace, kind: FaceKind, layout: Layout, plan:
     bound = bind_tcp(host, port)
     async with _ring(args, layout, plan, state) as ring:
         face = kind.make(FaceParts(ring=ring, state=state, mesh=plan.mesh, region=args.region, mesh_ca=mesh_ca))
-        await host_all(ring, kind.tenants(), _say_not_hosted)
         metrics = FaceMetrics()
         servers = [FaceServer(face, metrics=metrics, **({"connection": kind.connection} if kind.connection else {}))]
         stopped = asyncio.create_task(wait_for_stop())
         await asyncio.sleep(0)  # the signals are taken before anybody can see that we serve, and stop us
-        fresh = asyncio.create_task(tls.keep_fresh())
+        # whoever names a service before it is held here waits for this, or for one look of their own
+        beside = [
+            asyncio.create_task(tls.keep_fresh()),
+            asyncio.create_task(host_all(ring, kind.tenants(), _say_not_hosted)),
+        ]
         try:
             await servers[0].listen(bound, tls.context)
             if args.health is not None:
@@ -103,8 +106,8 @@ async def _serve(args: argparse.Namespace, kind: FaceKind, layout: Layout, plan:
             stderr.print(f"serving {kind.name} on https://{host}:{bound.getsockname()[1]}")
             await stopped
         finally:
-            fresh.cancel()
-            stopped.cancel()
+            for task in (*beside, stopped):
+                task.cancel()
             for server in servers:
                 await server.close()
 
@@ -122,15 +125,17 @@ async def _ring(args: argparse.Namespace, layout: Layout, plan: MeshPlan, state:
         allow_unlocked_memory=args.allow_unlocked_memory,
     )
     token = chosen_token_file.get()
-    async with contextlib.AsyncExitStack() as stack:
-        admin = None
-        if not args.no_admin:
-            admin = await stack.enter_async_context(
-                AdminClient(layout, plan, token_file=None if token is None else Path(token))
-            )
-        await sidecar.open()
-        stack.push_async_callback(sidecar.close)
-        yield MeshRing(sidecar, admin)
+
+    def admin() -> AdminClient:
+        return AdminClient(layout, plan, token_file=None if token is None else Path(token))
+
+    if not args.no_admin:
+        admin()  # refused now where its files are not right
+    await sidecar.open()
+    try:
+        yield MeshRing(sidecar, None if args.no_admin else admin)
+    finally:
+        await sidecar.close()
 
 
 def _say_not_hosted(tenant: str, failed: KeymeshError) -> None:

@@ -31,6 +31,7 @@ from keymesh.model.errors import KeymeshError, Refused
 TARGET: Final = "TrentService."
 CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 SYMMETRIC: Final = "SYMMETRIC_DEFAULT"
+NAME_LOGGED_MAX: Final = 256
 DATA_KEY_BYTES: Final = {"AES_256": 32, "AES_128": 16}
 
 
@@ -111,11 +112,12 @@ class AwsKms:
                 raise denied(f"this access key may not call {name}")
             try:
                 asked = shapes.read(request.body, operation.shape)
+                said |= _named_in(asked)
                 found = await operation.do(caller, asked)
             except KeymeshError as error:
                 raise translated(error) from error
-            if "KeyId" in found:
-                said["key"] = str(found["KeyId"])
+            if arn := found.get("KeyId") or found.get("KeyMetadata", {}).get("Arn"):
+                said["key"] = str(arn)
         except AwsError as error:
             return self._failed(error, request.correlation_id, name, said)
         return FaceAnswer(
@@ -185,10 +187,11 @@ class AwsKms:
     ) -> tuple[str, bytes]:
         """(service, plaintext).  A key that is not the caller's to use looks like one that does not exist."""
         key = key_named(blob)
+        meant = None if named is None else await self._named(caller, named)
         service = await self._keys.by_bytes(caller.place.tenant, key)
         if service is None or not caller.credential.may_see(service):
             raise denied(NO_SUCH_CIPHERTEXT_KEY)
-        if named is not None and await self._named(caller, named) != service:
+        if meant is not None and meant != service:
             raise AwsError("IncorrectKeyException", "the ciphertext was not made under that key")
         if dry_run:
             raise AwsError("DryRunOperationException", "the request would have succeeded, but DryRun is set")
@@ -243,6 +246,12 @@ class AwsKms:
 
     async def _generate_random(self, caller: Caller, asked: shapes.GenerateRandom) -> Answer:
         return {"Plaintext": self._random(asked.number_of_bytes)}
+
+
+def _named_in(asked: shapes.Asked) -> dict[str, str]:
+    """The names in a request, for the log."""
+    given = ((name, getattr(asked, name, None)) for name in ("key_id", "target_key_id", "alias_name"))
+    return {name: value[:NAME_LOGGED_MAX] for name, value in given if value is not None}
 
 
 def _with_caller(do: Callable[[Credential, Place, Any], Awaitable[Answer]]) -> Do:

@@ -26,6 +26,7 @@ from tests.integration.mesh.live import EU, FILES, HOME, MAIL, US, VAULT, LiveMe
 
 from keymesh.app.layout import Layout
 from keymesh.compat.aws_names import Place
+from keymesh.model.errors import Unavailable
 
 PLAIN = b"attack at dawn"
 CONTEXT = {"table": "orders", "row": "17"}
@@ -245,11 +246,24 @@ async def _true(value: bool) -> bool:
     return value
 
 
-async def test_a_cut_off_registry_keeps_no_key_from_use(mesh: LiveMesh, kms: Any) -> None:
+async def test_a_cut_off_registry_keeps_no_key_from_use(mesh: LiveMesh, face: Face, kms: Any) -> None:
+    made = face.credential(US)
+    settled(face.client(made))
+    impatient = face.client(made, retries=1)
     blob = kms.encrypt(KeyId=f"alias/{FILES}", Plaintext=PLAIN)["CiphertextBlob"]
     await mesh.hold("registry")
     assert kms.decrypt(CiphertextBlob=blob)["Plaintext"] == PLAIN
     assert kms.generate_data_key(KeyId=f"alias/{FILES}", KeySpec="AES_256")
+    assert refusal(impatient.describe_key, KeyId=f"alias/{FILES}") == "KeyUnavailableException"
+    mesh.release("registry")
+
+    async def back() -> bool:
+        try:
+            return bool(await mesh.client.call("GET", "/v1/status", timeout_s=3))
+        except Unavailable:
+            return False
+
+    await until(back, "the Registry answering again", within_s=120)
 
 
 async def test_many_at_once_get_each_their_own(mesh: LiveMesh, kms: Any) -> None:

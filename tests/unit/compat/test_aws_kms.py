@@ -337,7 +337,9 @@ async def test_who_is_not_known_and_who_has_a_wrong_secret_hear_the_same(bed: Be
 
 async def test_nothing_secret_is_in_what_is_logged(bed: Bed) -> None:
     answer, _ = await bed.raw(signed("Encrypt", {"KeyId": FILES, "Plaintext": b64(b"attack at dawn")}))
-    assert dict(answer.said) == {"access_key_id": "KMACME", "tenant": ACME, "key": ARN}
+    assert dict(answer.said) == {"access_key_id": "KMACME", "tenant": ACME, "key": ARN, "key_id": FILES}
+    disabled, _ = await bed.raw(signed("DisableKey", {"KeyId": FILES}))
+    assert (disabled.notable, disabled.operation, disabled.said["key_id"]) == (True, "DisableKey", FILES)
     assert "attack" not in repr(answer) + repr(signed("Encrypt", b"attack"))
 
 
