@@ -325,6 +325,7 @@ def pump(state: RegistryState, now: Instant, out: list[Any]) -> None:
         size += len(signed.envelope.payload)
         if group and size > COMMIT_MAX_BYTES:
             queue.appendleft(pending)
+            state.queued_resumes[command.namespace] += int(command.kind in spaces.LIFTS)
             break
         group.append((pending, signed))
         made[command.namespace] = (signed, rows)

@@ -236,6 +236,30 @@ def test_a_queued_resume_does_not_undo_a_restriction_that_overtakes_it() -> None
     assert row.state == "suspended"
 
 
+def test_a_resume_that_found_no_room_in_its_group_does_not_come_after_a_newer_restriction(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = with_tenant()
+    bench.ok(bench.scope_command("suspend", "tenant:acme", "s1"))
+    bench.auto_append = False
+    for n in range(2):
+        bench.feed(bench.label("acme", n))  # the first keeps the log busy, the second fills the next group
+    bench.feed(bench.scope_command("resume", "tenant:acme", "r1"))
+    with monkeypatch.context() as small:
+        small.setattr(commands, "COMMIT_MAX_BYTES", 1)
+        bench.do_append()
+    assert [p.command.command_id for p in bench.state.routine] == ["r1"]
+    bench.feed(bench.scope_command("suspend", "tenant:acme", "s2"))
+    bench.auto_append = True
+    bench.settle()
+    assert kinds(bench, "acme")[-1] == "suspend"
+    errors = {d.command_id: d.error for d in bench.done}
+    assert errors["s2"] is None
+    assert isinstance(errors["r1"], Refused) and errors["r1"].code == "overtaken"
+    row = get(bench.state.spaces["acme"].rows, "restriction/tenant:acme", RestrictionRow)
+    assert row is not None and row.state == "suspended"
+
+
 def test_a_resume_whose_append_failed_does_not_come_after_a_newer_restriction() -> None:
     bench = with_tenant()
     bench.ok(bench.scope_command("suspend", "tenant:acme", "s1"))
