@@ -19,9 +19,6 @@ from keymesh.app.supervisor_client import take_lock
 
 pytestmark = [pytest.mark.slow, pytest.mark.serial]
 
-PATIENCE = 4
-"""By how much a busy machine may miss the figure: `keymesh drill run tier2` measures it."""
-
 
 @pytest.fixture
 def short_dir() -> Iterator[Path]:
@@ -57,7 +54,7 @@ def test_a_killed_region_is_taken_over_by_the_nearest_that_is_allowed_and_is_fen
 ) -> None:
     shown = rehearsed(capsys, short_dir, "tier2")
     assert shown["mode_path"] == ["synced", "unreachable", "closed", "synced"]
-    assert 0 < shown["first_decrypt_ms"] < PATIENCE * DECRYPT_LIMIT_MS
+    assert 0 < shown["first_decrypt_ms"] <= DECRYPT_LIMIT_MS
     assert shown["taken_by"] == NEAREST
     assert shown["clocks"]["promoted"] < shown["clocks"]["frozen"] < shown["clocks"]["committed"]
     assert shown["fenced_ms"] >= FENCED_S * 1_000

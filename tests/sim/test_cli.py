@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +14,9 @@ from keymesh.app.args_show import add_sim_arguments
 from keymesh.app.cli_sim import run_sim
 from keymesh.model.errors import Refused
 from keymesh.sim.bugs import BUGS
+from keymesh.sim.coverage import TRANSITIONS
+from keymesh.sim.options import FAULT_CLASSES
+from keymesh.sim.run import SEEDS_FOR_ALL, Report
 
 
 def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
@@ -30,6 +35,17 @@ def test_run_prints_one_object_with_the_figures(capsys: pytest.CaptureFixture[st
     assert value["wall_s"] > 0
     assert 0 < value["transitions_covered"] <= value["transitions_total"]
     assert all(isinstance(n, int) for n in value["faults"].values())
+
+
+def test_many_seeds_that_reach_not_everything_are_no_success() -> None:
+    seen = Report(seeds=SEEDS_FOR_ALL, faults=Counter(FAULT_CLASSES), transitions=set(TRANSITIONS))
+    assert seen.is_right()
+    assert not replace(seen, violations=1).is_right()
+    few = replace(seen, faults=Counter(FAULT_CLASSES[1:]))
+    assert few.plain()["faults_missed"] == [FAULT_CLASSES[0]]
+    assert not few.is_right()
+    assert not replace(seen, transitions=set(sorted(TRANSITIONS)[1:])).is_right()
+    assert replace(few, seeds=SEEDS_FOR_ALL - 1).is_right()
 
 
 def test_a_violation_is_one_line_that_replays_it(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from keymesh.sim.bugs import BUGS
 from keymesh.sim.bugs_voters import VOTER_BUGS
 from keymesh.sim.exhaust.cells import Cell
 from keymesh.sim.exhaust.mutants import MUTANTS, Mutant, mutant
-from keymesh.sim.exhaust.run import hunt, look
+from keymesh.sim.exhaust.run import Found, hunt, is_right, look
 from keymesh.sim.exhaust.scenarios import SCENARIOS, Scenario, scenario
 from keymesh.sim.exhaust.search import search
 from keymesh.sim.exhaust.start import TENANT
@@ -179,6 +180,8 @@ def test_a_limit_is_told_from_an_end() -> None:
     found = search(scenario("lease").system(), worlds_max=50)
     assert not found.complete
     assert found.violation == ""
+    assert not is_right([Found("lease", "", found)])
+    assert is_right([Found("lease", "", replace(found, complete=True))])
 
 
 def test_one_mutant_by_command(capsys: pytest.CaptureFixture[str]) -> None:

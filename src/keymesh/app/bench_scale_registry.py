@@ -29,6 +29,7 @@ from keymesh.model import strict_json
 from keymesh.model.ids import MESH_NAMESPACE, Digest, Namespace
 from keymesh.model.machine import node_address
 from keymesh.model.states import KeyState
+from keymesh.registry import spaces
 from keymesh.registry.state import RegionHeads, RegistryState, Session, Space
 
 PLAN_MAX_BYTES: Final = 4 * 1024 * 1024
@@ -53,7 +54,7 @@ def add_region(state: RegistryState, region: str, signing_key: str) -> None:
     heads.put(MESH_NAMESPACE, leaf_of(state.spaces[MESH_NAMESPACE].entries[-1]))
     address = node_address(region, NODE)
     keys = {key_id(bytes.fromhex(signing_key)): signing_key}
-    state.sessions[address] = Session(address=address, region=region, node=NODE, keys=keys)
+    spaces.add_session(state, Session(address=address, region=region, node=NODE, keys=keys))
 
 
 def add_tenant(state: RegistryState, n: int, regions: tuple[str, ...], count: int) -> None:

@@ -16,7 +16,7 @@ _SEED_MAX: Final = 2**48
 
 
 def run_sim(args: argparse.Namespace) -> int:
-    """Exit code 1 where an invariant was violated."""
+    """Exit code 1 where an invariant was violated, or where of many seeds none reached a fault or a transition."""
     if args.sim == "run":
         return _run(args)
     if args.sim == "replay":
@@ -38,7 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         print(json.dumps(report.plain(), indent=2, sort_keys=True))
     else:
         _show(report)
-    return int(ExitCode.REFUSED if report.violations else ExitCode.DONE)
+    return int(ExitCode.DONE if report.is_right() else ExitCode.REFUSED)
 
 
 def _show(report: Report) -> None:
@@ -47,7 +47,7 @@ def _show(report: Report) -> None:
     print(f"{report.seeds} seeds, {hours} virtual hours in {plain['wall_s']} s, {report.steps} steps")
     print(f"{report.commands} commands, {sum(report.faults.values())} faults")
     print(f"{plain['transitions_covered']} of {plain['transitions_total']} transitions covered")
-    for missed in plain["transitions_missed"]:
+    for missed in (*plain["faults_missed"], *plain["transitions_missed"]):
         print(f"  never: {missed}")
     for failure in report.failures:
         print(failure.line)

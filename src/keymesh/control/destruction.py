@@ -43,11 +43,6 @@ def destruction_row(tenant: str, rows: Rows) -> RestrictionRow | None:
     return get(rows, f"restriction/{destruction_of(tenant)}", RestrictionRow)
 
 
-def is_destroyed(tenant: str, rows: Rows) -> bool:
-    row = destruction_row(tenant, rows)
-    return row is not None and row.state == "revoked"
-
-
 def admitted_seq(support: Iterable[Supported]) -> int:
     """The entry by which the regions of a tenant hold it; 0 where it is not at hand.
 

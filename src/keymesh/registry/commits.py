@@ -52,6 +52,7 @@ def ask(state: RegistryState, now: Instant, space: Space, out: list[Any]) -> Non
     elif asking.asked_at is None or now >= asking.asked_at + RETRY_MS:
         asking.asked_at = now
         request = request_for(state, space, seq)
+        asking.blind = request.blind
         silent = [a for a in spaces.voter_nodes(state) if state.sessions[a].region not in asking.voices]
         out.extend(Send(address, request) for address in silent)
 
@@ -83,9 +84,9 @@ def on_countersignature(
         out.append(Note("countersignature-refused", "voters", (("node", str(sender)), ("reason", "seal"))))
         return
     for name, asking in state.countersigning.items():
-        space = state.spaces[name]
-        asked = request_for(state, space, asking.seq)
-        if (word.blind, word.seq) == (asked.blind, asked.seq):
+        if (word.blind, word.seq) == (asking.blind, asking.seq):
+            space = state.spaces[name]
+            asked = request_for(state, space, asking.seq)
             if session.region in state.voters.regions and word == commit.vote_for(
                 asked, session.region, serial=word.serial
             ):

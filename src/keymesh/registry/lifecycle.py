@@ -104,8 +104,7 @@ def report_of(
     """Whether a region is reachable, and whether its reachable nodes' own heartbeats show that they took entry ``seq``
     and have none of ``items`` pending."""
     assert state.settings is not None
-    nodes = [s for s in state.sessions.values() if s.region == region]
-    up = [s for s in nodes if heartbeats.is_reachable(s, now, state.settings.heartbeat_ms)]
+    up = [s for s in state.nodes_of.get(region, ()) if heartbeats.is_reachable(s, now, state.settings.heartbeat_ms)]
     return RegionReport(reachable=bool(up), has=bool(up) and all(_has(s, space, seq, items) for s in up))
 
 

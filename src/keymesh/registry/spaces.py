@@ -200,6 +200,13 @@ def _add_region(state: RegistryState, region: str) -> None:
             shown.put(name, shown_leaf(space))
 
 
+def add_session(state: RegistryState, session: Session) -> Session:
+    """A node from now on."""
+    state.sessions[session.address] = session
+    state.nodes_of.setdefault(session.region, []).append(session)
+    return session
+
+
 def _add_node(state: RegistryState, name: str, rows: dict[str, bytes]) -> None:
     region, _, node = name.partition("/")
     address = node_address(region, node)
@@ -208,7 +215,7 @@ def _add_node(state: RegistryState, name: str, rows: dict[str, bytes]) -> None:
     keys = {key_id(bytes.fromhex(row.signing_key)): row.signing_key}
     session = state.sessions.get(address)
     if session is None:
-        session = state.sessions[address] = Session(address=address, region=region, node=node, keys=keys)
+        session = add_session(state, Session(address=address, region=region, node=node, keys=keys))
         for record in state.parked_records:
             if record.node == address:
                 parked = Parked(Namespace(record.namespace), record.seq, record.reason, Instant(record.at))

@@ -205,6 +205,7 @@ class Countersigning:
     """The entry of a namespace that voters are being asked about."""
 
     seq: int
+    blind: str = ""  # as the voters were told last
     voices: dict[str, Sealed] = field(default_factory=dict)
     asked_at: Instant | None = None
     persisting: bool = False
@@ -250,6 +251,7 @@ class RegistryState:
     spaces: dict[str, Space] = field(default_factory=dict)
     regions: dict[str, RegionHeads] = field(default_factory=dict)
     sessions: dict[Address, Session] = field(default_factory=dict)
+    nodes_of: dict[str, list[Session]] = field(default_factory=dict)  # the same, by region
     due_sessions: set[Address] = field(default_factory=set)  # whose ``due_at`` is not NEVER
     settings: SettingsRow | None = None
     voters: VotersRow | None = None

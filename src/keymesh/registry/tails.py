@@ -6,7 +6,7 @@ versions come in deactivated, all else in it is dropped.  A node's own word coun
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Final
 
 import msgspec
@@ -64,16 +64,15 @@ def of_entry(entry: Entry) -> AdoptTail:
     return AdoptTail(restrictions={str(entry.body.args["scope"]): made})
 
 
-def missing_restrictions(tail: AdoptTail, held: Rows, known: Iterable[str]) -> dict[str, AdoptedRestriction]:
+def missing_restrictions(tail: AdoptTail, held: Rows, known: Container[str]) -> dict[str, AdoptedRestriction]:
     """What ``tail`` restricts and ``held`` does not, but for commands that the log ``known``: what became of those is
     in it.  A revocation is never undone, whatever came after it."""
-    done = frozenset(known)
     found = {}
     for scope, given in tail.restrictions.items():
         now = get(held, f"restriction/{scope}", RestrictionRow)
         if now is not None and now.state == "revoked":
             continue
-        if given.state == "revoked" or (given.command_id not in done and (now is None or now.state != "suspended")):
+        if given.state == "revoked" or (given.command_id not in known and (now is None or now.state != "suspended")):
             found[scope] = given
     return found
 
@@ -115,8 +114,8 @@ def on_tail(state: RegistryState, now: Instant, sender: Address, message: Tail, 
     except KeymeshError as bad:
         out.append(Note("tail-refused", entry.correlation_id, (("node", str(sender)), ("reason", bad.code))))
         return
-    known = (command for name, command in state.done if name == space.name)
     held = of_state(tail.rows)
+    known = {r.command_id for r in held.restrictions.values() if (space.name, r.command_id) in state.done}
     restrictions = missing_restrictions(held, space.rows, known)
     keys, taken = missing_keys(held, space.rows)
     if not restrictions and not keys:

@@ -25,7 +25,7 @@ from keymesh.sim.checkers.records import Records
 from keymesh.sim.checkers.uses import Uses
 from keymesh.sim.coverage import TRANSITIONS, Coverage
 from keymesh.sim.mesh import Mesh
-from keymesh.sim.options import HOUR_MS, Options, options_of
+from keymesh.sim.options import FAULT_CLASSES, HOUR_MS, Options, options_of
 from keymesh.sim.plan import COMMANDS, Item, plan_of
 from keymesh.sim.purges import Purges
 from keymesh.sim.world import Violation
@@ -33,6 +33,8 @@ from keymesh.sim.world import Violation
 SAMPLE_MS: Final = 20_000
 _SELDOM: Final = 3
 _CHUNK: Final = 4
+SEEDS_FOR_ALL: Final = 1_000
+"""So many reach every kind of fault and every transition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,13 +135,14 @@ def run_seed(
         failure = Failure(seed, "raised", world.t, detail)
         if explain and world.explain is not None:
             world.explain.append(traceback.format_exc())
+    drifting = sum(bool(ppm) for _, ppm in options.ppm)
     return Outcome(
         seed=seed,
         virtual_ms=world.t,
         steps=world.steps,
         trace=f"{world.trace:016x}",
         commands=sum(i.what in COMMANDS for i in items) + 3 * len(options.tenants),
-        faults=world.faults,
+        faults=world.faults + Counter({"clock-drift": drifting}),
         sometimes=world.sometimes,
         notes=world.notes,
         transitions=frozenset(world.transitions & TRANSITIONS),
@@ -175,6 +178,13 @@ class Report:
             self.violations += 1
             self.failures.append(outcome.failure)
 
+    def is_right(self) -> bool:
+        """No invariant was violated; and where there were seeds enough for all of them, every kind of fault and every
+        transition came up."""
+        plain = self.plain()
+        reached = not plain["faults_missed"] and not plain["transitions_missed"]
+        return not self.violations and (reached or self.seeds < SEEDS_FOR_ALL)
+
     def plain(self) -> dict[str, Any]:
         """For ``--json``."""
         return {
@@ -185,6 +195,7 @@ class Report:
             "commands": self.commands,
             "steps": self.steps,
             "faults": dict(sorted(self.faults.items())),
+            "faults_missed": sorted(set(FAULT_CLASSES) - self.faults.keys()),
             "transitions_covered": len(self.transitions),
             "transitions_total": len(TRANSITIONS),
             "transitions_missed": sorted(TRANSITIONS - self.transitions),

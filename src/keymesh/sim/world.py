@@ -37,7 +37,6 @@ from keymesh.sim.process import Machine, Process
 
 _MASK: Final = 2**64 - 1
 _RESTART_MS: Final = 700
-_HISTORY: Final = 400
 
 Watch = Callable[[Machine, Any], None]
 

@@ -85,5 +85,9 @@ def summary(found: list[Found], wall_s: float) -> dict[str, Any]:
 
 
 def is_right(found: list[Found]) -> bool:
-    """Whether the product was right everywhere and every mutant was caught."""
-    return all(bool(f.result.violation) == bool(f.mutant) for f in found)
+    """Whether the product was right everywhere, to the end of each search, and every mutant was caught."""
+    return all(bool(f.result.violation) if f.mutant else _is_whole(f.result) for f in found)
+
+
+def _is_whole(result: Result) -> bool:
+    return result.complete and not result.violation

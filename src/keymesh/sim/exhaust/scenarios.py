@@ -18,11 +18,9 @@ from keymesh.control.messages import (
     CountersignatureMessage,
     CountersignRequest,
     EpochOffer,
-    ForwardRestriction,
     HeartbeatMessage,
     Poll,
     PollAnswer,
-    Recorded,
     StandbyGrantMessage,
     StandbyRefused,
     StandbyRequest,
@@ -61,7 +59,6 @@ _BEATS: Final = frozenset((HeartbeatMessage, AnswerMessage))
 _POLLS: Final = frozenset((Poll, PollAnswer))
 _VOTES: Final = frozenset((CountersignRequest, CountersignatureMessage))
 _STANDBY: Final = frozenset((StandbyRequest, StandbyGrantMessage))
-_FORWARD: Final = frozenset((ForwardRestriction, Recorded))
 _EDGE_NEWEST: Final = frozenset((Revocation, LeaseGrant, AckMessage))
 _ASKS: Final = frozenset((LeaseRequest, LeaseRefused))
 _EDGE: Final = frozenset((LeaseRequest, LeaseGrant, LeaseRefused, Revocation, EdgeAckMessage))
