@@ -43,6 +43,16 @@ def register(commands: Any) -> None:
     kmip.add_argument("--seconds", type=float, default=20.0, metavar="S", help="(default 20, at most 300)")
     add_common(kmip)
     kmip.set_defaults(run=Later("bench_kmip", "run_bench"))
+    held = which.add_parser(
+        "held",
+        help="batches of 100 under core-held custody, in a running mesh",
+        epilog="example: keymesh bench held acme/vault --json",
+    )
+    held.add_argument("scope", metavar="T/S", help="a service under core-held custody")
+    held.add_argument("--region", metavar="R", help="whose Edge and Core (default: the tenant's home)")
+    held.add_argument("--seconds", type=float, default=10.0, metavar="S", help="(default 10, at most 300)")
+    add_common(held)
+    held.set_defaults(run=Later("bench_held", "run_bench"))
     kill = which.add_parser(
         "killswitch",
         help="from the log append to the last Edge refusing, idle and with 10 000 tasks queued",

@@ -22,7 +22,7 @@ from keymesh.model.periods import Period
 CORE_TIMEOUT_S = 5.0
 
 
-def _scope(text: str) -> tuple[str, str]:
+def scope_of(text: str) -> tuple[str, str]:
     """(tenant, service), the service empty for the tenant as a whole."""
     tenant, slash, service = text.partition("/")
     return check_tenant(tenant), check_service(service) if slash else ""
@@ -45,7 +45,7 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_set(args: argparse.Namespace) -> int:
     """One entry of the control log, or none where it is so already."""
-    tenant, service = _scope(args.scope)
+    tenant, service = scope_of(args.scope)
     changes = _changes(args)
     path = f"/v1/tenants/{tenant}/services/{service}" if service else f"/v1/tenants/{tenant}"
 
@@ -54,8 +54,6 @@ def run_set(args: argparse.Namespace) -> int:
         old = BudgetRow(version=0, period=Period.DAY.value) if held is None else msgspec.convert(held, BudgetRow)
         row = msgspec.structs.replace(old, **changes)
         checks.budget(row)
-        if not service and row.alarm_opens is not None:
-            raise Refused.bad_field("alarm-opens", "of a service, not of a tenant as a whole")
         if row == old:
             return {**(await _usage(client, tenant, service)), "command": None}
         row = msgspec.structs.replace(row, version=old.version + 1)
@@ -71,7 +69,7 @@ def run_set(args: argparse.Namespace) -> int:
 
 def run_show(args: argparse.Namespace) -> int:
     """What is wanted, from the Registry; what is spent, from each allowed region that answers."""
-    tenant, service = _scope(args.scope)
+    tenant, service = scope_of(args.scope)
     shown = run_with_client(args.dir, lambda client: _usage(client, tenant, service))
     emit(args, shown, lambda: _show_usage(args.scope, shown))
     return 0

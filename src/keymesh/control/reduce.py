@@ -262,6 +262,8 @@ def _client(draft: Draft, args: SetClient) -> None:
 
 def _budget(draft: Draft, args: SetBudget) -> None:
     checks.budget(args.row)
+    if not args.service and args.row.alarm_opens is not None:
+        raise Refused.bad_field("row.alarm_opens", "of a service, not of a tenant as a whole")
     refuse_revoked(draft, args.service or None)
     if args.service and f"service/{args.service}" not in draft.rows:
         raise Refused("unknown-service", f"no service {args.service!r}", field="service")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,7 +74,7 @@ async def test_a_budget_is_kept_at_every_door_whatever_dies(mesh: LiveMesh) -> N
     assert (await home.minted())[0]
 
 
-async def test_core_held_batches_are_whole_limited_and_budgeted(mesh: LiveMesh) -> None:
+async def test_core_held_batches_are_whole_limited_and_budgeted(mesh: LiveMesh, tmp_path: Path) -> None:
     await service(mesh, LOCKERS, "--custody", "core-held")
     door = await mesh.door(HOME[US], US, LOCKERS)
     made = (await door.ask("create-keys", {"count": 100, "plaintext": True}))["keys"]
@@ -91,6 +92,9 @@ async def test_core_held_batches_are_whole_limited_and_budgeted(mesh: LiveMesh) 
             await door.ask(operation, body)
         assert refused.value.code == "bad-field"
         assert "1000" in refused.value.message
+    figures = await mesh.cli("bench", "held", f"{US}/{LOCKERS}", "--seconds", "0.5")
+    assert min(figures["create_keys_per_s"], figures["open_keys_per_s"]) > 0
+    await mesh.cli("bench", "held", f"{US}/{FILES}", code=1)
     files = await mesh.door(HOME[US], US, FILES)
     foreign, _ = await files.minted()
     with pytest.raises(Integrity):
@@ -110,7 +114,7 @@ async def test_core_held_batches_are_whole_limited_and_budgeted(mesh: LiveMesh) 
     usage = await mesh.cli("budget", "show", f"{US}/{LOCKERS}")
     assert usage["regions"][HOME[US]]["budgets"][0]["spent_ops"] == 200, "all or none of a batch"
     await mesh.cli("budget", "set", f"{US}/{LOCKERS}", "--ops", "none")
-    await _suspended_in_mid_batch(mesh, door, blobs)
+    await _suspended_in_mid_batch(mesh, door, blobs, tmp_path / "proof.json")
     await mesh.hold(f"core-{HOME[US]}")
     try:
         with pytest.raises(Unavailable):
@@ -119,7 +123,7 @@ async def test_core_held_batches_are_whole_limited_and_budgeted(mesh: LiveMesh) 
         mesh.release(f"core-{HOME[US]}")
 
 
-async def _suspended_in_mid_batch(mesh: LiveMesh, door: Door, blobs: list[str]) -> None:
+async def _suspended_in_mid_batch(mesh: LiveMesh, door: Door, blobs: list[str], proof: Path) -> None:
     """Whole batches until the suspension is in force, none that begins after it."""
     outcomes: list[tuple[float, str]] = []
     clock = asyncio.get_running_loop().time
@@ -138,7 +142,7 @@ async def _suspended_in_mid_batch(mesh: LiveMesh, door: Door, blobs: list[str]) 
     clients = [asyncio.create_task(client()) for _ in range(3)]
     try:
         await until(_count(outcomes, "ok", 3), "batches being served")
-        await mesh.cli("suspend", f"service:{US}/{LOCKERS}")
+        await mesh.cli("suspend", f"service:{US}/{LOCKERS}", "-o", proof)
         in_force = clock()
         await until(_count(outcomes, "restricted", 3), "batches being refused")
     finally:

@@ -301,6 +301,36 @@ def test_a_revoked_scope_gets_nothing_new(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("service", "changed", "code"),
+    [
+        ("pay", {}, ""),
+        ("", {}, ""),
+        ("pay", {"version": 2}, "conflict"),
+        ("nosuch", {}, "unknown-service"),
+        ("pay", {"period": "year"}, "bad-field"),
+        ("pay", {"ops": -1}, "bad-field"),
+        ("pay", {"ops": 10**15 + 1}, "bad-field"),
+        ("pay", {"money": 5}, "bad-field"),  # no price
+        ("pay", {"money": 5, "price": 1}, ""),
+        ("pay", {"alarm_opens": 0}, "bad-field"),
+        ("pay", {"auto_suspend": True}, "bad-field"),  # at what?
+        ("pay", {"alarm_opens": 5, "auto_suspend": True}, ""),
+        ("", {"alarm_opens": 5}, "bad-field"),  # of a service only
+    ],
+)
+def test_a_budgets_entry(service: str, changed: dict[str, Any], code: str) -> None:
+    mesh = Mesh()
+    mesh.furnished("acme")
+    row = {"version": 1, "period": "day", "ops": 5, **changed}
+    args = {"service": service, "row": row}
+    if code:
+        assert refused(mesh, "acme", "budget.set", args) == code
+    else:
+        assert f"budget/{service}".rstrip("/") in mesh.do("acme", "budget.set", args).rows
+        assert refused(mesh, "acme", "budget.set", args) == "conflict", "the next one has the next version"
+
+
+@pytest.mark.parametrize(
     ("change", "code"),
     [
         ({"version": 1}, "conflict"),
