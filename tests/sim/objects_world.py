@@ -113,6 +113,8 @@ class Link:
         try:
             async with asyncio.timeout(timeout_s):
                 await asyncio.sleep(chance.random() * faults.delay_s)
+                if any(tenant in path for tenant in world.stuck):
+                    await asyncio.sleep(timeout_s)
                 if chance.random() < faults.lost:
                     await asyncio.sleep(timeout_s)
 
@@ -258,6 +260,7 @@ class World:
         self._late: set[asyncio.Task[Any]] = set()
         self.acked: dict[tuple[str, str], tuple[int, str, str]] = {}  # newest: version, durability, who did it
         self.lost: set[str] = set()  # regions whose disk was lost
+        self.stuck: set[str] = set()  # tenants of whom no request is answered
         self.number = 0
 
     # --- links -------------------------------------------------------------------------------------------------------

@@ -253,6 +253,17 @@ async def a_tenant_that_is_full_stops_no_other(directory: Path) -> World:
     return await ended(world)
 
 
+async def a_tenant_that_nobody_answers_for_stops_no_other(directory: Path) -> World:
+    world = begun(directory)
+    world.stuck = {"leavingbank"}
+    await made(world, "eu-2", "leavingbank")
+    other, far = await made(world, "eu-2", PAIR), world.regions["eu-3"]
+    await asyncio.sleep(60)
+    assert other.uid in far.holds(PAIR) and not far.holds("leavingbank")
+    world.stuck.clear()
+    return await ended(world)
+
+
 def _full(receive: Any) -> Any:
     def refuse(tenant: str, *words: Any, **more: Any) -> Any:
         if tenant == PAIR:
@@ -287,6 +298,7 @@ SCENARIOS = (
     an_object_that_is_none_stops_no_other,
     a_damaged_object_is_fetched_again,
     a_tenant_that_is_full_stops_no_other,
+    a_tenant_that_nobody_answers_for_stops_no_other,
     many_objects_arrive_page_by_page,
 )
 
@@ -294,6 +306,12 @@ SCENARIOS = (
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda scenario: scenario.__name__)
 def test_it_holds_that(scenario: Callable[[Path], Coroutine[Any, Any, World]], tmp_path: Path) -> None:
     run_virtually(lambda: scenario(tmp_path))
+
+
+def test_a_tenant_that_cannot_be_read_takes_no_others_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few turns a round has."""
+    monkeypatch.setattr(object_replicas, "TURNS_A_ROUND", 1)
+    run_virtually(lambda: a_tenant_that_is_full_stops_no_other(tmp_path))
 
 
 # --- planted bugs --------------------------------------------------------------------------------------------------

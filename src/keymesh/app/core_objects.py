@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keymesh.adapters.http_messages import Route
 from keymesh.adapters.sqlite_objects import SqliteObjects
 from keymesh.adapters.system import SystemEntropy
-from keymesh.app.config_objects import ObjectsConfig
+from keymesh.app.config_objects import DURABILITIES, ObjectsConfig
 from keymesh.app.object_door import ObjectDoor
 from keymesh.app.object_replicas import ObjectReplica
 from keymesh.app.object_writers import confirm_elsewhere, forward_to_writer
@@ -166,6 +166,8 @@ class CoreObjects:
         it, Unavailable ``no-peer`` is raised, and it is done here all the same.  Where the writer did not answer
         (``writer-away``), it may have been done there, and will show here then.  Raises Conflict, Refused, Integrity.
         """
+        if durability not in DURABILITIES:
+            raise ValueError(durability)
         check_changes(namespace, service, changes)
         policy = self.policy(namespace)
         by = plan_writer(changes, self._held(namespace, service, changes), policy, here=self.region)

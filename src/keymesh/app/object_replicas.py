@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
 from keymesh.model import strict_json
-from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
+from keymesh.model.errors import KeymeshError, Unavailable
 from keymesh.orbital.object_sync import (
     CHANGES_PATH,
     HEADS_PATH,
@@ -42,6 +42,7 @@ WHOLE_LIST_S: Final = 60.0
 ASK_S: Final = 10.0
 PAGES_A_TURN: Final = 4
 LISTS_A_ROUND: Final = 100
+SILENT_MAX: Final = 3  # tenants of whom nobody answers, and the peer is left alone for a while
 READ_NOW_S: Final = 15.0
 TURNS_A_ROUND: Final = 250
 _HEADS_MAX_BYTES: Final = 1024 * 1024
@@ -119,7 +120,9 @@ class ObjectReplica:
         return False
 
     async def _read_all(self) -> None:
-        waiting = sorted(self.lag.behind)
+        """Whoever could be read the last time has the first turns."""
+        waiting = sorted(self.lag.behind, key=lambda tenant: (tenant in self._told, tenant))
+        silent = 0
         for _ in range(TURNS_A_ROUND):
             if not waiting:
                 return
@@ -130,12 +133,11 @@ class ObjectReplica:
                     self._told.discard(tenant)
                 else:
                     waiting.append(tenant)
-            except Unavailable as away:
-                if away.code in ("unreachable", "timeout", "no-answer", "peer-answer"):
+            except KeymeshError as failed:
+                self._not_read(tenant, failed)
+                silent += failed.code in ("timeout", "no-answer")
+                if failed.code == "unreachable" or silent == SILENT_MAX:
                     raise
-                self._not_read(tenant, away)
-            except (Refused, Integrity) as bad:
-                self._not_read(tenant, bad)
 
     def _not_read(self, tenant: str, why: KeymeshError) -> None:
         """Said once, until it could be read again."""
