@@ -107,9 +107,8 @@ async def test_a_cut_off_region_reads_and_creates_until_its_ttl_and_what_it_made
         await goes_on(home, "traffic at the home region")
         await goes_on(far, "traffic at the other region")
         cut_at = await mesh.isolate(HOME[US])
+        served_before, made_before = home.reads, set(home.made)
         await mesh.reaches(HOME[US], US, "autonomous")
-        served_before = home.reads
-        made_before = set(home.made)
 
         async def cut_off_still_serves() -> bool:
             return home.reads > served_before and set(home.made) > made_before
