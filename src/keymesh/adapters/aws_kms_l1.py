@@ -97,7 +97,9 @@ class AwsKmsL1:
         async with self._making:
             if self._client is None or self._stamp() != self._made_from:
                 self._made_from = self._stamp()
-                self._client = None  # by what was taken away nobody goes on
+                before, self._client = self._client, None  # by what was taken away nobody goes on
+                if before is not None:
+                    before.close()
                 self._client = await loop.run_in_executor(self._threads, _guarded, self._make)
         call = getattr(self._client, operation)
         answer: dict[str, Any] = await loop.run_in_executor(self._threads, _guarded, lambda: call(**members))

@@ -87,32 +87,47 @@ class MeshRing:
             with named_conflict(f"service {tenant}/{service} exists already"):
                 args = msgspec.to_builtins(SetService(service=check_service(service), row=row))
                 await client.command(check_tenant(tenant), "service.set", args)
-            await wait_for_key(client, tenant, f"l3/{service}")
-            async with self._turn(tenant):
-                await self._enrol(client, tenant, service, patience_s=EDGE_S)
+            with contextlib.suppress(Unavailable):  # it exists by now, and whoever asked again would make another
+                await wait_for_key(client, tenant, f"l3/{service}")
+                async with self._turn(tenant, EDGE_S):
+                    await self._enrol(client, tenant, service, patience_s=EDGE_S)
             return await _find(client, tenant, service)
 
-    def _turn(self, tenant: str) -> asyncio.Lock:
-        """One enrolment at a time for each tenant; those there are, credentials have named."""
-        return self._turns.setdefault(tenant, asyncio.Lock())
+    @asynccontextmanager
+    async def _turn(self, tenant: str, patience_s: float) -> AsyncIterator[None]:
+        """One enrolment at a time for each tenant; those there are, credentials have named.  Raises Unavailable."""
+        turn = self._turns.setdefault(tenant, asyncio.Lock())
+        try:
+            async with asyncio.timeout(patience_s):
+                await turn.acquire()
+        except TimeoutError as late:
+            raise Unavailable("busy", "services of this tenant are being looked for") from late
+        try:
+            yield
+        finally:
+            turn.release()
 
     async def host(self, tenant: str) -> None:
         """At most one look in five seconds for each tenant: whoever names what does not exist asks for little.
 
         A service that cannot be held now keeps none of the others away, and is tried again at the next look.
         """
-        async with self._turn(tenant), self._client() as client:
-            now = time.monotonic()
-            if now < self._looked.get(tenant, -HOST_PAUSE_S) + HOST_PAUSE_S:
+        async with self._turn(tenant, HOST_S), self._client() as client:
+            if time.monotonic() < self._looked.get(tenant, -HOST_PAUSE_S) + HOST_PAUSE_S:
                 return
-            self._looked[tenant] = now
-            if self._sidecar.region not in await _regions(client, tenant):
-                return
-            held = {s for s in self.services(tenant) if self._sidecar.edge_of((tenant, s)) is not None}
-            for facts in await _list(client, tenant):
-                if facts.service not in held and facts.wrapping is not None:
-                    with contextlib.suppress(Refused, Unavailable):
-                        await self._enrol(client, tenant, facts.service, patience_s=HOST_S)
+            try:
+                await self._hold_all(client, tenant)
+            finally:  # counted from its end: those who waited for a Registry that is away do not ask it one by one
+                self._looked[tenant] = time.monotonic()
+
+    async def _hold_all(self, client: AdminClient, tenant: str) -> None:
+        if self._sidecar.region not in await _regions(client, tenant):
+            return
+        held = {s for s in self.services(tenant) if self._sidecar.edge_of((tenant, s)) is not None}
+        for facts in await _list(client, tenant):
+            if facts.service not in held and facts.wrapping is not None:
+                with contextlib.suppress(Refused, Unavailable):
+                    await self._enrol(client, tenant, facts.service, patience_s=HOST_S)
 
     async def _enrol(self, client: AdminClient, tenant: str, service: str, *, patience_s: float) -> None:
         """A certificate from this region's Core for a key that is made here and stays here; then its first lease."""

@@ -62,9 +62,8 @@ class AwsKeys:
     def _held(self, tenant: str, reference: str) -> str | None:
         services = self._ring.services(tenant)
         if reference.startswith(ALIAS):
-            if (name := reference.removeprefix(ALIAS)) in services:
-                return name
-            service = self._records.aliases(tenant).get(reference)
+            aliases = self._records.aliases(tenant)  # first: a service of that name, made later, moves no alias
+            service = aliases.get(reference, reference.removeprefix(ALIAS))
             return service if service in services else None
         return next((s for s in services if key_id_of(tenant, s) == reference), None)
 

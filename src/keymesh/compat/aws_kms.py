@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,6 +33,9 @@ TARGET: Final = "TrentService."
 CONTENT_TYPE: Final = "application/x-amz-json-1.1"
 SYMMETRIC: Final = "SYMMETRIC_DEFAULT"
 NAME_LOGGED_MAX: Final = 256
+USES_MAX: Final = 256
+"""Of one tenant under way; they wait only for a Core."""
+MANAGING_MAX: Final = 16
 DATA_KEY_BYTES: Final = {"AES_256": 32, "AES_128": 16}
 
 
@@ -47,6 +51,28 @@ Answer = Mapping[str, Any]
 Do = Callable[[Caller, Any], Awaitable[Answer]]
 
 
+class AtOnce:
+    """How many requests of one tenant may be under way: one that makes them wait takes no room from the others."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._under_way: dict[str, int] = {}
+
+    @contextmanager
+    def turn(self, tenant: str) -> Iterator[None]:
+        """Raises AwsError."""
+        count = self._under_way.get(tenant, 0)
+        if count >= self._most:
+            raise AwsError("ThrottlingException", f"at most {self._most} such requests of one account at a time")
+        self._under_way[tenant] = count + 1
+        try:
+            yield
+        finally:
+            left = self._under_way.pop(tenant) - 1
+            if left:
+                self._under_way[tenant] = left
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """``roles``: any of them suffices.  ``notable``: a use goes into the Edge's usage report, the rest into the log."""
@@ -54,6 +80,7 @@ class Operation:
     shape: type[shapes.Asked]
     do: Do
     roles: frozenset[str]
+    at_once: AtOnce
     notable: bool = True
 
 
@@ -79,21 +106,22 @@ class AwsKms:
         self._now_ms = now_ms
         self._random = random
         use, either = frozenset({USE}), frozenset({USE, ADMIN})
+        uses, managing = AtOnce(USES_MAX), AtOnce(MANAGING_MAX)
         self._operations: Final[dict[str, Operation]] = {
-            "Encrypt": Operation(shapes.Encrypt, self._encrypt, use, notable=False),
-            "Decrypt": Operation(shapes.Decrypt, self._decrypt, use, notable=False),
-            "ReEncrypt": Operation(shapes.ReEncrypt, self._re_encrypt, use, notable=False),
-            "GenerateDataKey": Operation(shapes.GenerateDataKey, self._data_key, use, notable=False),
-            "GenerateDataKeyWithoutPlaintext": Operation(
-                shapes.GenerateDataKey, self._data_key_sealed, use, notable=False
-            ),
-            "GenerateRandom": Operation(shapes.GenerateRandom, self._generate_random, either, notable=False),
+            name: Operation(shape, do, roles, uses, notable=False)
+            for name, shape, do, roles in (
+                ("Encrypt", shapes.Encrypt, self._encrypt, use),
+                ("Decrypt", shapes.Decrypt, self._decrypt, use),
+                ("ReEncrypt", shapes.ReEncrypt, self._re_encrypt, use),
+                ("GenerateDataKey", shapes.GenerateDataKey, self._data_key, use),
+                ("GenerateDataKeyWithoutPlaintext", shapes.GenerateDataKey, self._data_key_sealed, use),
+                ("GenerateRandom", shapes.GenerateRandom, self._generate_random, either),
+            )
         }
         management = Management(ring, self._keys, records, now_ms=now_ms, random=random)
         for name, (shape, do, is_read) in management.operations().items():
-            self._operations[name] = Operation(
-                shape, _with_caller(do), either if is_read else frozenset({ADMIN}), notable=not is_read
-            )
+            roles = either if is_read else frozenset({ADMIN})
+            self._operations[name] = Operation(shape, _with_caller(do), roles, managing, notable=not is_read)
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -113,7 +141,8 @@ class AwsKms:
             try:
                 asked = shapes.read(request.body, operation.shape)
                 said |= _named_in(asked)
-                found = await operation.do(caller, asked)
+                with operation.at_once.turn(caller.place.tenant):
+                    found = await operation.do(caller, asked)
             except KeymeshError as error:
                 raise translated(error) from error
             if arn := found.get("KeyId") or found.get("KeyMetadata", {}).get("Arn"):

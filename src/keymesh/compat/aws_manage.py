@@ -25,7 +25,7 @@ from keymesh.model.ids import check_service
 SERVICE_TAG: Final = "keymesh:service"
 """A tag of CreateKey that names the service; without it a name is drawn."""
 DAY_MS: Final = 24 * 3_600_000
-ENABLED, DISABLED, PENDING_DELETION = "Enabled", "Disabled", "PendingDeletion"
+CREATING, ENABLED, DISABLED, PENDING_DELETION = "Creating", "Enabled", "Disabled", "PendingDeletion"
 
 Answer = Mapping[str, Any]
 Do = Callable[[Credential, Place, Any], Awaitable[Answer]]
@@ -132,11 +132,11 @@ class Management:
         if asked.key_id is not None:
             only = await self._keys.named(credential, place, asked.key_id)
             seen = [service for service in seen if service == only]
-        aliases = {a: s for a, s in self._records.aliases(place.tenant).items() if s in seen}
-        aliases |= {f"{ALIAS}{service}": service for service in seen}
+        aliases = {f"{ALIAS}{service}": service for service in seen} | dict(self._records.aliases(place.tenant))
         shown = [
             {"AliasName": a, "AliasArn": place.alias_arn(a), "TargetKeyId": key_id_of(place.tenant, s)}
             for a, s in sorted(aliases.items())
+            if s in seen
         ]
         return _page("Aliases", shown, asked, by="AliasName")
 
@@ -297,7 +297,7 @@ class Management:
 def state_of(facts: KeyFacts, record: KeyRecord) -> str:
     """AWS's word.  A recorded deletion counts while the key is closed: who resumed it by other means has ended it."""
     if facts.state == "active":
-        return ENABLED
+        return CREATING if facts.wrapping is None else ENABLED
     return DISABLED if record.deletion is None else PENDING_DELETION
 
 

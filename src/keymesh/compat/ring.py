@@ -85,7 +85,10 @@ class Ring(Protocol):
         ...
 
     async def create(self, tenant: str, service: str) -> KeyFacts:
-        """A new service, once its key protects data and its Edge is ready here.  Raises Refused ``conflict``."""
+        """A new service, once its key protects data and its Edge is ready here, or without waiting longer.
+
+        Raises Refused ``conflict``.
+        """
         ...
 
     async def host(self, tenant: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keymesh.app.fuzz.ring import MemoryKeys
 from keymesh.compat.aws_blob import BLOB_OVERHEAD
+from keymesh.compat.aws_kms import USES_MAX
 from keymesh.compat.aws_names import Place, account_of, key_id_of
 from keymesh.compat.ring import KeyFacts
+from keymesh.edge.hot_lease import CreatedKey
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from tests.unit.compat.aws import ACME, NOW_MS, OTHER, REGION, Bed, signed
 
@@ -347,3 +352,49 @@ async def test_an_operation_that_is_not_served(bed: Bed) -> None:
     assert await bed.error("Sign", KeyId=FILES) == "UnknownOperationException"
     assert await bed.error("EnableKeyRotation", KeyId=FILES) == "UnsupportedOperationException"
     assert json.loads(bed.face.refuse(500, "internal", "oh").body)["__type"] == "KMSInternalException"
+
+
+async def test_a_service_that_is_made_later_moves_no_alias(bed: Bed) -> None:
+    await bed.call("CreateAlias", AliasName="alias/app", TargetKeyId=FILES)
+    await bed.ring.create(ACME, "app")
+    assert (await bed.call("Encrypt", KeyId="alias/app", Plaintext=b64(b"x")))["KeyId"] == ARN
+    shown = {a["AliasName"]: a["TargetKeyId"] for a in (await bed.call("ListAliases"))["Aliases"]}
+    assert shown["alias/app"] == FILES
+
+
+async def test_a_tenant_that_waits_takes_no_room_from_another(bed: Bed) -> None:
+    """As many as may be under way are; one more is throttled, another tenant is served, and in the end all are."""
+    slow = bed.ring.held[ACME, "files"] = SlowKeys(ACME, "files")
+    slow.rotate()
+    calls = [asyncio.create_task(bed.call("Encrypt", KeyId=FILES, Plaintext=b64(b"x"))) for _ in range(USES_MAX)]
+    await asyncio.sleep(0)
+    assert await bed.error("Encrypt", KeyId=FILES, Plaintext=b64(b"x")) == "ThrottlingException"
+    assert await bed.error("GenerateRandom", NumberOfBytes=1) == "ThrottlingException"
+    assert await bed.call("ListKeys")
+    assert await bed.call("Encrypt", "KMOTHER", KeyId="alias/ledger", Plaintext=b64(b"x"))
+    slow.go_on.set()
+    assert len(await asyncio.gather(*calls)) == USES_MAX
+    assert await bed.call("GenerateRandom", NumberOfBytes=1)
+
+
+class SlowKeys(MemoryKeys):
+    """Keys that wait for a Core."""
+
+    def __init__(self, tenant: str, service: str) -> None:
+        super().__init__(tenant, service)
+        self.go_on = asyncio.Event()
+
+    async def create_key(self, context: Mapping[str, str] | None = None, *, plaintext: bool = False) -> CreatedKey:
+        await self.go_on.wait()
+        return await super().create_key(context, plaintext=plaintext)
+
+
+async def test_a_key_that_is_still_being_made(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    making = replace(await bed.ring.find(ACME, "files"), wrapping=None)
+
+    async def find(tenant: str, service: str) -> KeyFacts:
+        return making
+
+    monkeypatch.setattr(bed.ring, "find", find)
+    shown = (await bed.call("DescribeKey", KeyId=FILES))["KeyMetadata"]
+    assert (shown["KeyState"], shown["Enabled"]) == ("Creating", False)
