@@ -212,8 +212,11 @@ async def test_a_key_that_was_made_elsewhere_is_found(mesh: LiveMesh, kms: Any) 
     await until(found, "the face holding the new service")
 
 
-async def test_the_kill_switch_in_the_middle_of_use(mesh: LiveMesh, kms: Any) -> None:
-    """Clients use a key while its tenant is suspended: nothing is served from then on, until the resume."""
+@pytest.mark.parametrize("scope", [f"tenant:{US}", f"region:{REGION}"])
+async def test_the_kill_switch_in_the_middle_of_use(mesh: LiveMesh, kms: Any, scope: str) -> None:
+    """Clients use a key while its tenant, or the region, is suspended: nothing is served from then on, until the
+    resume."""
+    approve = ("--approve-key", mesh.layout.keys / "officer-2.pem") if scope.startswith("region") else ()
     blob = kms.encrypt(KeyId=f"alias/{FILES}", Plaintext=PLAIN)["CiphertextBlob"]
     stop, said = asyncio.Event(), list[str]()
 
@@ -230,7 +233,7 @@ async def test_the_kill_switch_in_the_middle_of_use(mesh: LiveMesh, kms: Any) ->
 
     clients = [asyncio.create_task(client()) for _ in range(4)]
     await until(lambda: _true(said.count("opened") > 20), "clients at work")
-    await mesh.cli("suspend", f"tenant:{US}", "-o", mesh.layout.root.parent / "aws-suspend.json")
+    await mesh.cli("suspend", scope, *approve, "-o", mesh.layout.root.parent / "aws-suspend.json")
     at = len(said)  # certified: what began after this is refused
     await until(lambda: _true(len(said) > at + 20), "clients going on")
     stop.set()
@@ -238,7 +241,7 @@ async def test_the_kill_switch_in_the_middle_of_use(mesh: LiveMesh, kms: Any) ->
     late = said[at + len(clients) :]
     assert set(late) == {"DisabledException"}, set(late)
     assert set(said) <= {"opened", "DisabledException"}, set(said)
-    await mesh.resume(f"tenant:{US}", US)
+    await mesh.cli("resume", scope, *approve)
     await until(lambda: _true(use() == "opened"), "the key serving again")
 
 
