@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from keymesh.compat.aws_credentials import Credential
 from keymesh.compat.aws_errors import AwsError, denied
@@ -12,7 +13,7 @@ from keymesh.compat.aws_records import Records
 from keymesh.compat.ring import Keys, Ring
 from keymesh.model.errors import Refused, Unavailable
 
-ALIAS: str = "alias/"
+ALIAS: Final = "alias/"
 
 
 class AwsKeys:
