@@ -36,7 +36,7 @@ from keymesh.control.messages import EpochOffer
 from keymesh.control.signing import DsseSuite, to_plain
 from keymesh.control.trust import Pins, make_authority, quorum_for, verify_authority
 from keymesh.crypto.dsse import envelope_from_json
-from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.errors import ExitCode, KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, KeyId
 from keymesh.model.time import Instant
 from keymesh.registry.regrow import Regrown
@@ -47,13 +47,16 @@ START_WAIT_S: Final = 60.0
 
 def run_restore(args: argparse.Namespace) -> int:
     """Everything is read and planned before a file is written; the new log takes its place in one step."""
-    shown = run_with_client(args.dir, lambda client: restore(client, args))
+    shown, is_late = run_with_client(args.dir, lambda client: restore(client, args))
     emit(args, shown, lambda: _show(shown))
-    return 0
+    return int(ExitCode.UNAVAILABLE if is_late else ExitCode.DONE)
 
 
-async def restore(client: AdminClient, args: argparse.Namespace) -> dict[str, Any]:
-    """What is lost is looked at, a majority heard, and all of it planned, before anything is written."""
+async def restore(client: AdminClient, args: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The report; and whether a Registry that should serve by now does not yet.
+
+    What is lost is looked at, a majority heard, and all of it planned, before anything is written.
+    """
     layout = client.layout
     replicas = replicas_of(client, args.config)
     await check_lost(replicas[0])
@@ -62,8 +65,10 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> dict[str, An
     offer = offer_for(client, epoch, [Path(f) for f in args.approve_key])
     by_backup = refusal_of(log, offer)
     processes = [] if args.config else [registry_process(one.node) for one in replicas]
-    is_supervised = await _hold(layout, processes)
+    is_supervised = bool(processes) and ask_supervisor(layout, {"do": "status"}) is not None
     try:
+        if is_supervised:
+            await _hold(layout, processes)
         found = await gather(client, offer)
         check_heard(found, by_backup)
         now = Instant(_wall_ms())
@@ -75,9 +80,8 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> dict[str, An
         if is_supervised:
             for name in processes:
                 ask_supervisor(layout, {"do": "release", "name": name})
-    if is_supervised:
-        await client.until(lambda: _serves(client), what="the Registry serving", timeout_s=START_WAIT_S)
-    return report(base, found, written, is_serving=is_supervised)
+    is_serving = is_supervised and await _comes_up(client)
+    return report(base, found, written, is_serving=is_serving), is_supervised and not is_serving
 
 
 def report(base: Base, found: Gathered, written: Written, *, is_serving: bool) -> dict[str, Any]:
@@ -90,6 +94,7 @@ def report(base: Base, found: Gathered, written: Written, *, is_serving: bool) -
         "refused": [asdict(one) for one in (*found.refused, *base.refused)],
         "voters": len(found.words),
         "set_aside": written.set_aside,
+        "log_set_aside": written.log_set_aside,
         "log_prefix": written.log_prefix,
         "serving": is_serving,
     }
@@ -215,19 +220,26 @@ def check_heard(found: Gathered, by_backup: Refused | None) -> None:
         )
 
 
-async def _hold(layout: Layout, processes: list[str]) -> bool:
-    """Whether a supervisor runs here; the Registry's ``processes`` are then ended until the log is there."""
-    if not processes or ask_supervisor(layout, {"do": "status"}) is None:
-        return False
+async def _hold(layout: Layout, processes: list[str]) -> None:
+    """End the Registry's ``processes`` until they are released.  Raises Unavailable where one does not end."""
     for name in processes:
         ask_supervisor(layout, {"do": "hold", "name": name})
     deadline = time.monotonic() + START_WAIT_S
     while time.monotonic() < deadline:
         children = (ask_supervisor(layout, {"do": "status"}) or {"children": {}})["children"]
         if all(children.get(name, {}).get("pid") is None for name in processes):
-            return True
+            return
         await asyncio.sleep(0.1)
     raise Unavailable("still-running", "the Registry's process did not end")
+
+
+async def _comes_up(client: AdminClient) -> bool:
+    """Whether the Registry serves before long: a large log takes a while to be read and verified."""
+    try:
+        await client.until(lambda: _serves(client), what="the Registry serving", timeout_s=START_WAIT_S)
+    except KeymeshError:
+        return False
+    return True
 
 
 async def _serves(client: AdminClient) -> bool | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -38,10 +37,12 @@ _RESTORED: Final = re.compile(r"@[0-9]+/$")
 @dataclass(frozen=True, slots=True)
 class Written:
     """``set_aside``: replica -> under which name the lost history's records stay in its directory, "" where there
-    were none.  ``log_prefix``: under which etcd has the new log; "" for a file."""
+    were none.  ``log_prefix``: under which etcd has the new log; "" for a file.  ``log_set_aside``: under which name a
+    file that could not be read as a log stays."""
 
     set_aside: dict[str, str]
     log_prefix: str = ""
+    log_set_aside: str = ""
 
 
 # --- before ----------------------------------------------------------------------------------------------------------
@@ -90,13 +91,20 @@ async def check_lost(config: RegistryConfig) -> None:
 
 
 def _entries_in(path: Path) -> int:
-    with suppress(sqlite3.Error):
+    """0 in a file that is no log, or is damaged.  Raises Unavailable where it can't be looked at now."""
+    try:
         database = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
         try:
             return int(database.execute("SELECT count(*) FROM entries").fetchone()[0])
         finally:
             database.close()
-    return 0
+    except sqlite3.OperationalError as bad:
+        if bad.sqlite_errorcode == sqlite3.SQLITE_ERROR:  # no such table: it was never a log
+            return 0
+        hint = "end what uses it, or move it away and keep it"
+        raise Unavailable("storage", f"{path} cannot be read ({bad}): {hint}") from bad
+    except sqlite3.DatabaseError:
+        return 0
 
 
 # --- after -----------------------------------------------------------------------------------------------------------
@@ -116,10 +124,12 @@ async def write(replicas: Sequence[RegistryConfig], base: Base) -> Written:
         made = Path(first.data_dir) / "log.db.restored"
         _unlink(made)
         await _fill(SqliteControlLog(made, mesh=first.mesh), base)
-        set_aside = {first.node: _write_records(first, kept[first.node], base, also=("log.db",))}
-        made.rename(Path(first.data_dir) / "log.db")
+        set_aside = {first.node: _write_records(first, kept[first.node], base)}
+        path = Path(first.data_dir) / "log.db"
+        log_set_aside = _set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
+        made.replace(path)
         _unlink(made)
-        return Written(set_aside)
+        return Written(set_aside, log_set_aside=log_set_aside)
     assert first.log is not None
     prefix = prefix_of(first.log.prefix, base.epoch)
     log = replace(first.log, prefix=prefix)
@@ -146,7 +156,7 @@ async def _fill(log: ControlLog, base: Base) -> None:
         await log.close()
 
 
-def _write_records(config: RegistryConfig, kept: dict[str, AnyRecord], base: Base, also: tuple[str, ...] = ()) -> str:
+def _write_records(config: RegistryConfig, kept: dict[str, AnyRecord], base: Base) -> str:
     directory = Path(config.data_dir)
     path, made = directory / "records.db", directory / "records.db.restored"
     _unlink(made)
@@ -157,8 +167,6 @@ def _write_records(config: RegistryConfig, kept: dict[str, AnyRecord], base: Bas
     finally:
         records.close()
     _forget_projection(config)
-    for name in also:
-        _unlink(directory / name)
     set_aside = _set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
     made.replace(path)
     return set_aside

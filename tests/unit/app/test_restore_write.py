@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -161,27 +162,57 @@ async def test_records_that_are_damaged_are_kept_and_not_believed(layout: Layout
     assert set(records_of(layout.registry / "records.db")) == {commit_name(p.namespace, p.seq) for p in base.proofs}
 
 
-@pytest.mark.parametrize("step", ["hardlink_to", "replace", "rename"])
+DAMAGED = b"\0" * 4096 + b"what was a log" * 500
+
+
+@pytest.mark.parametrize(
+    ("step", "nth"), [("hardlink_to", 1), ("replace", 1), ("rename", 1), ("hardlink_to", 2), ("replace", 2)]
+)
 async def test_a_restore_that_stopped_loses_nothing_and_is_repeated(
-    layout: Layout, base: Base, step: str, monkeypatch: pytest.MonkeyPatch
+    layout: Layout, base: Base, step: str, nth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, lost = commit(1, acme(base)[0].hash), word(LOST)
     lost_records(layout, held, lost)
+    (layout.registry / "log.db").write_bytes(DAMAGED)
+    (layout.registry / "log.db-wal").write_bytes(b"its newest pages")
+    real, calls = getattr(Path, step), iter(range(1, 10))
 
-    def stop(*args: Any) -> None:
-        raise Unavailable("storage", "stopped")
+    def stop(*args: Any) -> Any:
+        if next(calls) == nth:
+            raise Unavailable("storage", "stopped")
+        return real(*args)
 
     with monkeypatch.context() as stopped:
         stopped.setattr(Path, step, stop)
         with pytest.raises(Unavailable):
             await written(layout, base)
-    assert not (layout.registry / "log.db").exists()
+    assert (layout.registry / "log.db").read_bytes() == DAMAGED
+    await check_lost(registry(layout))
     await written(layout, base)
     assert held[0] in records_of(layout.registry / "records.db")
     assert lost[0] not in records_of(layout.registry / "records.db")
     aside = sorted(layout.registry.glob("records.db.before-epoch-*"))
     assert lost[0] in records_of(aside[0])
+    kept = {path.read_bytes() for path in layout.registry.glob("log.db.before-epoch-*")}
+    assert {DAMAGED, b"its newest pages"} <= kept
     assert await entries_in(layout) == sum(len(group) for group in base.commits)
+
+
+async def test_a_log_that_cannot_be_looked_at_now_is_no_lost_one(layout: Layout, base: Base) -> None:
+    await written(layout, base)
+    path = layout.registry / "log.db"
+    other = sqlite3.connect(path)
+    try:
+        other.execute("PRAGMA locking_mode=EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises((Unavailable, Refused)):
+            await check_lost(registry(layout))
+    finally:
+        other.close()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Unavailable, match="move it away and keep it"):
+        await check_lost(registry(layout))
 
 
 async def test_a_log_that_is_there_is_not_restored_over(layout: Layout, base: Base) -> None:
