@@ -18,7 +18,8 @@ import prometheus_client as prometheus
 from keymesh.adapters.correlation import current_correlation_id
 from keymesh.adapters.http_parts import new_id
 from keymesh.compat.face import Face, FaceAnswer, FaceRequest
-from keymesh.edge.http1 import BadRequest, Connection, Request, Server
+from keymesh.edge.http1 import BadRequest, Connection, Request
+from keymesh.edge.http1_server import Server
 from keymesh.edge.http_answers import Answer, Heads
 from keymesh.model.errors import Refused
 from keymesh.model.ids import check_token

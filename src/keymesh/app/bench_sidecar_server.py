@@ -25,7 +25,8 @@ from keymesh.adapters import key_files, pki
 from keymesh.app.bench_lease import SERVICE, TENANT, GrantingTransport, leased
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.edge.client import Edge
-from keymesh.edge.http1 import Later, Request, Server
+from keymesh.edge.http1 import Later, Request
+from keymesh.edge.http1_server import Server
 from keymesh.edge.http_answers import JSON, Answer, Heads
 from keymesh.edge.sidecar_bind import bind_tcp, bind_unix
 from keymesh.edge.sidecar_callers import OWNER, caller_context, tls_callers

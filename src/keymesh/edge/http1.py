@@ -4,148 +4,45 @@ Decides how requests become answers in their order, and which connections are to
 key: an answer passes through as bytes.  A handler answers at once, or returns a coroutine whose answer takes its
 place in the order of its connection.
 
-Limits (I17): the constants below.  A connection that breaks one gets one answer and is closed.
+Limits (I17): the constants below.  A connection that breaks one gets one answer and is closed; one that does not read
+its answers is cut off.  Listening, and what concerns all connections, is ``http1_server``'s.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import socket
-import ssl
 from collections import deque
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
-from keymesh.edge.http_answers import Answer, Heads, closing
+from keymesh.edge.http1_parts import BadRequest as BadRequest
+from keymesh.edge.http1_parts import Later as Later
+from keymesh.edge.http1_parts import Request as Request
+from keymesh.edge.http1_parts import Slot, head_of
+from keymesh.edge.http_answers import Answer, closing
+
+if TYPE_CHECKING:
+    from keymesh.edge.http1_server import Server
 
 READ_BYTES: Final = 16 * 1024
 """Read at a time: what one connection can have done before the others have a turn."""
 HEAD_MAX_BYTES: Final = 16 * 1024
 HEADERS_MAX: Final = 64
-CONNECTIONS_MAX: Final = 1_024
 PIPELINE_MAX: Final = 32
 """Answers of one connection that may wait; beyond, nothing more is read from it."""
+RUNNING_MAX: Final = 4
+"""Answers of one connection that are worked out at a time."""
+WRITE_BYTES: Final = 256 * 1024
+"""Given to a transport at a time."""
 PENDING_MAX: Final = 1_024
 """Answers of all connections that may wait; beyond, 429."""
 REQUEST_TICKS: Final = 10
 """Seconds that one request may take to arrive."""
+ANSWER_TICKS: Final = 30
+"""Seconds that answers may wait for the peer to read what came before them."""
 IDLE_TICKS: Final = 75
-TICK_S: Final = 1.0
-
-
-class Request:
-    """One whole request.  ``path`` with its query, as it came; ``peer`` is what the listener says of the connection."""
-
-    __slots__ = ("body", "content_type", "correlation_id", "method", "path", "peer")
-
-    def __init__(
-        self, method: bytes, path: bytes, content_type: bytes, correlation_id: bytes, body: bytes, peer: Any
-    ) -> None:
-        self.method = method
-        self.path = path
-        self.content_type = content_type
-        self.correlation_id = correlation_id
-        self.body = body
-        self.peer = peer
-
-
-Later = Coroutine[Any, Any, Answer]
-Handle = Callable[[Request], Answer | Later]
-Refuse = Callable[[int, str, str], Answer]
-"""(status, code, message) -> an answer in the API's one error form."""
-
-
-class Slot:
-    """The place of an answer that is on its way."""
-
-    __slots__ = ("answer", "is_last")
-
-    def __init__(self, answer: Answer | None, *, is_last: bool) -> None:
-        self.answer = answer
-        self.is_last = is_last
-
-
-class Server:
-    """What all connections of one worker share.  ``handle`` may raise nothing."""
-
-    def __init__(
-        self,
-        handle: Handle,
-        refuse: Refuse,
-        *,
-        heads: Heads,
-        body_max: int,
-        connection: type[Connection] | None = None,
-    ) -> None:
-        """``connection``: of the connections' own class, where their requests hold more than ours do."""
-        self._connection = connection or Connection
-        self.handle = handle
-        self.refuse = refuse
-        self.heads = heads
-        self.body_max = body_max
-        self.connections: set[Connection] = set()
-        self.pending: set[asyncio.Task[None]] = set()
-        self.draining = False
-        self.ticks = 0
-        self._listeners: list[asyncio.Server] = []
-        self._ticking: asyncio.Task[None] | None = None
-        self._empty = asyncio.Event()
-
-    async def listen(
-        self,
-        bound: socket.socket,
-        *,
-        tls: ssl.SSLContext | None = None,
-        peer_of: Callable[[asyncio.BaseTransport], Any] | None = None,
-    ) -> None:
-        """Serve on a bound socket.  ``peer_of`` says who came; None from it closes the connection unheard."""
-        loop = asyncio.get_running_loop()
-        if self._ticking is None:
-            self._ticking = loop.create_task(self._tick())
-
-        def connection() -> Connection:
-            return self._connection(self, peer_of)
-
-        options: dict[str, Any] = {} if tls is None else {"ssl": tls, "ssl_handshake_timeout": 10.0}
-        if bound.family == socket.AF_UNIX:
-            self._listeners.append(await loop.create_unix_server(connection, sock=bound, backlog=1_024, **options))
-        else:
-            self._listeners.append(await loop.create_server(connection, sock=bound, backlog=1_024, **options))
-
-    async def close(self, within_s: float) -> None:
-        """Take no more connections, finish the requests that have come, then hang up."""
-        self.draining = True
-        for listener in self._listeners:
-            listener.close()
-        for connection in list(self.connections):
-            connection.drain()
-        if self.connections:
-            self._empty.clear()
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(within_s):
-                    await self._empty.wait()
-        for connection in list(self.connections):
-            connection.abort()
-        for task in list(self.pending):
-            task.cancel()
-        if self._ticking is not None:
-            self._ticking.cancel()
-
-    def gone(self, connection: Connection) -> None:
-        self.connections.discard(connection)
-        if not self.connections:
-            self._empty.set()
-
-    async def _tick(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_S)
-            self.ticks += 1
-            self.heads.tick()
-            for connection in list(self.connections):
-                connection.look(self.ticks)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -155,14 +52,15 @@ class Connection(asyncio.BufferedProtocol):
         self._server = server
         self._peer_of = peer_of
         self._peer: Any = None
-        self._view = memoryview(bytearray(READ_BYTES))
         self._parser = httptools.HttpRequestParser(self)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes] = []
         self._slots: deque[Slot] = deque()
-        self._is_full = self._is_slow = self._closing = False
+        self._is_full = self._is_slow = self._is_writing = self._closing = self._is_gone = False
         self._ends = False  # the last answer of this connection is decided on: nothing more is taken
-        self._since = server.ticks
+        self._since = self._slow_since = server.ticks
+        self._held: list[asyncio.Event] = []  # answers that are not worked on yet
+        self._running = 0
         self._in_request = False
         self._reset()
 
@@ -179,8 +77,9 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         if self._peer_of is not None:
             self._peer = self._peer_of(transport)
-        if server.draining or len(server.connections) >= CONNECTIONS_MAX:
-            self._transport.write(closing(server.refuse(503, "too-many", f"at most {CONNECTIONS_MAX} connections")))
+        if server.draining or len(server.connections) >= server.connections_max:
+            said = f"at most {server.connections_max} connections"
+            self._transport.write(closing(server.refuse(503, "too-many", said)))
             self._transport.close()
         elif self._peer_of is not None and self._peer is None:
             self._transport.write(closing(server.refuse(403, "denied", "not admitted here")))
@@ -191,17 +90,26 @@ class Connection(asyncio.BufferedProtocol):
         self._closing = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._closing = True
+        self._end()
         self._server.gone(self)
 
+    def _end(self) -> None:
+        """Nothing more is taken, worked out or written."""
+        self._closing = self._is_gone = True
+        self._out.clear()
+        self._release()
+
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._view  # asyncio's TLS reads into slices of it, and a slice of a bytearray is a copy
+        return self._server.view  # asyncio's TLS reads into slices of it, and a slice of a bytearray is a copy
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._closing or self._ends:
-            return
+        if not self._closing and not self._ends:
+            self._take(self._server.view[:nbytes])
+
+    def _take(self, data: memoryview | bytes) -> None:
+        """Parse what came, and answer what is whole."""
         try:
-            self._parser.feed_data(self._view[:nbytes])
+            self._parser.feed_data(data)
         except httptools.HttpParserCallbackError as wrapped:
             cause = wrapped.__context__
             if not isinstance(cause, BadRequest):
@@ -213,10 +121,17 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._is_slow = True
+        self._slow_since = self._server.ticks
         self._pace()
 
     def resume_writing(self) -> None:
         self._is_slow = False
+        self._since = self._server.ticks
+        if self._is_gone:  # a transport that is cut off says this, too
+            return
+        self._flush()
+        if not self._out:
+            self._release()
         self._pace()
 
     def _pace(self) -> None:
@@ -288,7 +203,7 @@ class Connection(asyncio.BufferedProtocol):
         answer = server.handle(asked)
         is_head = asked.method == b"HEAD"
         if isinstance(answer, bytes):
-            self._answer(_head_of(answer) if is_head else answer, is_last=is_last)
+            self._answer(head_of(answer) if is_head else answer, is_last=is_last)
         elif len(server.pending) >= PENDING_MAX:
             answer.close()
             self._answer(server.refuse(429, "busy", f"at most {PENDING_MAX} requests may wait"), is_last=is_last)
@@ -325,8 +240,21 @@ class Connection(asyncio.BufferedProtocol):
             self._out.append(answer)
 
     async def _wait(self, answer: Later, slot: Slot, *, is_head: bool) -> None:
-        whole = await answer
-        slot.answer = _head_of(whole) if is_head else whole
+        """Few of one connection are worked out at a time, and none for a peer that has not read what it was given."""
+        try:
+            while self._is_slow or self._out or self._running >= RUNNING_MAX:
+                self._held.append(held := asyncio.Event())
+                await held.wait()
+                if self._is_gone:
+                    return
+            self._running += 1
+            try:
+                whole = await answer
+            finally:
+                self._running -= 1
+        finally:
+            answer.close()
+        slot.answer = head_of(whole) if is_head else whole
         while self._slots and self._slots[0].answer is not None and not self._closing:
             first = self._slots.popleft()
             assert first.answer is not None
@@ -335,17 +263,37 @@ class Connection(asyncio.BufferedProtocol):
         self._since = self._server.ticks
         self._pace()
         self._flush()
+        self._release()
+
+    def _release(self) -> None:
+        held, self._held = self._held, []
+        for each in held:
+            each.set()
 
     def _flush(self) -> None:
+        """Write what the transport has room for; the rest when it has been taken, so that what is left is counted."""
         transport = self._transport
-        if transport is None:
+        if transport is None or self._is_writing:
             return
-        if self._out:
+        if self._out and not self._is_slow:
             out = self._out
-            transport.write(out[0] if len(out) == 1 else b"".join(out))
+            whole = out[0] if len(out) == 1 else b"".join(out)
+            transport.write(whole[:WRITE_BYTES])
             out.clear()
-        if self._closing:
+            if len(whole) > WRITE_BYTES:
+                out.append(whole[WRITE_BYTES:])
+                self._is_writing = True
+                asyncio.get_running_loop().call_soon(self._write_on)
+        if self._closing and not self._out and not transport.is_closing():
+            self._slow_since = self._server.ticks
             transport.close()
+
+    def _write_on(self) -> None:
+        self._is_writing = False
+        if not self._is_gone:
+            self._flush()
+            if not self._out:
+                self._release()
 
     def _fail(self, status: int, code: str, message: str) -> None:
         """One last answer; those that are still waited for go out before it."""
@@ -357,9 +305,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def look(self, ticks: int) -> None:
         """Once a second: end what takes too long."""
-        if self._slots or self._closing:
+        if self._is_slow or self._closing:
+            if ticks - self._slow_since > ANSWER_TICKS:
+                self.abort()
+        elif self._slots:
             return
-        if self._in_request and ticks - self._since > REQUEST_TICKS:
+        elif self._in_request and ticks - self._since > REQUEST_TICKS:
             self._fail(408, "timeout", f"the request took more than {REQUEST_TICKS} seconds to arrive")
             self._flush()
         elif not self._in_request and ticks - self._since > IDLE_TICKS:
@@ -374,19 +325,15 @@ class Connection(asyncio.BufferedProtocol):
             self._closing = True
             self._flush()
 
+    def unread_bytes(self) -> int:
+        """Answers that the peer has not read, and the system has not taken off us."""
+        if self._transport is None or self._is_gone:
+            return 0
+        waiting = sum(map(len, self._out)) + sum(len(slot.answer or b"") for slot in self._slots)
+        return waiting + self._transport.get_write_buffer_size()
+
     def abort(self) -> None:
+        """At once: what is written and unread goes with it."""
+        self._end()
         if self._transport is not None:
             self._transport.abort()
-
-
-def _head_of(answer: Answer) -> Answer:
-    return answer[: answer.index(b"\r\n\r\n") + 4]
-
-
-class BadRequest(Exception):
-    """A connection's last request: the answer's status, code and text."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from keymesh.access.callers import Names
-from keymesh.edge.http1 import Server
+from keymesh.edge.http1_server import CONNECTIONS_MAX, Server
 from keymesh.edge.http_answers import Heads
 from keymesh.edge.sidecar import FOLLOW_S, Sidecar
 from keymesh.edge.sidecar_bind import bind_unix
@@ -59,6 +59,7 @@ class Door:
         *,
         edges: asyncio.AbstractEventLoop | None = None,
         callers: Mapping[int, frozenset[Names]] | None = None,
+        connections_max: int = CONNECTIONS_MAX,
     ) -> None:
         """``callers``: what other users may use, by uid.  Make it on the loop that serves."""
         self._sidecar = sidecar
@@ -67,7 +68,13 @@ class Door:
         self._showing: asyncio.Task[None] | None = None
         heads = Heads()
         routes = Routes(sidecar, heads, there=self.there)
-        self._server = Server(routes.handle, routes.refuse, heads=heads, body_max=wire.BATCH_BODY_MAX_BYTES)
+        self._server = Server(
+            routes.handle,
+            routes.refuse,
+            heads=heads,
+            body_max=wire.BATCH_BODY_MAX_BYTES,
+            connections_max=connections_max,
+        )
 
     async def there(self, work: Coroutine[Any, Any, T]) -> T:
         """What ``work`` comes to on the Edges' loop."""

@@ -24,6 +24,8 @@ from keymesh.access.callers import Names, parse_callers, parse_names
 from keymesh.crypto.kat import run_known_answer_tests
 from keymesh.crypto.pages import harden_process
 from keymesh.edge.client import load_trust
+from keymesh.edge.http1_accept import HANDSHAKES_MAX, raise_descriptors
+from keymesh.edge.http1_server import CONNECTIONS_MAX, DESCRIPTORS_KEPT
 from keymesh.edge.sidecar import Sidecar
 from keymesh.edge.sidecar_bind import bind_tcp, bind_unix
 from keymesh.edge.sidecar_door import Door, EdgesThread
@@ -37,6 +39,7 @@ log = logging.getLogger("keymesh.edge.sidecar")
 RESTART_MIN_S, RESTART_MAX_S = 0.2, 5.0
 LASTING_S: Final = 10.0
 STOP_S: Final = 10.0
+CONNECTIONS_LIMIT: Final = 100_000
 READY: Final = b"ready\n"
 
 
@@ -64,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--caller", action="append", default=[], metavar="UID=T/S[,T/S]", help="what another user may use"
     )
+    parser.add_argument(
+        "--connections",
+        type=int,
+        default=CONNECTIONS_MAX,
+        metavar="N",
+        help="a worker holds at most (%(default)s)",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes that serve (default 1)")
     parser.add_argument("--allow-unlocked-memory", action="store_true", help="start though memory cannot be locked")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
@@ -89,6 +99,8 @@ def main(args: argparse.Namespace, *, on_ready: Callable[[], object] | None = No
     try:
         if not 0 < args.workers <= WORKERS_MAX:
             raise Refused.bad_field("workers", f"1 to {WORKERS_MAX}")
+        if not 0 < args.connections <= CONNECTIONS_LIMIT:
+            raise Refused.bad_field("connections", f"1 to {CONNECTIONS_LIMIT}")
         callers = parse_callers(args.caller)
         if args.workers > 1 and args.worker is None:
             with bind_unix(Path(args.socket), shared=bool(callers)) as bound:
@@ -111,6 +123,7 @@ def main(args: argparse.Namespace, *, on_ready: Callable[[], object] | None = No
 def _work(args: argparse.Namespace, on_ready: Callable[[], object] | None) -> int:
     run_known_answer_tests()
     harden_process(allow_unlocked_memory=args.allow_unlocked_memory)
+    raise_descriptors(args.connections + DESCRIPTORS_KEPT + HANDSHAKES_MAX)
     directory = Path(args.dir)
     callers = parse_callers(args.caller)
     sidecar = Sidecar(
@@ -149,7 +162,7 @@ async def _serve(
     stop = _stopped()
     if args.worker is not None:
         _stop_with_parent(stop)
-    door = Door(sidecar, edges=edges, callers=callers)
+    door = Door(sidecar, edges=edges, callers=callers, connections_max=args.connections)
     await door.open(listening, shown=shown)
     try:
         for name in args.service:

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from keymesh.edge import http1
-from keymesh.edge.http1 import Later, Request, Server
+from keymesh.edge import http1, http1_server
+from keymesh.edge.http1 import Later, Request
+from keymesh.edge.http1_server import Server
 from keymesh.edge.http_answers import JSON, Answer, Heads
 from keymesh.edge.sidecar_door import EdgesThread
 
@@ -28,6 +29,7 @@ class Bed:
         self.heads = Heads()
         self.release = asyncio.Event()
         self.asked: list[Request] = []
+        self.big = 20_000
         self.server = Server(self.handle, self.refuse, heads=self.heads, body_max=BODY_MAX)
         self.peer_of: Callable[[Any], Any] = lambda transport: "owner"
 
@@ -39,7 +41,7 @@ class Bed:
         if asked.path.startswith(b"/later"):
             return self.later(asked.path)
         if asked.path == b"/big":
-            return self.ok(b"x" * 100_000)
+            return self.ok(b"x" * self.big)
         return self.ok(asked.path + b" " + asked.body)
 
     async def later(self, path: bytes) -> Answer:
@@ -243,7 +245,7 @@ async def test_who_does_not_read_is_not_read(bed: Bed) -> None:
     assert done < 1_000, "one buffer of requests at most was answered into the paused transport"
     peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
     for _ in range(2_000):
-        assert len((await peer.answer())[2]) == 100_000
+        assert len((await peer.answer())[2]) == 20_000
 
 
 async def test_a_request_that_does_not_come_and_an_idle_peer_are_ended(
@@ -294,8 +296,8 @@ async def test_a_drain_waits_no_longer_than_it_may(bed: Bed) -> None:
         await peer.answer()
 
 
-async def test_too_many_and_unknown_callers_hear_one_answer(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1, "CONNECTIONS_MAX", 1)
+async def test_too_many_and_unknown_callers_hear_one_answer(bed: Bed) -> None:
+    bed.server.connections_max = 1
     first = await bed.connect()
     first.send(get("/a"))
     assert (await first.answer())[0] == 200
@@ -323,3 +325,97 @@ def test_edges_are_clients_on_asyncios_own_loop() -> None:
 
 async def _thread() -> threading.Thread:
     return threading.current_thread()
+
+
+async def test_who_does_not_read_what_waits_for_it_is_cut_off(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it asks for more or has said that it is done; one that reads is left alone."""
+    monkeypatch.setattr(http1, "ANSWER_TICKS", 3)
+    reads, leaves, is_done = [await bed.connect() for _ in range(3)]
+    for deaf in (leaves, is_done):
+        deaf.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    leaves.send(get("/big") * 40)
+    is_done.send(get("/big") * 40 + b"GET /big HTTP/1.1\r\nConnection: close\r\n\r\n")
+    reads.send(get("/a"))
+    assert (await reads.answer())[0] == 200
+    await asyncio.sleep(0.1)
+    assert len(bed.server.connections) == 3
+    for tick in range(1, 6):
+        for connection in list(bed.server.connections):
+            connection.look(tick)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.1)
+    assert len(bed.server.connections) == 1
+    reads.send(get("/b"))
+    assert (await reads.answer())[0] == 200
+
+
+async def test_nothing_is_worked_out_for_a_peer_that_does_not_read(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what was not is dropped with the connection."""
+    monkeypatch.setattr(http1, "WRITE_BYTES", 10_000)
+    begun = 0
+
+    async def big() -> Answer:
+        nonlocal begun
+        begun += 1
+        return bed.ok(b"x" * 400_000)
+
+    monkeypatch.setattr(bed.server, "handle", lambda asked: big())
+    peer = await bed.connect()
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    peer.send(get("/x") * 20)
+    await asyncio.sleep(0.2)
+    assert 0 < begun < 5
+    (connection,) = bed.server.connections
+    assert 0 < connection.unread_bytes() < 2_000_000
+    peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    for _ in range(20):
+        assert len((await peer.answer())[2]) == 400_000
+    begun = 0
+    peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    peer.send(get("/x") * 20)
+    await asyncio.sleep(0.2)
+    connection.abort()
+    await asyncio.sleep(0.1)
+    assert begun < 5 and not bed.server.pending and not bed.server.connections
+
+
+async def test_few_answers_of_one_connection_are_worked_out_at_a_time(bed: Bed) -> None:
+    peer, other = await bed.connect(), await bed.connect()
+    at_a_time = most = 0
+
+    async def later() -> Answer:
+        nonlocal at_a_time, most
+        at_a_time += 1
+        most = max(most, at_a_time)
+        await bed.release.wait()
+        at_a_time -= 1
+        return bed.ok(b"done")
+
+    bed.server.handle = lambda asked: later()
+    peer.send(get("/x") * (2 * http1.RUNNING_MAX))
+    await asyncio.sleep(0.05)
+    assert most == http1.RUNNING_MAX
+    other.send(get("/x"))
+    await asyncio.sleep(0.05)
+    assert most == http1.RUNNING_MAX + 1
+    bed.release.set()
+    for _ in range(2 * http1.RUNNING_MAX):
+        assert (await peer.answer())[2] == b"done"
+    assert (await other.answer())[2] == b"done"
+
+
+async def test_of_all_that_is_unread_the_most_is_given_up_first(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_server, "UNREAD_MAX_BYTES", 3_000_000)
+    monkeypatch.setattr(http1_server, "TICK_S", 0.02)
+    bed.big = 100_000
+    little, much = await bed.connect(), await bed.connect()
+    for peer, count in ((little, 10), (much, 100)):
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        peer.send(get("/big") * count)
+    for _ in range(500):
+        if len(bed.server.connections) == 1:
+            break
+        await asyncio.sleep(0.02)
+    little.writer.transport.resume_reading()  # type: ignore[attr-defined]
+    for _ in range(10):
+        assert len((await little.answer())[2]) == 100_000

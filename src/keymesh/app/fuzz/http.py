@@ -16,7 +16,8 @@ import msgspec
 from keymesh.app.fuzz.bytes import spoil
 from keymesh.app.fuzz.target import Fault
 from keymesh.crypto.blob import L4_BLOB_BYTES
-from keymesh.edge.http1 import Connection, Request, Server
+from keymesh.edge.http1 import Connection, Request
+from keymesh.edge.http1_server import Server
 from keymesh.edge.http_answers import JSON, PHRASES, Answer, Heads
 from keymesh.edge.sidecar_wire import (
     MSGPACK,
