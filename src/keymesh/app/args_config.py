@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from keymesh.app import args_face
+from keymesh.app import args_face, args_vault
 from keymesh.app.args_common import Later
 from keymesh.app.args_mesh import add_timing
 
@@ -87,6 +87,7 @@ def register(commands: Any) -> None:
             _register_serve(actions)
             _register_enrolment(actions)
             args_face.register(actions)
+            args_vault.register(actions)
     config = commands.add_parser("config", help="configuration files of roles on hosts of their own")
     which = config.add_subparsers(dest="config_command", metavar="WHAT", required=True)
     check = which.add_parser(

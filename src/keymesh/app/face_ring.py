@@ -163,6 +163,8 @@ class MeshRing:
             with named_conflict("another rotation of this key is under way"):
                 await client.command(tenant, "key.want", args)
             await wait_for_key(client, tenant, key, version=newest + 1)
+            if (here := self._sidecar.edge_of((tenant, service))) is not None:
+                here.want_fresh()
 
             def leased(edge: Edge) -> bool:
                 return newest + 1 in edge.kids().values() or not edge.kids()

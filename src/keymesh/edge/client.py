@@ -338,6 +338,10 @@ class Edge:
         """Whether a use would find a lease now."""
         return self.hot.is_live()
 
+    def want_fresh(self) -> None:
+        """Ask for a new lease soon: something about its keys is known to have changed."""
+        self._shell.want_key()
+
     def kids(self) -> dict[str, int]:
         """Kid (hex) -> version, of the keys that are leased now; none under ``core-held`` custody."""
         lease = self._shell.state.lease

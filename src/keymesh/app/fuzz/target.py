@@ -28,6 +28,7 @@ TARGETS: Final = {
     "blob": "keymesh.app.fuzz.blob:BlobTarget",
     "http": "keymesh.app.fuzz.http:HttpTarget",
     "kmip": "keymesh.app.fuzz.kmip:KmipTarget",
+    "transit": "keymesh.app.fuzz.transit:TransitTarget",
     "ttlv": "keymesh.app.fuzz.ttlv:TtlvTarget",
 }
 """name on the command line -> module and class."""
