@@ -1,0 +1,1 @@
+"""KMIP clients that nobody here wrote, over real TLS."""
