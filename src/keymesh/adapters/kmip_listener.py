@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, Generic, TypeVar
 
 from keymesh.adapters.tls import TLS12_CIPHERS
+from keymesh.adapters.tls_stream import TlsStream
 from keymesh.kmip.ttlv import DEFAULT_LIMITS, HEADER_BYTES, message_bytes
 from keymesh.kmip.ttlv import Limits as MessageLimits
 from keymesh.model.errors import Refused
@@ -30,8 +31,6 @@ log = logging.getLogger("keymesh.kmip")
 P = TypeVar("P", bound=Hashable)
 
 KMIP_PORT: Final = 5696
-READ_AHEAD_BYTES: Final = 32 * 1024
-"""Of one connection, beyond the request that is read; twice as much, and the peer is told to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ class Listener(Generic[P]):
     async def open(self, bound: socket.socket) -> None:
         """Serve on a bound TCP socket."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Accepted(self._accept), sock=bound, backlog=1_024)
+        self._server = await loop.create_server(lambda: TlsStream(self._tls, self._accept), sock=bound, backlog=1_024)
 
     async def close(self, within_s: float = 3.0) -> None:
         """Take no more connections, answer the requests that have come, then hang up."""
@@ -99,97 +98,84 @@ class Listener(Generic[P]):
             if late:
                 await asyncio.wait(late)
 
-    def _accept(self, transport: asyncio.Transport) -> None:
+    def _accept(self, stream: TlsStream) -> None:
         if self._draining or len(self._serving) >= self._limits.connections:
-            transport.abort()
+            stream.abort()
             return
-        task = asyncio.get_running_loop().create_task(self._connection(transport))
+        task = asyncio.get_running_loop().create_task(self._connection(stream))
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
 
-    async def _connection(self, raw: asyncio.Transport) -> None:
+    async def _connection(self, stream: TlsStream) -> None:
         """One connection from its handshake to its end."""
-        loop = asyncio.get_running_loop()
-        reader = asyncio.StreamReader(READ_AHEAD_BYTES, loop=loop)
-        protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
-        transport: asyncio.Transport | None = None
         try:
-            transport = await loop.start_tls(
-                raw, protocol, self._tls, server_side=True, ssl_handshake_timeout=self._limits.handshake_s
-            )
-            if transport is None:  # the peer went away
-                return
-            protocol.connection_made(transport)
-            await self._peers_requests(reader, asyncio.StreamWriter(transport, protocol, reader, loop))
+            async with asyncio.timeout(self._limits.handshake_s):
+                await stream.handshake()
+            await self._peers_requests(stream)
         except (OSError, EOFError, TimeoutError):  # TLS errors are OSErrors; the peer is gone, late or a stranger
             pass
         except Exception:
             log.exception("a KMIP connection ends by a fault of ours")
         finally:
-            (transport or raw).abort()
+            stream.abort()
 
-    async def _peers_requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _peers_requests(self, stream: TlsStream) -> None:
         """All requests of one connection, where its peer has not too many."""
-        peer = self._peer_of(writer.get_extra_info("ssl_object"))
+        peer = self._peer_of(stream.tls)
         if peer is None or self._of[peer] >= self._limits.connections_of_one:
             return
         self._of[peer] += 1
         try:
-            await self._requests(reader, writer)
+            await self._requests(stream)
         finally:
             self._of[peer] -= 1
             if not self._of[peer]:
                 del self._of[peer]
 
-    async def _requests(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _requests(self, stream: TlsStream) -> None:
         """Answer until the peer ends it, breaks a limit, or is admitted no longer."""
-        tls: ssl.SSLObject = writer.get_extra_info("ssl_object")
         limits, message_limits = self._limits, self._limits.message
-        deadline = _Deadline(writer.transport.abort, min(limits.idle_s, limits.request_s, limits.answer_s))
+        deadline = _Deadline(stream.abort, min(limits.idle_s, limits.request_s, limits.answer_s))
         try:
             is_last = False
             while not is_last and not self._draining:
                 deadline.is_in(limits.idle_s)
-                head = await self._first_bytes(reader)
-                if (peer := self._peer_of(tls)) is None:
+                await self._first_byte(stream)
+                if (peer := self._peer_of(stream.tls)) is None:
                     break
                 deadline.is_in(limits.request_s)
-                if len(head) < HEADER_BYTES:
-                    head += await reader.readexactly(HEADER_BYTES - len(head))
+                head = bytes((await stream.has(HEADER_BYTES))[:HEADER_BYTES])
                 try:
-                    rest = message_bytes(head, limits=message_limits) - HEADER_BYTES
+                    size = message_bytes(head, limits=message_limits)
                 except Refused:  # where the next request would begin, nobody knows
-                    rest, is_last = 0, True
-                request = head + await reader.readexactly(rest)
+                    size, is_last = HEADER_BYTES, True
+                await stream.has(size)
+                request = stream.take(size)
                 deadline.is_in(math.inf)  # how long an answer may take is not the peer's fault
-                writer.write(await self._handle(request, peer))
+                stream.write(await self._handle(request, peer))
                 deadline.is_in(limits.answer_s)
-                await writer.drain()
+                await stream.drained()
+                if stream.holds:  # the next one is there already: others first
+                    await asyncio.sleep(0)
         finally:
             deadline.stop()
-        await self._hang_up(writer)
+        with contextlib.suppress(OSError, TimeoutError):  # in an orderly way, so that the peer has the last answer
+            async with asyncio.timeout(limits.answer_s):
+                await stream.close()
 
-    async def _first_bytes(self, reader: asyncio.StreamReader) -> bytes:
-        """At least one byte of a request.  Only here a connection may be ended without harm."""
+    async def _first_byte(self, stream: TlsStream) -> None:
+        """Of a request.  Only here a connection may be ended without harm."""
+        if stream.holds:
+            return
         task = asyncio.current_task()
         assert task is not None
         self._waiting.add(task)
         try:
-            found = await reader.read(HEADER_BYTES)
+            await stream.has(1)
         except asyncio.CancelledError:
             raise EOFError("draining") from None
         finally:
             self._waiting.discard(task)
-        if not found:
-            raise EOFError
-        return found
-
-    async def _hang_up(self, writer: asyncio.StreamWriter) -> None:
-        """Close in an orderly way, so that the peer has the last answer."""
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
-            async with asyncio.timeout(self._limits.answer_s):
-                await writer.wait_closed()
 
 
 class _Deadline:
@@ -219,18 +205,6 @@ class _Deadline:
             self._end()
         else:
             self._timer = self._loop.call_at(min(self._at, now + self._shortest_s), self._look)
-
-
-class _Accepted(asyncio.Protocol):
-    """A connection whose handshake has not begun: nothing is read from it."""
-
-    def __init__(self, accept: Callable[[asyncio.Transport], None]) -> None:
-        self._accept = accept
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        transport.pause_reading()
-        self._accept(transport)
 
 
 def server_context(identity_file: Path, trust_pem: bytes) -> ssl.SSLContext:
