@@ -38,7 +38,7 @@ def test_the_lower_ratio_is_the_figure() -> None:
             "pykmip_get": [phase(100)],
         }
     )
-    assert (found["encrypt_per_s"], found["pykmip_encrypt_per_s"]) == (500, 100)
+    assert (found["encrypt_per_s"], found["pykmip_encrypt_per_s"]) == (900, 100), "the best round of each"
     assert (found["encrypt_ratio"], found["get_ratio"], found["pykmip_ratio"]) == (9, 8, 8)
 
 

@@ -87,9 +87,9 @@ class TlsStream(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Raises OSError."""
         left = memoryview(data)
-        while left:
-            left = left[self.tls.write(left) :]
-        self._flush()
+        while left:  # a record at a time: OpenSSL's buffer never shrinks again
+            left = left[self.tls.write(left[:RECORD_BYTES]) :]
+            self._flush()
 
     async def drained(self) -> None:
         """Until the peer has taken nearly everything.  Raises ConnectionError."""

@@ -111,8 +111,7 @@ class Fields:
 
     def one(self, tag: Tag) -> Item | None:
         """The one field of a tag, if there is one, of its type and within limits."""
-        item = self.raw(tag)
-        return None if item is None else checked(item)
+        return checked(item) if tag in self._left and (item := self.raw(tag)) is not None else None
 
     def need(self, tag: Tag) -> Item:
         item = self.one(tag)
@@ -164,6 +163,11 @@ class Fields:
         found = tuple(item for same in self._left.values() for item in same)
         self._left = {}
         return found
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether everything has been read."""
+        return not self._left
 
     def done(self) -> None:
         for tag in self._left:

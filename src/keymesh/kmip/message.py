@@ -66,9 +66,11 @@ def read(message: Item) -> Request:
         most = header.number(Tag.MaximumResponseSize)
         if most is not None and most < 0:
             raise bad_message("MaximumResponseSize: 0 or more")
-        _header_rest(header)
-        username = _credential(header.inside(Tag.Authentication))
-        header.done()
+        username = None
+        if not header.is_empty:
+            _header_rest(header)
+            username = _credential(header.inside(Tag.Authentication))
+            header.done()
         items = fields.many(Tag.BatchItem)
         fields.done()
         if not 1 <= len(items) <= KMIP_BATCH_MAX:

@@ -31,12 +31,22 @@ def parameters_of(held: ManagedObject | None, said: Item | None, version: Versio
     item = said
     if item is None and held is not None:
         item = held.value(Tag.CryptographicParameters)
-    return Parameters() if item is None else _read(item, version)
+    if item is None:
+        return Parameters()
+    if isinstance(item.value, tuple) and all(isinstance(child.value, int) for child in item.value):
+        return _known(item, version)
+    return _read(item, version)
 
 
 @lru_cache(maxsize=256)
+def _known(item: Item, version: Version) -> Parameters:
+    """Clients ask with few different ones, again and again.  Only numbers are kept here: of bytes, half a megabyte
+    might come.
+    """
+    return _read(item, version)
+
+
 def _read(item: Item, version: Version) -> Parameters:
-    """Clients ask with few different ones, again and again.  There is nothing secret in them."""
     fields = Fields(valid(item, version))
     return Parameters(
         fields.word(Tag.BlockCipherMode, BlockCipherMode),

@@ -22,17 +22,22 @@ ANSWER_S = 60.0
 
 @dataclass(frozen=True)
 class Served:
-    """``identity_file``: the client's key and certificate; ``name``: what a Credential has to say."""
+    """``identity_file``: the client's key and certificate; ``name``: what a Credential has to say.
+
+    ``says_host``: whether the server's certificate says the host's name.
+    """
 
     host: str
     port: int
     identity_file: Path
     ca_file: Path
     name: str
+    says_host: bool = True
 
     def context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=str(self.ca_file))
         context.load_cert_chain(self.identity_file)
+        context.check_hostname = self.says_host
         return context
 
     def connected(self) -> ssl.SSLSocket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -169,6 +170,91 @@ async def test_one_byte_now_and_then_is_not_enough(bed: Bed) -> None:
             break
     assert await peer.ended() == b""
     assert bed.asked == []
+
+
+async def test_who_dribbles_is_ended_at_the_deadline_of_the_whole_request_and_others_are_served(bed: Bed) -> None:
+    await bed.start(Limits(idle_s=60.0, request_s=1.0))
+    slow, other = await bed.connect(), await bed.connect()
+    began = asyncio.get_running_loop().time()
+    served = 0
+    for byte in message(b"x" * 4_000):
+        slow.send(bytes((byte,)))  # never silent for long: only a deadline for the whole ends it
+        other.send(message(b""))
+        await other.got(message(b"") + b"client")
+        served += 1
+        await asyncio.sleep(0.02)
+        if slow.reader.at_eof():
+            break
+    assert await slow.ended() == b""
+    assert asyncio.get_running_loop().time() - began >= 1.0
+    assert bed.asked == [message(b"")] * served
+
+
+async def test_who_takes_no_answers_is_read_no_further_and_ended(bed: Bed) -> None:
+    await bed.start(Limits(answer_s=1.0))
+    greedy, other = await bed.connect(), await bed.connect()
+    greedy.writer.transport.pause_reading()  # type: ignore[attr-defined]
+    large = message(bytes(1_000_000))
+    for _ in range(40):
+        greedy.send(large)
+    await until(lambda: bed.connections == 1)
+    assert len(bed.asked) < 40
+    other.send(message(b""))
+    await other.got(message(b"") + b"client")
+
+
+async def test_who_asks_faster_than_answers_are_made_waits(bed: Bed) -> None:
+    await bed.start()
+    peer = await bed.connect()
+    bed.going_on.clear()
+    for _ in range(4_000):
+        peer.send(message(bytes(4_000)))
+    await until(lambda: len(bed.asked) == 1)
+    await asyncio.sleep(0.2)
+    assert peer.writer.transport.get_write_buffer_size() > 1_000_000, "what is not read stays with the peer"
+    bed.going_on.set()
+    for _ in range(20):
+        await peer.got(message(bytes(4_000)) + b"client")
+
+
+async def test_who_says_that_no_more_will_come_still_gets_the_answers(bed: Bed) -> None:
+    await bed.start()
+    raw = socket.create_connection(("127.0.0.1", bed.port))
+    context = bed.context()
+
+    def work() -> bytes:
+        with context.wrap_socket(raw, server_hostname="127.0.0.1") as peer:
+            peer.sendall(message(b"1") + message(b"2"))
+            socket.socket.shutdown(peer, socket.SHUT_WR)
+            got = b""
+            while more := peer.recv(1_024):
+                got += more
+            return got
+
+    assert await asyncio.to_thread(work) == message(b"1") + b"client" + message(b"2") + b"client"
+
+
+async def test_renegotiation_is_refused_and_disturbs_nobody(bed: Bed) -> None:
+    await bed.start()
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("no openssl command")
+    bed.context()  # writes client.pem
+    (bed.directory / "ca.pem").write_bytes(bed.ca.pem)
+    words = ["s_client", "-connect", f"127.0.0.1:{bed.port}", "-tls1_2", "-CAfile", str(bed.directory / "ca.pem")]
+    words += ["-cert", str(bed.directory / "client.pem"), "-key", str(bed.directory / "client.pem")]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(program, *words, stdin=pipe, stdout=pipe, stderr=pipe)
+    assert process.stdin is not None and process.stdout is not None
+    async with asyncio.timeout(WAIT_S):
+        await process.stdout.readuntil(b"Verify return code: 0 (ok)")
+        process.stdin.write(b"R\n")
+        _, told = await process.communicate()
+    assert b"no renegotiation" in told
+    assert bed.asked == []
+    peer = await bed.connect()
+    peer.send(message(b""))
+    await peer.got(message(b"") + b"client")
 
 
 async def test_a_handshake_that_is_never_finished_is_ended_and_counts(bed: Bed) -> None:

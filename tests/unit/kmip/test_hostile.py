@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keymesh.kmip.enums import CredentialType, Operation, ResultReason, ResultStatus
+from keymesh.kmip.enums import CredentialType, CryptographicUsageMask, Operation, ResultReason, ResultStatus
 from keymesh.kmip.faults import VERSIONS, Version
 from keymesh.kmip.items import make, struct
 from keymesh.kmip.tables import TYPE_OF
@@ -337,3 +337,34 @@ async def test_any_damage_is_answered(data: st.DataObject) -> None:
 @given(st.binary(max_size=200))
 async def test_any_bytes_are_answered(raw: bytes) -> None:
     parsed(await Lab().engine.handle(raw, ALICE))
+
+
+@pytest.mark.parametrize(
+    ("mask", "refused"), [(0, False), (sum(CryptographicUsageMask), False), (2**31 - 1, True), (-1, True)]
+)
+async def test_usage_masks_of_no_bits_all_bits_and_bits_of_nobody(mask: int, refused: bool) -> None:
+    lab = Lab()
+    made = await lab.ask(Operation.Create, *new_key(*aes(mask), make(Tag.ActivationDate, NOW_S)))
+    assert made.reason is (ResultReason.InvalidField if refused else None)
+    if mask == 0:
+        for operation in (Operation.Encrypt, Operation.Decrypt, Operation.MAC):
+            answer = await lab.do(operation, made.uid, make(Tag.Data, bytes(16)))
+            assert answer.reason is ResultReason.IncompatibleCryptographicUsageMask
+
+
+@pytest.mark.parametrize("number", [0, -1, 2**63, -(2**63), 2**4_000])
+async def test_a_big_integer_is_no_number_of_another_type_and_comes_back_as_it_was(number: int) -> None:
+    lab = Lab()
+    length = Item(Tag.CryptographicLength, ItemType.BIG_INTEGER, number)
+    assert (await lab.ask(Operation.Create, *new_key(*aes()[:1], length, *aes()[2:]))).reason is (
+        ResultReason.InvalidDataType
+    )
+    brought = struct(
+        Tag.Attribute,
+        make(Tag.VendorIdentification, "x"),
+        make(Tag.AttributeName, "n"),
+        Item(Tag.AttributeValue, ItemType.BIG_INTEGER, number),
+    )
+    uid = await lab.key(brought)
+    shown = (await lab.do(Operation.GetAttributes, uid)).all(Tag.AttributeValue)
+    assert shown == [Item(Tag.AttributeValue, ItemType.BIG_INTEGER, number)]

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.cmac import CMAC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from keymesh.kmip import uses as uses_module
 from keymesh.kmip.enums import CryptographicUsageMask as Mask
 from keymesh.kmip.enums import (
     Operation,
@@ -33,7 +34,7 @@ KEY = bytes(range(32))
 DATA = bytes(range(100, 148))
 
 
-def params(**fields: int) -> Item:
+def params(**fields: int | bytes) -> Item:
     return struct(Tag.CryptographicParameters, *(make(Tag[name], value) for name, value in fields.items()))
 
 
@@ -187,6 +188,16 @@ async def test_parameters_that_are_not_served(
     lab = Lab()
     uid = await key(lab)
     assert (await lab.do(Operation.Encrypt, uid, *asked, *more, data())).reason is told
+
+
+async def test_parameters_that_hold_bytes_are_remembered_nowhere() -> None:
+    lab = Lab()
+    uid = await key(lab)
+    before = uses_module._known.cache_info().currsize
+    for at in range(3):
+        large = params(BlockCipherMode=BlockCipherMode.ECB, PSource=bytes((at,)) * 10_000)
+        assert (await lab.do(Operation.Encrypt, uid, large, data(bytes(16)))).status is ResultStatus.Success
+    assert uses_module._known.cache_info().currsize == before
 
 
 @pytest.mark.parametrize(
