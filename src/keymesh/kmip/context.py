@@ -9,7 +9,7 @@ from typing import Final
 from keymesh.kmip.enums import Operation, ResultReason, UniqueIdentifierEnumeration
 from keymesh.kmip.faults import Fault, Version, not_found
 from keymesh.kmip.items import Fields, checked, text_of, word_of
-from keymesh.kmip.objects import ManagedObject, at, state_at
+from keymesh.kmip.objects import ManagedObject, in_state, state_at
 from keymesh.kmip.ports import Caller, Chance, Gate, Journal, Sealer, SecondClock, Store
 from keymesh.kmip.states import may
 from keymesh.kmip.streams import Streams
@@ -73,8 +73,9 @@ class Context:
         if held is None:
             raise not_found()
         await self.world.gate.admit(self.caller, operation, held)
-        may(state_at(held, self.now_s), operation)
-        return at(held, self.now_s)
+        state = state_at(held, self.now_s)
+        may(state, operation)
+        return in_state(held, state)
 
     def _uid(self, item: Item | None) -> str:
         if item is None:

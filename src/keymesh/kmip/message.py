@@ -92,6 +92,7 @@ def nearest(asked: Version) -> Version:
     return same[0] if same else (VERSIONS[0] if asked > VERSIONS[0] else VERSIONS[-1])
 
 
+@lru_cache(maxsize=64)
 def _version(item: Item) -> Version:
     fields = Fields(item)
     major, minor = fields.need(Tag.ProtocolVersionMajor), fields.need(Tag.ProtocolVersionMinor)

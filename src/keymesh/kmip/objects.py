@@ -48,19 +48,24 @@ class ManagedObject:
     subtype: int | None = None  # SecretDataType or OpaqueDataType
     wrapping: Item | None = None  # KeyWrappingData of a key that was registered wrapped; its bytes are wrapped ones
     version: int = 0
+    _first: dict[int, Item] = field(init=False, repr=False, compare=False)
+    """The first value of each attribute, by its tag: rules ask for a dozen in each request."""
+
+    def __post_init__(self) -> None:
+        first: dict[int, Item] = {}
+        for each in self.attributes:
+            first.setdefault(each.item.tag, each.item)
+        object.__setattr__(self, "_first", first)
 
     def values(self, tag: Tag) -> Iterator[Item]:
         return (each.item for each in self.attributes if each.item.tag == tag)
 
     def value(self, tag: Tag) -> Item | None:
-        for each in self.attributes:
-            if each.item.tag == tag:
-                return each.item
-        return None
+        return self._first.get(tag)
 
     def number(self, tag: Tag) -> int | None:
         """Of an attribute that is a number or an instant."""
-        item = self.value(tag)
+        item = self._first.get(tag)
         return item.value if item is not None and isinstance(item.value, int) else None
 
     def names(self) -> tuple[str, ...]:
@@ -94,7 +99,11 @@ def state_at(held: ManagedObject, now_s: int) -> State:
 
 def at(held: ManagedObject, now_s: int) -> ManagedObject:
     """The object with the state that it has at an instant."""
-    state = state_at(held, now_s)
+    return in_state(held, state_at(held, now_s))
+
+
+def in_state(held: ManagedObject, state: State) -> ManagedObject:
+    """The object with that state among its attributes."""
     return held if held.number(Tag.State) == state else held.with_(make(Tag.State, state))
 
 

@@ -244,21 +244,22 @@ def _octets(kind: ItemType, value: bytes, at: int) -> int | str:
 def _written(item: Item, at: int) -> bytes:
     """The bytes of an item that is no structure."""
     kind, value = item.type, item.value
-    if isinstance(value, str) and kind is ItemType.TEXT_STRING:
+    whole = _WHOLE.get(kind)
+    if whole is not None:
+        if not isinstance(value, int) or isinstance(value, bool) is not (kind is ItemType.BOOLEAN):
+            raise _bad(at, f"not a value of {kind.name.lower()}")
+        try:
+            return whole.pack(item.tag << 8 | kind, _FIXED[kind], value)
+        except struct.error as bad:
+            raise _bad(at, f"{kind.name.lower()} has {_FIXED[kind]} bytes") from bad
+    if isinstance(value, bytes) and kind is ItemType.BYTE_STRING:
+        octets = value
+    elif isinstance(value, str) and kind is ItemType.TEXT_STRING:
         try:
             octets = value.encode("utf-8")
         except UnicodeEncodeError as bad:
             raise _bad(at, "a text string is UTF-8") from bad
-    elif isinstance(value, bytes) and kind is ItemType.BYTE_STRING:
-        octets = value
-    elif isinstance(value, int) and isinstance(value, bool) == (kind is ItemType.BOOLEAN):
-        if kind in _WHOLE:
-            try:
-                return _WHOLE[kind].pack(item.tag << 8 | kind, _FIXED[kind], value)
-            except struct.error as bad:
-                raise _bad(at, f"{kind.name.lower()} has {_FIXED[kind]} bytes") from bad
-        if kind is not ItemType.BIG_INTEGER:
-            raise _bad(at, f"not a value of {kind.name.lower()}")
+    elif isinstance(value, int) and not isinstance(value, bool) and kind is ItemType.BIG_INTEGER:
         octets = value.to_bytes(_big_bytes(value), "big", signed=True)
     else:
         raise _bad(at, f"not a value of {kind.name.lower()}")
