@@ -5,6 +5,7 @@ The test speaks as a Core of the tenant's other region does, with that Core's ow
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.integration.mesh.live import EU, FILES, HOME, OTHER, PATIENCE_S, US, LiveMesh, until
+from tests.integration.mesh.live import EU, FILES, HOME, OTHER, PATIENCE_S, US, LiveMesh, keymesh, until
 from tests.integration.mesh.test_secrets import files_under, finds, spellings
 
 from keymesh.access.identity import CoreIdentity
@@ -108,6 +109,14 @@ async def test_an_object_reaches_the_other_region_and_has_one_writer(mesh: LiveM
     assert shown["code"] == "ok" and shown["tenants"][US]["objects"] >= 1
     assert 0 <= shown["tenants"][US]["behind_ms"][home] < RPO_S * 1_000
     assert shown["forks"] == shown["damaged"] == shown["unreadable"] == 0
+    assert (await mesh.cli("region", "show", far))["objects"]["tenants"][US]["objects"] >= 1
+    table = await asyncio.to_thread(keymesh, "region", "show", far, "--dir", mesh.layout.root)
+    assert "KMIP objects" in table.stdout and "may be behind" in table.stdout, table
+    async with linked(mesh, home, far) as there:
+        _, metrics = await there.request("GET", "/metrics")
+    held = [line for line in metrics.decode().splitlines() if line.startswith("keymesh_core_objects")]
+    assert any(line.startswith(f'keymesh_core_objects_lag_seconds{{region="{home}",tenant="{US}"}}') for line in held)
+    assert 'keymesh_core_objects_faults{what="forks"} 0.0' in held
 
 
 async def test_no_region_outside_is_told_anything(mesh: LiveMesh) -> None:
