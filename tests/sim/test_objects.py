@@ -42,7 +42,7 @@ from keymesh.orbital.objects import SealedObject, Verdict, object_to_bytes
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 6
+SEEDS, SOAK_SEEDS = 6, 300
 REACHED = (
     "crash", "cut", "repeated", "purged", "create-done", "create-no-peer", "create-destroyed", "change-own-done",
     "change-far-done", "change-far-writer-away", "change-far-version-conflict",
@@ -55,9 +55,9 @@ def run(directory: Path, seed: int) -> Counter[str]:
     return run_virtually(lambda: run_seed(where, seed)).sometimes
 
 
-def test_seeds_hold_and_reach_what_replication_is_about(tmp_path: Path) -> None:
+def test_seeds_hold_and_reach_what_replication_is_about(tmp_path: Path, soak: bool) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(SEEDS):
+    for seed in range(SOAK_SEEDS if soak else SEEDS):
         seen += run(tmp_path, seed)
     assert [name for name in REACHED if not seen[name]] == []
 
