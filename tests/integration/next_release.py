@@ -56,7 +56,10 @@ _CHANGES: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     ),
     "control/transition.py": (
         ('"region", "node", "restriction"})', '"region", "node", "restriction", "note"})'),
-        ('"wrapping", "key", "restriction"}', '"wrapping", "key", "restriction", "note"}'),
+        (
+            '        "key",\n        "restriction",\n    }',
+            '        "key",\n        "restriction",\n        "note",\n    }',
+        ),
     ),
     "access/admit.py": (
         ('    TENANT_LABELS = "tenant.labels"\n', '    TENANT_LABELS = "tenant.labels"\n    NOTE = "note"\n'),
