@@ -7,6 +7,7 @@ import errno
 import os
 import stat
 import tempfile
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -55,3 +56,16 @@ def _check_replaceable(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         raise FileExistsError(errno.EEXIST, "Not a regular file", str(path))
+
+
+def set_aside(path: Path, name: str) -> str:
+    """``path`` under ``name`` as well, so that it is never gone; what a damaged file has beside it moves."""
+    if not path.exists():
+        return ""
+    free = next(tried for n in count(1) if not path.with_name(tried := name if n == 1 else f"{name}.{n}").exists())
+    for suffix in ("-wal", "-shm"):
+        beside = path.with_name(path.name + suffix)
+        if beside.exists():
+            beside.rename(path.with_name(free + suffix))
+    path.with_name(free).hardlink_to(path)
+    return free

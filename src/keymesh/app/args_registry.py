@@ -47,6 +47,13 @@ def register(commands: Any) -> None:
         "--at-least", type=int, default=0, metavar="INDEX", help="refuse a backup that ends before this log index"
     )
     restore.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="REGION",
+        help="do not wait for what that region holds: it answers, and cannot hand it in",
+    )
+    restore.add_argument(
         "--config",
         action="append",
         default=[],

@@ -23,7 +23,7 @@ from keymesh.app.cli_errors import BadUsage
 from keymesh.app.config import RegistryConfig
 from keymesh.app.config_file import load_config
 from keymesh.app.config_of_plan import registry_config_of
-from keymesh.app.layout import Layout, registry_process, save_plan
+from keymesh.app.layout import Layout, MeshPlan, registry_process, save_plan
 from keymesh.app.restore_regions import Gathered, gather, highest_epoch
 from keymesh.app.restore_write import Written, check_lost, check_replicas, write
 from keymesh.app.signing_keys import load_signer
@@ -59,6 +59,7 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> tuple[dict[s
     """
     layout = client.layout
     replicas = replicas_of(client, args.config)
+    check_without(args.without, client.plan)
     await check_lost(replicas[0])
     log = backed_up(layout, replicas[0], args)
     epoch = max(log.epoch, await highest_epoch(client)) + 1
@@ -69,7 +70,7 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> tuple[dict[s
     try:
         if is_supervised:
             await _hold(layout, processes)
-        found = await gather(client, offer)
+        found = await gather(client, offer, without=args.without)
         check_heard(found, by_backup)
         now = Instant(_wall_ms())
         base = plan_base(log, offer=offer, words=found.words, handed=found.handed, now=now)
@@ -130,6 +131,13 @@ def replicas_of(client: AdminClient, files: list[str]) -> list[RegistryConfig]:
         raise Refused("foreign-mesh", f"the configuration is of mesh {found[0].mesh[:64]!r}", field="config")
     check_replicas(found)
     return found
+
+
+def check_without(regions: list[str], plan: MeshPlan) -> None:
+    """Raises Refused for one that is no region of this mesh."""
+    for region in regions:
+        if region not in plan.regions:
+            raise Refused("unknown-region", f"{region[:64]!r} is not in this mesh's plan", field="without")
 
 
 def backed_up(layout: Layout, registry: RegistryConfig, args: argparse.Namespace) -> Regrown:
@@ -207,7 +215,12 @@ def refusal_of(log: Regrown, offer: EpochOffer) -> Refused | None:
 
 
 def check_heard(found: Gathered, by_backup: Refused | None) -> None:
-    """Somebody took the officers' word: a region by those that it knows, or the backup by its own.  Raises Refused."""
+    """Somebody took the officers' word: a region by those that it knows, or the backup by its own; and who answers has
+    given all.  Raises Refused, Unavailable."""
+    if found.incomplete:
+        names = ", ".join(sorted(found.incomplete))
+        hint = "repeat, or leave it out by --without REGION"
+        raise Unavailable("incomplete", f"{names} did not hand in all that it holds: {hint}")
     if found.handed:
         return
     if by_backup is not None:

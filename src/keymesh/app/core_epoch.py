@@ -20,8 +20,9 @@ from keymesh.app.backup_domain import STATES_CODEC
 from keymesh.app.layout import ASSIGNED
 from keymesh.control import trust, voter, voter_epoch
 from keymesh.control.commit import voters_of
+from keymesh.control.entry import SignedEntry
 from keymesh.control.kinds import KINDS, OPEN_EPOCH
-from keymesh.control.messages import EpochOffer
+from keymesh.control.messages import EpochOffer, Sealed
 from keymesh.control.voter_state import EpochReply
 from keymesh.crypto.dsse import envelope_to_json
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
@@ -44,12 +45,23 @@ class HandInBody(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     after: int = 0
 
 
-class HandInAnswer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """``states``: as applied, and tails of earlier epochs; ``entries``: DSSE envelopes in seq order; both base64."""
+class StoreAnswer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """``stored``: the voter's word, null where the region has none or refused.  ``namespaces``: what it can hand in."""
+
+    region: str
+    stored: Sealed | None
+    refused: str
+    namespaces: tuple[str, ...] = ()
+
+
+class HandInAnswer(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
+    """``states``: as applied, and tails of earlier epochs; ``entries``: DSSE envelopes in seq order; both base64.
+    ``unread``: why recorded entries are not among them."""
 
     states: tuple[str, ...]
     entries: tuple[str, ...]
     more: bool
+    unread: str = ""
 
 
 class EpochDoor:
@@ -79,18 +91,19 @@ class EpochDoor:
         """What this region's voter says once it has stored the epoch; ``stored`` is null where it is none."""
         offer = request.json(EpochOffer)
         officers = self._officers(offer)
-        shown: dict[str, Any] = {"region": self._core.region, "stored": None, "refused": ""}
+        stored, refused, held = None, "", set[str]()
         if self._is_voter():
             answer = await self.ask(lambda token: voter.EpochOffered(token, offer, officers))
-            shown |= {"stored": answer.stored, "refused": answer.refused}
+            stored, refused = answer.stored, answer.refused
         elif not self._is_signed(offer):
-            shown["refused"] = "not-signed"
-        if not shown["refused"]:
+            refused = "not-signed"
+        if not refused:
             state = self._core.shell.state
             tenants = {name for name, holding in state.tenants.items() if holding.applied is not None}
             held = tenants | {MESH_NAMESPACE} | {name for name, _ in state.tails}
-            shown["namespaces"] = sorted(held)
-        return json_response(shown)
+        return json_response(
+            StoreAnswer(region=self._core.region, stored=stored, refused=refused, namespaces=tuple(sorted(held)))
+        )
 
     async def ask(self, make: Callable[[str], object]) -> EpochReply:
         """The voter's answer to the event that ``make`` makes of a token.  Raises Unavailable where it is late."""
@@ -129,15 +142,23 @@ class EpochDoor:
         namespace = body.namespace
         if namespace != MESH_NAMESPACE:
             check_tenant(namespace)
-        rows = self._core.history.store.read(namespace, after=max(0, body.after), most=PAGE_ENTRIES)
+        rows, unread = self._recorded(namespace, max(0, body.after))
         states = self._states(namespace) if body.after <= 0 else []
         return json_response(
             HandInAnswer(
                 states=tuple(_text(STATES_CODEC.encode(state)) for state in states),
                 entries=tuple(_text(envelope_to_json(signed.envelope)) for _, signed in rows),
-                more=len(rows) == PAGE_ENTRIES,
+                more=len(rows) >= PAGE_ENTRIES,
+                unread=unread,
             )
         )
+
+    def _recorded(self, namespace: str, after: int) -> tuple[list[tuple[int, SignedEntry]], str]:
+        """Entries, or why there are none: states are handed in all the same."""
+        try:
+            return self._core.history.store.read(namespace, after=after, most=PAGE_ENTRIES), ""
+        except KeymeshError as bad:
+            return [], bad.code
 
     def _states(self, namespace: str) -> list[Any]:
         state = self._core.shell.state

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import Struct
 
 from keymesh.access.admit import Action, admit
+from keymesh.adapters.files import set_aside
 from keymesh.adapters.http_messages import Request, Response, Route, json_response
 from keymesh.adapters.sqlite_history import SqliteHistory
 from keymesh.app.layout import ASSIGNED
@@ -56,7 +57,7 @@ class CoreHistory:
 
     def __init__(self, core: CoreProcess, ask: Callable[[str, dict[str, str]], Any]) -> None:
         self._core, self._ask = core, ask
-        self.store = SqliteHistory(Path(core.directory) / FILE)
+        self.store = open_history(Path(core.directory) / FILE)
         self._dirty: dict[str, list[SignedEntry]] = {}
         self._passed = 0
         self._wake = asyncio.Event()
@@ -128,11 +129,13 @@ class CoreHistory:
             with _told(namespace):
                 head = self._head(namespace)
                 due = None if head is None else history.plan(self.store.last(namespace), passed, head)
-                if due is not None and due.has_gap:
+                if (due is not None and due.has_gap) or (
+                    due is not None and history.is_fork(due.last, due.run[0], due.run[-1])
+                ):
                     gaps[namespace] = due
                 elif due is not None:
                     history.check_chain(due.last, due.run, due.run[-1])
-                    ready += due.run
+                    ready += self.store.lacks(due.run) if due.is_beside else due.run
         if ready:
             with _told(*dirty):
                 self.store.append(ready)
@@ -140,9 +143,12 @@ class CoreHistory:
 
     async def _fetched(self, namespace: str, due: Due) -> list[SignedEntry]:
         """All that is due, checked as a whole."""
+        head = due.run[-1]
         found = [*await self._fetch(namespace, due.first, due.run[0].entry.seq - 1), *due.run]
-        history.check_chain(due.last, found, due.run[-1])
-        return found
+        if history.is_fork(due.last, found[0], head):
+            found = [*await self._fetch(namespace, history.missing(None, head), due.first - 1), *found]
+        history.check_chain(due.last, found, head)
+        return self.store.lacks(found)
 
     async def _fetch(self, namespace: str, first: int, to: int) -> list[SignedEntry]:
         """Seq ``first`` to ``to``."""
@@ -158,6 +164,17 @@ class CoreHistory:
             found += [parse_entry(envelope_from_json(base64.b64decode(one))) for one in page]
             after = found[-1].entry.seq
         return found
+
+
+def open_history(path: Path) -> SqliteHistory:
+    """A damaged file is set aside: it is evidence that is lost here, and no lease.  Raises Unavailable."""
+    try:
+        return SqliteHistory(path)
+    except Integrity as bad:
+        name = set_aside(path, f"{path.name}.damaged")
+        log.error("history is damaged, and begun anew", extra={"fields": {"kept": name, "reason": bad.message}})
+        path.unlink(missing_ok=True)
+        return SqliteHistory(path)
 
 
 @contextmanager

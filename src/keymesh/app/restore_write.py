@@ -11,12 +11,12 @@ import re
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Final
 
 from msgspec.structs import replace
 
+from keymesh.adapters.files import set_aside
 from keymesh.adapters.sql_projection import SqlProjection
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
@@ -124,18 +124,18 @@ async def write(replicas: Sequence[RegistryConfig], base: Base) -> Written:
         made = Path(first.data_dir) / "log.db.restored"
         _unlink(made)
         await _fill(SqliteControlLog(made, mesh=first.mesh), base)
-        set_aside = {first.node: _write_records(first, kept[first.node], base)}
+        records = {first.node: _write_records(first, kept[first.node], base)}
         path = Path(first.data_dir) / "log.db"
-        log_set_aside = _set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
+        log_set_aside = set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
         made.replace(path)
         _unlink(made)
-        return Written(set_aside, log_set_aside=log_set_aside)
+        return Written(records, log_set_aside=log_set_aside)
     assert first.log is not None
     prefix = prefix_of(first.log.prefix, base.epoch)
     log = replace(first.log, prefix=prefix)
     await _fill(make_log(log, mesh=first.mesh, directory=Path(first.data_dir), may_found=True), base)
-    set_aside = {one.node: _write_records(one, kept[one.node], base) for one in replicas}
-    return Written(set_aside, prefix)
+    records = {one.node: _write_records(one, kept[one.node], base) for one in replicas}
+    return Written(records, prefix)
 
 
 def prefix_of(prefix: str, epoch: int) -> str:
@@ -167,9 +167,9 @@ def _write_records(config: RegistryConfig, kept: dict[str, AnyRecord], base: Bas
     finally:
         records.close()
     _forget_projection(config)
-    set_aside = _set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
+    aside = set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
     made.replace(path)
-    return set_aside
+    return aside
 
 
 def _forget_projection(config: RegistryConfig) -> None:
@@ -197,19 +197,6 @@ def old_records(path: Path, hashes: set[Digest]) -> dict[str, AnyRecord]:
             records.close()
     except (Integrity, Refused):
         return {}
-
-
-def _set_aside(path: Path, name: str) -> str:
-    """``path`` under ``name`` as well, so that it is never gone; what a damaged file has beside it moves."""
-    if not path.exists():
-        return ""
-    free = next(tried for n in count(1) if not path.with_name(tried := name if n == 1 else f"{name}.{n}").exists())
-    for suffix in ("-wal", "-shm"):
-        beside = path.with_name(path.name + suffix)
-        if beside.exists():
-            beside.rename(path.with_name(free + suffix))
-    path.with_name(free).hardlink_to(path)
-    return free
 
 
 def _unlink(path: Path) -> None:

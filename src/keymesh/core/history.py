@@ -24,12 +24,25 @@ class Place(Struct, frozen=True):
 
     seq: int
     hash: str
+    epoch: int
 
 
 def missing(last: Place | None, head: SignedEntry) -> int:
-    """The first seq to fetch; above the head's where there is nothing."""
-    first = 1 if last is None else last.seq + 1
+    """The first seq to fetch; above the head's where there is nothing.
+
+    A head of a later epoch may be on another branch than the record: where it is not above the record, everything is.
+    """
+    other = last is None or (head.entry.epoch > last.epoch and head.entry.seq <= last.seq)
+    first = 1 if last is None or other else last.seq + 1
     return max(first, head.entry.seq - GAP_MAX + 1)
+
+
+def is_fork(last: Place | None, first: SignedEntry, head: SignedEntry) -> bool:
+    """Whether ``first``, right behind the record, follows another entry than the recorded one, in a later epoch: the
+    branch of ``head`` is then to be recorded beside it, from its beginning."""
+    if last is None or head.entry.epoch <= last.epoch:
+        return False
+    return first.entry.seq == last.seq + 1 and first.entry.prev != last.hash
 
 
 class Due(Struct, frozen=True):
@@ -42,6 +55,11 @@ class Due(Struct, frozen=True):
     @property
     def has_gap(self) -> bool:
         return self.first < self.run[0].entry.seq
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether it begins where something is recorded already: another branch, of which some may be the same."""
+        return self.last is not None and self.first <= self.last.seq
 
 
 def plan(last: Place | None, passed: Sequence[SignedEntry], head: SignedEntry) -> Due | None:
@@ -66,7 +84,7 @@ def plan(last: Place | None, passed: Sequence[SignedEntry], head: SignedEntry) -
 def check_chain(last: Place | None, fetched: Sequence[SignedEntry], head: SignedEntry) -> None:
     """``fetched`` may be recorded behind ``last``: 1. it ends with the applied head; 2. it is of that namespace, one
     seq after the other; 3. each names its predecessor's hash; 4. the first names ``last``, where that comes right
-    before it.  Raises Integrity."""
+    before it, and is not before it, but in a later epoch, which may go on from an earlier place.  Raises Integrity."""
     if not fetched or fetched[-1].hash != head.hash:
         raise Integrity("history-head", "the entries do not end with the applied one", field="entries")
     for earlier, later in pairwise(fetched):
@@ -75,5 +93,7 @@ def check_chain(last: Place | None, fetched: Sequence[SignedEntry], head: Signed
     if any(one.entry.namespace != head.entry.namespace for one in fetched):
         raise Integrity("history-chain", "entries of another namespace", field="namespace")
     first = fetched[0].entry
-    if last is not None and (first.seq <= last.seq or (first.seq == last.seq + 1 and first.prev != last.hash)):
+    if last is None or (first.seq <= last.seq and head.entry.epoch > last.epoch):
+        return
+    if first.seq <= last.seq or (first.seq == last.seq + 1 and first.prev != last.hash):
         raise Integrity("history-chain", f"seq {first.seq} does not follow what is recorded", field="prev")

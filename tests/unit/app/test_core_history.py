@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tests.unit.control.world import Mesh
+from tests.unit.core.test_history import branch
 
 from keymesh.app import core_history
 from keymesh.app.core_history import CoreHistory
@@ -118,3 +119,33 @@ def test_heads_that_wait_are_bounded_and_what_comes_beyond_is_fetched(tmp_path: 
     assert sum(len(heads) for heads in region.history._dirty.values()) == 2
     region.record()
     assert (region.seqs("acme"), region.asked) == ([1, 2, 3, 4, 5], [("0", "4")])
+
+
+def test_a_damaged_file_is_kept_and_the_region_starts(tmp_path: Path) -> None:
+    (tmp_path / "history.db").write_bytes(b"no database" * 500)
+    region = Region(tmp_path)
+    assert (tmp_path / "history.db.damaged").read_bytes() == b"no database" * 500
+    region.apply(region.acme[-1])
+    region.record()
+    assert region.seqs("acme") == [1, 2, 3, 4, 5]
+    region.history.store.close()
+    again = Region(tmp_path)
+    assert again.seqs("acme") == [1, 2, 3, 4, 5]
+
+
+def test_a_branch_of_a_later_epoch_is_fetched_from_its_beginning(tmp_path: Path) -> None:
+    region = Region(tmp_path)
+    old = region.acme
+    region.apply(old[-1])
+    region.record()
+    region.acme = branch(3, 6)  # the seq right behind the record follows another entry
+    region.apply(region.acme[-1])
+    region.record()
+    assert {e.hash for _, e in region.history.store.read("acme", after=0, most=99)} == {
+        e.hash for e in (*old, *region.acme)
+    }
+    region.acme = branch(2, 4, epoch=3)  # and one that is shorter than what is recorded
+    region.apply(region.acme[-1])
+    region.record()
+    last = region.history.store.last("acme")
+    assert last is not None and (last.epoch, last.hash) == (3, region.acme[-1].hash)

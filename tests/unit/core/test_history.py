@@ -5,12 +5,15 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from keymesh.adapters.sqlite_history import SqliteHistory
+from keymesh.control import build
 from keymesh.control.entry import SignedEntry
 from keymesh.core import history
 from keymesh.core.history import GAP_MAX, Place
+from keymesh.crypto.dsse import envelope_to_json
 from keymesh.model.errors import Integrity, Unavailable
 from keymesh.model.ids import Digest
 from tests.unit.control.world import Mesh
@@ -28,7 +31,7 @@ def entries() -> list[SignedEntry]:
 
 
 def place(signed: SignedEntry) -> Place:
-    return Place(signed.entry.seq, signed.hash)
+    return Place(signed.entry.seq, signed.hash, signed.entry.epoch)
 
 
 def test_what_is_missing_begins_behind_the_last_record_and_is_not_without_end(entries: list[SignedEntry]) -> None:
@@ -92,7 +95,7 @@ def test_what_does_not_fit_is_refused(entries: list[SignedEntry]) -> None:
         "twice": (None, [entries[0], *entries]),
         "a stranger in front": (None, [other, *entries[1:]]),
         "recorded already": (place(entries[2]), entries[2:]),
-        "another past": (Place(2, "0" * 64), entries[2:]),
+        "another past": (Place(2, "0" * 64, 1), entries[2:]),
     }
     for how, (last, fetched) in cases.items():
         with pytest.raises(Integrity):
@@ -148,3 +151,85 @@ def test_a_damaged_file_is_an_integrity_error(tmp_path: Path) -> None:
         SqliteHistory(file)
     with pytest.raises(sqlite3.DatabaseError):
         sqlite3.connect(file).execute("SELECT * FROM sqlite_master")
+
+
+# --- a later epoch, on another branch ---------------------------------------------------------------------------------
+
+
+def branch(from_seq: int, length: int, epoch: int = 2) -> list[SignedEntry]:
+    """A chain that leaves the first epoch's after ``from_seq`` entries and goes on to ``length``."""
+    world = Mesh()
+    found = [world.tenant().head]
+    for version in range(1, length):
+        state = world.service(version=version)
+        found.append(state.head)
+    kept = found[:from_seq]
+    for old in found[from_seq:]:
+        entry = msgspec.structs.replace(old.entry, epoch=epoch, prev=Digest(kept[-1].hash), command_id=f"b{epoch}")
+        kept.append(build.sign_entry(entry, world.registry))
+    return kept
+
+
+@pytest.mark.parametrize("length", [3, 4, 5, 6, 9])
+def test_the_branch_of_a_later_epoch_is_recorded_beside_the_old_one(
+    tmp_path: Path, entries: list[SignedEntry], length: int
+) -> None:
+    """However far it is by the time: below the record, at its height, right above, beyond."""
+    store = SqliteHistory(tmp_path / "h.db")
+    store.append(entries)
+    other = branch(2, length)
+    head = other[-1]
+    due = history.plan(store.last("acme"), [], head)
+    assert due is not None
+    found = other[due.first - 1 :]
+    if history.is_fork(due.last, found[0], head):
+        found = other[history.missing(None, head) - 1 :]
+    history.check_chain(due.last, found, head)
+    store.append(store.lacks(found))
+    assert store.last("acme") == place(head)
+    recorded = [e for _, e in store.read("acme", after=0, most=99)]
+    assert {e.hash for e in recorded} == {e.hash for e in (*entries, *other)}
+    assert history.plan(store.last("acme"), [], head) is None
+    pages: list[SignedEntry] = []
+    while page := store.read("acme", after=pages[-1].entry.seq if pages else 0, most=2):
+        pages += [e for _, e in page]
+    assert pages == recorded, "no page ends between two entries of one seq"
+
+
+def test_a_later_epoch_that_goes_on_from_the_record_is_no_branch(tmp_path: Path, entries: list[SignedEntry]) -> None:
+    after = branch(5, 7)
+    due = history.plan(place(entries[-1]), after[5:], after[-1])
+    assert due is not None and (due.first, due.has_gap, due.is_beside) == (6, False, False)
+    assert not history.is_fork(due.last, due.run[0], after[-1])
+    history.check_chain(due.last, due.run, after[-1])
+
+
+def test_a_branch_of_the_same_epoch_is_refused(entries: list[SignedEntry]) -> None:
+    same = branch(2, 9, epoch=1)
+    assert not history.is_fork(place(entries[-1]), same[5], same[-1])
+    with pytest.raises(Integrity):
+        history.check_chain(place(entries[-1]), same[5:], same[-1])
+    with pytest.raises(Integrity):
+        history.check_chain(place(entries[-1]), same, same[-1])
+
+
+def test_a_file_of_the_release_before_is_taken_over(tmp_path: Path, entries: list[SignedEntry]) -> None:
+    old = sqlite3.connect(tmp_path / "h.db")
+    old.execute(
+        "CREATE TABLE entries (place INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, seq INTEGER NOT NULL,"
+        " hash TEXT NOT NULL, envelope BLOB NOT NULL, UNIQUE (namespace, seq)) STRICT"
+    )
+    rows = [("acme", e.entry.seq, e.hash, envelope_to_json(e.envelope)) for e in entries]
+    old.executemany("INSERT INTO entries (namespace, seq, hash, envelope) VALUES (?, ?, ?, ?)", rows)
+    old.commit()
+    old.close()
+    for _ in range(2):
+        store = SqliteHistory(tmp_path / "h.db")
+        assert [e for _, e in store.read("acme", after=0, most=9)] == entries
+        assert store.last("acme") == place(entries[-1])
+        store.close()
+    newer = sqlite3.connect(tmp_path / "h.db")
+    newer.execute("PRAGMA user_version = 3")
+    newer.close()
+    with pytest.raises(Integrity):
+        SqliteHistory(tmp_path / "h.db")
