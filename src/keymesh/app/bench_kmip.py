@@ -37,7 +37,7 @@ from keymesh.kmip.tags import Tag
 from keymesh.kmip.ttlv import HEADER_BYTES, Item, decode, encode, message_bytes
 from keymesh.model.errors import ExitCode, Refused, Unavailable
 
-ROUNDS: Final = 10
+ROUNDS: Final = 20
 SHORT_S: Final = 10.0
 """A shorter run has one round: it shows that everything works, and measures little."""
 SECONDS_MAX: Final = 300.0
