@@ -28,7 +28,7 @@ from keymesh.kmip.context import World
 from keymesh.kmip.engine import Engine
 from keymesh.kmip.pace import SECOND_NS, Pace
 from keymesh.kmip.ports import Caller, Scope
-from keymesh.model.errors import KeymeshError
+from keymesh.model.errors import KeymeshError, Unavailable
 from keymesh.model.states import Operation
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class KmipDoor:
     # --- life ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Listen.  Raises OSError where the address can't be had."""
+        """Listen.  Raises Unavailable where the address can't be had."""
         config = self._config
         credentials = self._own or self._core.credentials
         tls = credentials.server_context(
@@ -93,7 +93,13 @@ class KmipDoor:
         limits = Limits(connections=config.connections, connections_of_one=config.connections_of_one)
         listener = Listener(self._handle, tls=tls, peer_of=self._caller, limits=limits)
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        await listener.open(socket.create_server((config.host, config.port), family=family, backlog=1_024))
+        try:
+            bound = socket.create_server((config.host, config.port), family=family, backlog=1_024)
+        except OSError as bad:
+            raise Unavailable(
+                "kmip-address", f"KMIP cannot listen on {config.host}:{config.port}: {bad.strerror}"
+            ) from bad
+        await listener.open(bound)
         self._listener = listener
 
     async def run(self) -> None:
@@ -117,6 +123,7 @@ class KmipDoor:
     def dropped(self, tenant: str | None) -> None:
         """Keys of ``tenant`` (None: of all) leave memory: so does every use in parts."""
         self._world.streams.keep(lambda caller: tenant is not None and caller.scope.tenant != tenant)
+        self.store.forget()
 
     def _renew(self) -> None:
         """Show the certificate that now lies in ``tls_file``, if one is named."""

@@ -87,8 +87,8 @@ class CoreGate:
 
     def still(self, caller: Caller) -> bool:
         """The client, its service and every key version that this request used may be served at this moment."""
-        uses = used.get() or set()
-        if self.why_not(caller, Operation.UNWRAP) or not self._keys.may_still(uses):
+        uses = used.get()
+        if uses is None or self.why_not(caller, Operation.UNWRAP) or not self._keys.may_still(uses):
             self._records.deny(caller.scope.tenant, caller.name, "restricted-meanwhile", "answer")
             return False
         return True

@@ -2,8 +2,8 @@
 
 Which versions may be used the machine says, at each use; ``used`` notes what one request opened or sealed with, so that
 the gate asks again right before its answer.  A name's tokens are made under the service's oldest and newest versions
-that live, and looked for under every one: two objects of one name meet in the store whatever was rotated in between,
-and an object whose own L3 is gone can't be opened either.
+that may be used, and looked for under every one: two objects of one name meet in the store whatever was rotated in
+between, and an object whose own L3 is gone can't be opened either.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from typing import TYPE_CHECKING, Final
 from keymesh.control.rows import KeyRow, l3_name
 from keymesh.core import context
 from keymesh.core.keyring import HeldKey
-from keymesh.core.views import LIVE_WORDS
 from keymesh.crypto.kid import kid_bytes
 from keymesh.kmip import sealed as form
 from keymesh.kmip.ports import Chance, Scope
-from keymesh.model.errors import Integrity, Refused, Unavailable
+from keymesh.model.errors import Integrity, Unavailable
 from keymesh.model.states import Operation
 
 if TYPE_CHECKING:
@@ -91,28 +90,34 @@ class ServiceKeys:
             uses.add(use)
 
     def _wrapping(self, kid: str) -> form.Wrapping:
-        held = self._held(kid)
+        held = self._core.keyring.need(kid)
         return form.Wrapping(held.cipher, kid_bytes(held.kid))
-
-    def _held(self, kid: str) -> HeldKey:
-        return self._core.keyring.need(kid)
 
     # --- names -----------------------------------------------------------------------------------------------------
 
     def tokens_to_find(self, scope: Scope, name: str) -> list[bytes]:
-        """One for each version of the service that is in memory."""
-        held = [self._core.keyring.get(row.kid) for _, row in self._versions(scope) if row.state in LIVE_WORDS]
-        found = [form.name_token(key.secret.reveal(), scope, name) for key in held if key is not None]
-        if not found:
-            raise Unavailable("not-loaded", "no key of the service is loaded here")
-        return found
+        """One for each version of the service that may be used now.
+
+        Raises Unavailable where one of them is not in memory: what is not found might be under it.
+        """
+        return [form.name_token(key.secret.reveal(), scope, name) for key in self._usable(scope)]
 
     def tokens_to_store(self, scope: Scope, names: tuple[str, ...]) -> tuple[bytes, ...]:
-        """Of the oldest version that lives and of the newest; a name given twice once.  Raises Unavailable."""
+        """Of the oldest version that may be used and of the newest; a name given twice once.  Raises Unavailable."""
         if not names:
             return ()
-        live = [row.kid for _, row in self._versions(scope) if row.state in LIVE_WORDS]
-        if not live:
-            raise Refused("denied", "no key of the service may be used")
-        keys = [self._held(kid).secret.reveal() for kid in dict.fromkeys((live[0], live[-1]))]
+        usable = self._usable(scope)
+        keys = {key.kid: key.secret.reveal() for key in (usable[0], usable[-1])}.values()
         return tuple(dict.fromkeys(form.name_token(key, scope, name) for name in names for key in keys))
+
+    def _usable(self, scope: Scope) -> list[HeldKey]:
+        """At least one, the oldest first."""
+        state, now = self._core.shell.state, self._core.shell.now()
+        found = [
+            self._core.keyring.need(row.kid)
+            for version, row in self._versions(scope)
+            if context.may_use(state, now, scope.tenant, scope.service, version, Operation.UNWRAP).allowed
+        ]
+        if not found:
+            raise Unavailable("not-usable", "no key of the service may be used here now")
+        return found

@@ -38,7 +38,7 @@ class KmipRecords:
     def __init__(self, core: CoreProcess) -> None:
         self._core = core
         self._waiting: list[tuple[Receipt, asyncio.Future[None]]] = []
-        self._writer: asyncio.Task[None] | None = None
+        self._writing = False
         self._sums: Counter[Sum] = Counter()
         self.operations: Counter[str] = Counter()
         self.denied: Counter[str] = Counter()
@@ -54,8 +54,9 @@ class KmipRecords:
         kept = asyncio.get_running_loop().create_future()
         made = self._receipt(caller.scope.tenant, caller.name, action, subject, reason=reason, digest=digest)
         self._waiting.append((made, kept))
-        if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(self._write())
+        if not self._writing:
+            self._writing = True
+            self._core.spawn(self._write())
         await kept
 
     async def note(self, caller: Caller, message: str) -> None:
@@ -88,7 +89,7 @@ class KmipRecords:
                 else:
                     kept.set_exception(failed)
             await asyncio.sleep(0)
-        self._writer = None
+        self._writing = False
 
     # --- sums --------------------------------------------------------------------------------------------------------
 

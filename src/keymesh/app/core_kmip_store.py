@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -21,8 +22,12 @@ from keymesh.orbital.objects import SealedObject
 
 log = logging.getLogger("keymesh.kmip.store")
 
+NOT_LOADED: Final = "not-loaded"
 OPEN_AT_ONCE: Final = 32
 """Objects that one Locate opens before others have their turn."""
+REMEMBERED_MAX: Final = 1_024
+REMEMBERED_MAX_BYTES: Final = 4_096
+"""Objects that stay open, and how large one may be: 4 MiB at most."""
 
 
 class Objects(Protocol):
@@ -47,6 +52,7 @@ class SealedStore:
         self._keys = keys
         self._chance = chance
         self._region = region
+        self._seen: OrderedDict[tuple[Scope, str], tuple[SealedObject, ManagedObject]] = OrderedDict()
         self.unreadable = 0
         """Objects that did not open though their key may be used: evidence, and an alarm."""
 
@@ -64,8 +70,11 @@ class SealedStore:
         for n, each in enumerate(found.values(), start=1):
             try:
                 opened.append(self._opened(scope, each))
-            except (Integrity, Unavailable):
+            except Integrity:
                 continue
+            except Unavailable as away:
+                if away.code == NOT_LOADED:  # it comes: what is there now is not all
+                    raise
             if n % OPEN_AT_ONCE == 0:
                 await asyncio.sleep(0)
         return [held for held in opened if name is None or name in held.names()]
@@ -98,8 +107,26 @@ class SealedStore:
             sealed=form.seal_object(self._keys.newest(scope), scope, held, version, self._chance),
         )
 
+    def forget(self) -> None:
+        """Nothing that was opened is remembered any more: keys left memory."""
+        self._seen.clear()
+
     def _opened(self, scope: Scope, found: SealedObject) -> ManagedObject:
+        """Opened once and remembered, its attributes and what its key bytes are sealed in; the key is asked for each
+        time all the same."""
         under = self._keys.of(scope, form.kid_in(found.sealed))
+        seen = self._seen.get((scope, found.uid))
+        if seen is not None and seen[0] == found:
+            return seen[1]
+        held = self._open(under, scope, found)
+        if len(found.sealed) <= REMEMBERED_MAX_BYTES:
+            self._seen[scope, found.uid] = found, held
+            self._seen.move_to_end((scope, found.uid))
+            if len(self._seen) > REMEMBERED_MAX:
+                self._seen.popitem(last=False)
+        return held
+
+    def _open(self, under: form.Wrapping, scope: Scope, found: SealedObject) -> ManagedObject:
         try:
             return form.open_object(under, scope, found.uid, found.version, found.sealed)
         except Integrity:

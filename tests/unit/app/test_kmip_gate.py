@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,12 @@ class Log:
 
 
 def records(log: Log) -> KmipRecords:
-    core: Any = SimpleNamespace(receipts=log, shell=SimpleNamespace(now=lambda: 7))
+    tasks = set()
+
+    def spawn(work: Coroutine[Any, Any, None]) -> None:
+        tasks.add(asyncio.get_running_loop().create_task(work))
+
+    core: Any = SimpleNamespace(receipts=log, shell=SimpleNamespace(now=lambda: 7), spawn=spawn)
     return KmipRecords(core)
 
 
