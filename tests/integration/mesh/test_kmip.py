@@ -6,6 +6,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from keymesh.adapters import key_files, pki
 from keymesh.model.ids import MeshName
 from keymesh.model.time import Instant
 
+VERIFY_BUNDLE = Path(__file__).resolve().parents[3] / "docs" / "verify_bundle.py"
 IV = bytes(range(16))
 TEXT = b"a line of text, and more than a block of it"
 
@@ -155,6 +158,9 @@ async def test_a_revoked_client_is_nobody_for_good_and_its_colleague_stays(mesh:
     assert await lost.refusal(lambda client: client.get(uid)) == HUNG_UP
     assert (await kept.do(lambda client: client.get(uid))).value == key
     await mesh.cli("verify", tmp_path / "r.json")
+    stranger = [sys.executable, VERIFY_BUNDLE, "--root", mesh.layout.trust, tmp_path / "r.json"]
+    ran = await asyncio.to_thread(subprocess.run, [str(word) for word in stranger], capture_output=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
     await mesh.cli("kmip", "client", "add", "lost", "--tenant", US, "--service", FILES, "--out", tmp_path / "x", code=1)
     shown = await mesh.cli("kmip", "client", "list", "--tenant", US)
     assert {c["client"]: c["state"] for c in shown["clients"] if c["client"] in ("lost", "kept")} == {

@@ -13,10 +13,10 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID as Eku
 from tests.unit.adapters.pki_world import MESH, N1, N2, REGISTRY, US, World, now
 
-from keymesh.access.identity import Identity
+from keymesh.access.identity import ClientIdentity, Identity
 from keymesh.adapters import key_files, pki
 from keymesh.adapters.files import write_file
-from keymesh.adapters.tls import Credentials, MeshTls, PeerContext, PeerSSLObject
+from keymesh.adapters.tls import Credentials, MeshTls, PeerContext, PeerSSLObject, mesh_check
 from keymesh.model.errors import Refused
 
 Runner = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -298,3 +298,57 @@ def test_blocking_sockets_are_refused(world: World, tmp_path: Path) -> None:
         context.wrap_socket(None)
     with pytest.raises(Refused, match="leaf, intermediate and root"):
         context.check_peer([])
+
+
+CLIENT = "spiffe://eu.test-dev/tenant/acme/client/app"
+
+
+def tls12(world: World, tmp_path: Path, *, tls12: bool) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server that may be told to take TLS 1.2, and a client that nobody here wrote and that knows no more."""
+    credentials = world.tls(tmp_path / "s", N1).credentials
+    check = mesh_check(MESH, lambda identity: isinstance(identity, ClientIdentity))
+    server = credentials.server_context(trust_pem=world.root_pem, check=check, tls12=tls12)
+    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    client.check_hostname = False
+    client.maximum_version = ssl.TLSVersion.TLSv1_2
+    client.load_verify_locations(cadata=world.root_pem.decode())
+    client.load_cert_chain(world.write(tmp_path / "c", CLIENT))
+    return server, client
+
+
+def test_tls_1_2_is_taken_where_it_was_asked_for_and_the_peer_is_known(world: World, tmp_path: Path) -> None:
+    tap = Tap()
+    assert asyncio.run(talk(*tls12(world, tmp_path, tls12=True), tap)) == CLIENT.encode()
+    tap = Tap()
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        asyncio.run(talk(*tls12(world, tmp_path, tls12=False), tap))
+    assert tap.received == []
+
+
+@pytest.mark.parametrize("ciphers", ["AES128-GCM-SHA256", "ECDHE-ECDSA-AES128-SHA256"])
+def test_of_tls_1_2_nothing_without_forward_secrecy_and_an_aead(world: World, tmp_path: Path, ciphers: str) -> None:
+    server, client = tls12(world, tmp_path, tls12=True)
+    client.set_ciphers(ciphers)
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        asyncio.run(talk(server, client, Tap()))
+
+
+def test_another_kind_is_not_heard_over_tls_1_2_either(world: World, tmp_path: Path) -> None:
+    server, client = tls12(world, tmp_path, tls12=True)
+    client.load_cert_chain(world.write(tmp_path / "other", N2))
+    tap = Tap()
+    with pytest.raises((ssl.SSLError, ConnectionError)):
+        asyncio.run(talk(server, client, tap))
+    assert tap.received == []
+
+
+def test_a_clients_certificate_is_no_servers(world: World, tmp_path: Path) -> None:
+    """Neither to one of ours nor to one that looks at the chain alone."""
+    posing = world.tls(tmp_path / "s", CLIENT).server()
+    foreign = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    foreign.check_hostname = False
+    foreign.load_verify_locations(cadata=world.root_pem.decode())
+    foreign.load_cert_chain(world.write(tmp_path / "c", CLIENT))
+    for client in (world.tls(tmp_path / "n", N2).client(anyone), foreign):
+        with pytest.raises(ssl.SSLCertVerificationError, match="purpose"):
+            asyncio.run(talk(posing, client, Tap()))

@@ -154,6 +154,15 @@ password_file = "some.pem"
 [objects]
 durability = "peer"
 peer_services = ["acme/payments"]
+[kmip]
+host = "0.0.0.0"
+port = 5697
+min_tls = "1.2"
+tls_file = "some.pem"
+connections = 100
+connections_of_one = 10
+requests_per_s = 50
+certificate_h = 48
 [tokens]
 registry_auth = "jwt"
 """
@@ -227,6 +236,25 @@ def test_a_section_that_was_not_there_by_environment_alone(home: Path) -> None:
     environ |= {f"{prefix}KIND": "postgresql", f"{prefix}ENDPOINTS__0__URL": "postgresql://db.example/keymesh"}
     config = load(home, TOP, "registry", environ).config
     assert config.database is not None and config.database.endpoints[0].username == "keymesh"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("port = 0", "1 to 65535"),
+        ('min_tls = "1.1"', "must be one of 1.2, 1.3"),
+        ('host = "a b"', "a host name or an address, without port"),
+        ("connections_of_one = 0", "expected a whole number >= 1"),
+        ("certificate_h = 2161", "expected a whole number <= 2160"),
+        ("requests_per_s = true", "expected a whole number, got true or false"),
+    ],
+)
+def test_faults_of_the_kmip_section(home: Path, line: str, reason: str) -> None:
+    with pytest.raises(BadConfig) as bad:
+        load(home, CORE + f"[kmip]\n{line}\n", "core")
+    assert [(f.field, f.reason) for f in bad.value.faults if f.field.startswith("kmip")] == [
+        (f"kmip.{line.partition(' ')[0]}", reason)
+    ]
 
 
 def line_of(text: str, start: str, nth: int = 1) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 import pytest
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keymesh.crypto.blob import seal_l4
 from keymesh.crypto.kid import kid_of
 from keymesh.crypto.xaes import XaesKey
 from keymesh.kmip import sealed
@@ -15,9 +18,10 @@ from keymesh.kmip.enums import ObjectType, State
 from keymesh.kmip.enums_crypto import KeyFormatType
 from keymesh.kmip.faults import Fault
 from keymesh.kmip.items import make, struct
-from keymesh.kmip.objects import Attribute, ManagedObject
+from keymesh.kmip.objects import Attribute, ManagedObject, packed
 from keymesh.kmip.ports import Scope
 from keymesh.kmip.tags import Tag
+from keymesh.kmip.ttlv import encode
 from keymesh.model.errors import Integrity
 from keymesh.model.limits import KMIP_NAMES_MAX, KMIP_OBJECT_MAX_BYTES
 from tests.unit.kmip.support import CountedChance
@@ -115,3 +119,27 @@ def test_a_names_token_says_nothing_and_is_its_services_own() -> None:
     assert {len(token) for token in tokens} == {32}
     assert sealed.name_token(KEY, FILES, "a") == sealed.name_token(KEY, FILES, "a")
     assert sealed.name_token(KEY, Scope("ab", "c"), "d") != sealed.name_token(KEY, Scope("a", "bc"), "d")
+
+
+def test_the_form_is_the_one_that_is_written_down() -> None:
+    """Built from docs/formats.md with nothing of ours but the L4 blob and the parcel around it, and opened by ours."""
+    l3, l4 = KEY, bytes(range(32))
+    ttlv = encode(packed(held("a")))
+    for context, payload, opens in (
+        ({"keymesh": "kmip-object/1", "service": "files", "uid": "u1", "version": "3"}, b"\x01" + ttlv, True),
+        ({"keymesh": "kmip-object/1", "service": "files", "uid": "u1", "version": "3"}, b"\x02" + ttlv, False),
+        ({"keymesh": "kmip-object/1", "service": "files", "uid": "u1", "version": "3"}, b"\x01" + ttlv[:-8], False),
+        ({"keymesh": "kmip-object/2", "service": "files", "uid": "u1", "version": "3"}, b"\x01" + ttlv, False),
+        ({"service": "files", "uid": "u1", "version": "3"}, b"\x01" + ttlv, False),
+    ):
+        blob = seal_l4(XaesKey(l3), kid_of(l3), "acme", context, l4, bytes(24))
+        parcel = b"\x01\x01" + blob + bytes(12) + AESGCM(l4).encrypt(bytes(12), payload, b"\x01\x01" + blob)
+        if opens:
+            assert sealed.open_object(wrapping(), FILES, "u1", 3, parcel) == held("a")
+        else:
+            with pytest.raises(Integrity):
+                sealed.open_object(wrapping(), FILES, "u1", 3, parcel)
+    prk = hmac.digest(bytes(32), l3, "sha256")
+    key = hmac.digest(prk, b"keymesh/kmip-names/1\x01", "sha256")
+    said = b"\0\0\0\4acme\0\0\0\5files\0\0\0\1a"
+    assert sealed.name_token(l3, FILES, "a") == hmac.digest(key, said, "sha256")
