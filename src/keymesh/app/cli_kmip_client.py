@@ -40,8 +40,10 @@ def run_add(args: argparse.Namespace) -> int:
         raise Refused.bad_field("out", f"{where} is no directory")
 
     async def work(client: AdminClient) -> Any:
-        region = args.region or (await client.call("GET", f"/v1/tenants/{tenant}"))["home"]
-        check_region(region)
+        known = await client.call("GET", f"/v1/tenants/{tenant}")
+        region = check_region(args.region or known["home"])
+        if region not in known["regions"]:
+            raise Refused.bad_field("region", f"one that {tenant} allows: {', '.join(known['regions'])}")
         await _name(client, tenant, name, service)
         identity = ClientIdentity(
             mesh=MeshName(client.plan.mesh), region=RegionId(region), tenant=TenantId(tenant), name=name

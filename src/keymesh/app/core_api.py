@@ -229,8 +229,10 @@ class CoreApi:
         body = request.json(ClientBody)
         tenant, client = check_tenant(body.tenant), check_label("client", body.client)
         self._admin_of(request, tenant, Action.CLIENT_SET)
-        if client not in self._core.view(tenant).clients or is_ended(self._core.shell.state, tenant, client):
+        if client not in self._core.view(tenant).clients:
             raise Refused("not-found", "no such client", field="client")
+        if is_ended(self._core.shell.state, tenant, client):
+            raise Refused("restricted", f"client {tenant}/{client} is suspended or revoked", field="client")
         if (kmip := self._core.config.kmip) is None:
             raise Refused("not-served", "this Core serves no clients; its configuration has no section kmip")
         identity = ClientIdentity(

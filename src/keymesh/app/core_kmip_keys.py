@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from keymesh.control.rows import KeyRow, l3_name
 from keymesh.core import context
 from keymesh.core.keyring import HeldKey
+from keymesh.core.may import Verdict
 from keymesh.crypto.kid import kid_bytes
 from keymesh.kmip import sealed as form
 from keymesh.kmip.ports import Chance, Scope
@@ -24,8 +25,8 @@ from keymesh.model.states import Operation
 if TYPE_CHECKING:
     from keymesh.app.core_app import CoreProcess
 
-Use = tuple[str, str, int, Operation]
-"""(tenant, service, version of its key, what was done with it)"""
+Use = tuple[str, str, int]
+"""(tenant, service, version of its key)"""
 
 used: Final[ContextVar[set[Use] | None]] = ContextVar("used", default=None)
 """Of the request in hand; None outside of one."""
@@ -56,7 +57,7 @@ class ServiceKeys:
         version = view.wrapping.get(l3_name(scope.service))
         if version is None:
             raise Unavailable("not-loaded", "the service has no active key yet")
-        self._check((scope.tenant, scope.service, version, Operation.WRAP))
+        self._check((scope.tenant, scope.service, version), Operation.WRAP)
         return self._wrapping(view.keys[(l3_name(scope.service), version)].kid)
 
     def of(self, scope: Scope, kid: bytes) -> form.Wrapping:
@@ -67,14 +68,14 @@ class ServiceKeys:
         """
         for version, row in self._versions(scope):
             if row.kid == kid.hex():
-                self._check((scope.tenant, scope.service, version, Operation.UNWRAP))
+                self._check((scope.tenant, scope.service, version), Operation.UNWRAP)
                 return self._wrapping(row.kid)
         raise Integrity.opaque()
 
     def may_still(self, uses: set[Use]) -> bool:
-        """Whether every one of ``uses`` is allowed at this moment."""
-        state, now = self._core.shell.state, self._core.shell.now()
-        return all(context.may_use(state, now, *use).allowed for use in uses)
+        """Whether what every one of ``uses`` was about may be opened at this moment: a version that has been rotated
+        away since it sealed something may."""
+        return all(self._verdict(use, Operation.UNWRAP).allowed for use in uses)
 
     def _versions(self, scope: Scope) -> Iterator[tuple[int, KeyRow]]:
         """All of the service, the oldest first."""
@@ -82,8 +83,11 @@ class ServiceKeys:
             if key == l3_name(scope.service):
                 yield version, row
 
-    def _check(self, use: Use) -> None:
-        verdict = context.may_use(self._core.shell.state, self._core.shell.now(), *use)
+    def _verdict(self, use: Use, operation: Operation) -> Verdict:
+        return context.may_use(self._core.shell.state, self._core.shell.now(), *use, operation)
+
+    def _check(self, use: Use, operation: Operation) -> None:
+        verdict = self._verdict(use, operation)
         if not verdict.allowed:
             raise Unavailable(verdict.reason, "this key may not be used here now")
         if (uses := used.get()) is not None:
@@ -112,11 +116,10 @@ class ServiceKeys:
 
     def _usable(self, scope: Scope) -> list[HeldKey]:
         """At least one, the oldest first."""
-        state, now = self._core.shell.state, self._core.shell.now()
         found = [
             self._core.keyring.need(row.kid)
             for version, row in self._versions(scope)
-            if context.may_use(state, now, scope.tenant, scope.service, version, Operation.UNWRAP).allowed
+            if self._verdict((scope.tenant, scope.service, version), Operation.UNWRAP).allowed
         ]
         if not found:
             raise Unavailable("not-usable", "no key of the service may be used here now")

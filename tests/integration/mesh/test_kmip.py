@@ -147,6 +147,9 @@ async def test_a_revoked_client_is_nobody_for_good_and_its_colleague_stays(mesh:
         assert open_before.get(uid).value == key
         await mesh.cli("suspend", f"client:{US}/lost", "-o", tmp_path / "s.json")
         assert await lost.refusal(lambda client: client.get(uid)) == HUNG_UP
+        again = ("kmip", "client", "add", "lost", "--tenant", US, "--service", FILES, "--out", tmp_path / "y")
+        assert (await mesh.cli(*again, code=1))["error"]["code"] == "restricted"
+        assert (await mesh.cli(*again, "--region", HOME[EU], code=1))["error"]["field"] == "region"
         await mesh.resume(f"client:{US}/lost", US)
         await patiently(lost, lambda client: client.get(uid), "")
     with lost.connected() as open_before:

@@ -594,7 +594,7 @@ async def close_core(process: CoreProcess) -> None:
 async def test_a_core_makes_its_seal_at_the_first_start_and_opens_it_at_the_next() -> None:
     async with core() as (process, face):
         assert (await face.ask("GET", "/v1/status"))["sealed"]
-        assert CoreApi(process).readiness() == ["sealed", "no governance lease"]
+        assert CoreApi(process).readiness() == ["sealed", "no governance lease", "KMIP: not listening"]
         await opened(process)
         shown = await face.ask("GET", "/v1/status")
         assert (shown["sealed"], shown["ivk_generation"], shown["tenants"]) == (False, 1, {})
@@ -658,6 +658,7 @@ async def test_each_route_is_for_its_own_kind_of_peer() -> None:
             "/v1/blobs/{tenant}/{digest}": {CORE, FOREIGN_CORE},
             "/v1/restrict": {OPERATOR, STRANGER},
             "/v1/certificates": {OPERATOR, STRANGER},
+            "/v1/clients/certificates": {OPERATOR, STRANGER},
             "/v1/tenants/{tenant}/chain": {OPERATOR, STRANGER},
             "/v1/status": {OPERATOR},
             "/v1/applied": {OPERATOR},
