@@ -12,6 +12,7 @@ from typing import Any
 
 from tests.unit.core.bench import L3_KID, REGION, SERVICE, TENANT, Bench
 
+from keymesh.adapters.system import SystemEntropy
 from keymesh.app.config_kmip import KmipConfig
 from keymesh.app.core_kmip import KmipDoor
 from keymesh.app.core_objects import CoreObjects
@@ -54,7 +55,7 @@ class KmipCore:
         self.hold(L3_KID)
         self.receipts = Receipts()
         self.tasks: set[asyncio.Task[Any]] = set()
-        self.objects = CoreObjects(region=REGION, directory=directory, policy_of=self._policy, new_origin="0" * 32)
+        self.objects = self._objects(directory)
         core: Any = SimpleNamespace(
             region=REGION,
             tls=SimpleNamespace(mesh="dev"),
@@ -96,6 +97,22 @@ class KmipCore:
     async def handle(self, request: bytes, caller: Caller = APP) -> bytes:
         """As the listener hands it over."""
         return await self.door._handle(request, caller)
+
+    def _objects(self, directory: Path) -> CoreObjects:
+        """Alone: no other region is reached."""
+        return CoreObjects(
+            region=REGION,
+            directory=directory,
+            policy_of=self._policy,
+            tenants=lambda: (TENANT,),
+            link=self._nobody,
+            peers=(),
+            token=SystemEntropy().token,
+            may_change=lambda tenant, service: True,
+        )
+
+    def _nobody(self, region: str) -> Any:
+        raise Unavailable("peer", f"{region} is away")
 
     def _policy(self, tenant: str) -> Any:
         return self.bench.holding(tenant).view.policy
