@@ -272,6 +272,40 @@ async def test_objects_outlive_a_crash_and_a_rotation_and_names_stay_unique(mesh
     assert await user.do(lambda client: opened(client, newer, secret, IV)) == TEXT
 
 
+async def test_another_region_has_the_same_keys_and_goes_on_where_the_home_is_dead(
+    mesh: LiveMesh, tmp_path: Path
+) -> None:
+    home, far = HOME[US], OTHER[US]
+    here = await enrol(mesh, "moving", US, FILES, tmp_path)
+    there = await enrol(mesh, "moving", US, FILES, tmp_path / "far", "--region", far)
+    uid, key = await here.do(lambda client: make(client, "moving one"))
+    secret = await here.do(lambda client: sealed(client, uid, TEXT, IV))
+    await patiently(there, lambda client: client.get(uid), "")
+    assert (await there.do(lambda client: client.get(uid))).value == key
+    assert await there.do(lambda client: named(client, "moving one")) == [uid]
+    await mesh.hold(f"core-{home}")
+    try:
+        assert (await there.do(lambda client: client.get(uid))).value == key
+        assert await there.do(lambda client: opened(client, uid, secret, IV)) == TEXT
+        made, new = await there.do(lambda client: make(client, "made meanwhile"))
+        assert (await there.do(lambda client: client.get(made))).value == new
+        why = enums.RevocationReasonCode.CESSATION_OF_OPERATION
+        refused = await there.refusal(lambda client: client.revoke(why, uid))  # its writer is away
+        assert refused.startswith("GENERAL_FAILURE"), refused
+        await mesh.cli("suspend", f"client:{US}/moving", "--no-wait")
+
+        async def ended() -> bool:
+            return await there.refusal(lambda client: client.get(uid)) == HUNG_UP
+
+        await until(ended, "the client's end reaching the other region")
+        await mesh.resume(f"client:{US}/moving", US)
+    finally:
+        mesh.release(f"core-{home}")
+    await mesh.settled()
+    await patiently(here, lambda client: client.get(made), "")
+    assert (await here.do(lambda client: client.get(made))).value == new
+
+
 async def test_a_sealed_region_serves_nothing(mesh: LiveMesh, tmp_path: Path) -> None:
     user = await enrol(mesh, "locked", US, FILES, tmp_path)
     uid, _ = await user.do(make)

@@ -660,6 +660,7 @@ async def test_each_route_is_for_its_own_kind_of_peer() -> None:
             "/v1/certificates": {OPERATOR, STRANGER},
             "/v1/clients/certificates": {OPERATOR, STRANGER},
             "/v1/tenants/{tenant}/chain": {OPERATOR, STRANGER},
+            "/v1/tenants/{tenant}/budgets": {OPERATOR, STRANGER},
             "/v1/status": {OPERATOR},
             "/v1/applied": {OPERATOR},
             "/v1/seal": {OPERATOR},
