@@ -13,6 +13,7 @@ from typing import Any
 from tests.unit.core.bench import L3_KID, REGION, SERVICE, TENANT, Bench
 
 from keymesh.adapters.system import SystemEntropy
+from keymesh.adapters.tls import MeshTls
 from keymesh.app.config_kmip import KmipConfig
 from keymesh.app.core_kmip import KmipDoor
 from keymesh.app.core_objects import CoreObjects
@@ -47,7 +48,7 @@ class Receipts:
 class KmipCore:
     """One Core, one tenant with a client, its service's key in memory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, config: KmipConfig | None = None, tls: MeshTls | None = None) -> None:
         self.bench = Bench().up()
         self.do("client.set", {"client": "app", "row": {"version": 1, "service": SERVICE}})
         self.pages = KeyPages(allow_unlocked=True)
@@ -58,7 +59,8 @@ class KmipCore:
         self.objects = self._objects(directory)
         core: Any = SimpleNamespace(
             region=REGION,
-            tls=SimpleNamespace(mesh="dev"),
+            tls=tls or SimpleNamespace(mesh="dev"),
+            credentials=None if tls is None else tls.credentials,
             shell=SimpleNamespace(state=self.bench.state, now=lambda: self.bench.now),
             view=lambda tenant: self.bench.holding(tenant).view,
             keyring=SimpleNamespace(need=self._need),
@@ -67,7 +69,7 @@ class KmipCore:
             spawn=self._spawn,
             loads=SimpleNamespace(want=lambda tenant: None),
         )
-        self.door = KmipDoor(core, KmipConfig())
+        self.door = KmipDoor(core, config or KmipConfig())
 
     def do(self, kind: str, args: dict[str, Any]) -> None:
         self.bench.give(self.bench.mesh.do(TENANT, kind, args))
