@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +13,7 @@ from typing import Any, TypeVar
 from kmip import enums
 from kmip.pie.client import ProxyKmipClient
 from kmip.pie.exceptions import KmipOperationFailure
-from tests.integration.mesh.live import LiveMesh
+from tests.integration.mesh.live import PATIENCE_S, LiveMesh
 
 T = TypeVar("T")
 
@@ -22,6 +24,7 @@ CBC = {
 }
 USES = [enums.CryptographicUsageMask.ENCRYPT, enums.CryptographicUsageMask.DECRYPT]
 HUNG_UP = "hung-up"
+NOT_NOW = ("not permitted", "not available now; ask again later")
 
 
 @dataclass(slots=True)
@@ -34,18 +37,25 @@ class KmipUser:
         return ProxyKmipClient(config_file=str(self.config))
 
     async def do(self, work: Callable[[ProxyKmipClient], T]) -> T:
-        """``work`` over a connection of its own."""
+        """``work`` over a connection of its own; again where it is not served just now: on a slow machine a lease may
+        run out."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                return await asyncio.to_thread(self._once, work)
+            except KmipOperationFailure as no:
+                if no.message not in NOT_NOW or time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.2)
 
-        def run() -> T:
-            with self.connected() as client:
-                return work(client)
-
-        return await asyncio.to_thread(run)
+    def _once(self, work: Callable[[ProxyKmipClient], T]) -> T:
+        with self.connected() as client:
+            return work(client)
 
     async def refusal(self, work: Callable[[ProxyKmipClient], Any]) -> str:
         """The reason that the server gives, ``hung-up`` where it gives none, "" where it serves."""
         try:
-            await self.do(work)
+            await asyncio.to_thread(self._once, work)
         except KmipOperationFailure as no:
             return f"{no.reason.name}: {no.message}"
         except (OSError, Exception) as gone:  # PyKMIP raises whatever a connection that ended looks like to it
@@ -64,7 +74,18 @@ async def enrol(mesh: LiveMesh, name: str, tenant: str, service: str, where: Pat
 
 
 def make(client: ProxyKmipClient, name: str | None = None) -> tuple[str, bytes]:
-    """A new active AES key: (identifier, its bytes)."""
+    """A new active AES key: (identifier, its bytes).  A name that this service has already is taken up again: the test
+    may have been stopped half-way (``KmipUser.do``)."""
+    found = [] if name is None else named(client, name)
+    if found:
+        with contextlib.suppress(KmipOperationFailure):  # it is active
+            client.activate(found[0])
+        return found[0], client.get(found[0]).value
+    return new(client, name)
+
+
+def new(client: ProxyKmipClient, name: str | None = None) -> tuple[str, bytes]:
+    """As ``make``, of a name that must be free."""
     uid = client.create(enums.CryptographicAlgorithm.AES, 256, name=name, cryptographic_usage_mask=USES)
     client.activate(uid)
     return uid, client.get(uid).value
