@@ -13,7 +13,10 @@ from keymesh.app.fuzz.blob import BlobTarget
 from keymesh.app.fuzz.http import HttpTarget
 from keymesh.app.fuzz.run import Plan, run
 from keymesh.app.fuzz.target import TARGETS, Fault, input_of, load, place_of
+from keymesh.app.fuzz.transit import TransitTarget
 from keymesh.app.fuzz.ttlv import TtlvTarget
+from keymesh.compat.face import FaceAnswer
+from keymesh.compat.vault_form import VaultAnswer
 from keymesh.kmip import ttlv
 from keymesh.model.errors import Refused
 
@@ -110,6 +113,36 @@ def test_aws_a_ciphertext_that_opens_to_something_else_is_a_fault(monkeypatch: p
 def test_aws_an_error_of_ours_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     target = AwsTarget()
     monkeypatch.setattr("keymesh.compat.aws_errors._UNAVAILABLE", {"unknown-key": "KMSInternalException"})
+    with pytest.raises(Fault, match="status 500"):
+        for number in range(500):
+            target.run(input_of(target, 1, number))
+
+
+def test_transit_requests_are_served_and_refused_for_many_reasons() -> None:
+    target, said = TransitTarget(), Counter[str]()
+    answer = target._answer
+
+    def counted(data: bytes) -> FaceAnswer:
+        told = answer(data)
+        said[str(json.loads(told.body or b"{}").get("errors", told.status))[:40]] += 1
+        return told
+
+    target._answer = counted  # type: ignore[method-assign]
+    for number in range(2_000):
+        target.run(input_of(target, 1, number))
+    assert said["200"] > 200
+    assert len(said) >= 25, said
+
+
+def test_transit_what_opens_to_something_else_or_fails_on_us_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as changed:
+        target = TransitTarget()
+        changed.setattr("keymesh.compat.vault_transit.open_parcel", lambda *_: b"something else")
+        with pytest.raises(Fault, match="nobody sealed"):
+            for number in range(500):
+                target.run(input_of(target, 1, number))
+    target = TransitTarget()
+    monkeypatch.setattr("keymesh.compat.vault_face.refusal", lambda error: VaultAnswer(500, {"errors": ["x"]}))
     with pytest.raises(Fault, match="status 500"):
         for number in range(500):
             target.run(input_of(target, 1, number))

@@ -120,7 +120,12 @@ def shown_token(secret: str, token: Token, now: Instant) -> dict[str, Any]:
 
 def _meta(token: Token) -> dict[str, str]:
     grant = token.grant
-    return {"tenant": grant.tenant, "services": ",".join(grant.services), "rights": ",".join(grant.rights)}
+    return {
+        "role_name": grant.name,
+        "tenant": grant.tenant,
+        "services": ",".join(grant.services),
+        "rights": ",".join(grant.rights),
+    }
 
 
 def _utc(at: Instant) -> str:

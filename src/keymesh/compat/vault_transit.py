@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from keymesh.compat.ring import Ring
@@ -24,6 +25,7 @@ RANDOM_MAX_BYTES: Final = 128 * 1024
 REFERENCE_MAX_CHARS: Final = 256
 DATA_KEY_BITS: Final = (128, 256, 512)
 _TEXT: Final = re.compile(r"vault:v([1-9][0-9]{0,9}):(.*)", re.DOTALL)
+_NO_CIPHERTEXT: Final = "missing ciphertext to decrypt"
 _FACE: Final = "vault-transit"
 """Bound to every key that is made here: nobody else's blob opens here, and none of these elsewhere by mistake."""
 
@@ -47,12 +49,15 @@ class Transit:
     async def decrypt(self, asked: Fields) -> tuple[int, dict[str, Any]]:
         """Likewise; a ``plaintext`` of null beside it is what some clients send, and means nothing."""
         _ignore_null(asked, "plaintext")
-        return await _each(asked, "ciphertext", "missing ciphertext to decrypt", self._decrypt)
+        return await _each(
+            asked, "ciphertext", "missing ciphertext to decrypt", self._decrypt, failed={"plaintext": ""}
+        )
 
     async def rewrap(self, asked: Fields) -> tuple[int, dict[str, Any]]:
         """Likewise: opened, and encrypted under the version in use."""
         _ignore_null(asked, "plaintext")
-        return await _each(asked, "ciphertext", "missing ciphertext to decrypt", self._rewrap)
+        status, data = await _each(asked, "ciphertext", _NO_CIPHERTEXT, self._rewrap)
+        return 200 if "batch_results" in data else status, data  # of a batch the items alone tell
 
     async def data_key(self, asked: Fields, *, plaintext: bool) -> dict[str, Any]:
         """A fresh key, encrypted; in the clear beside it where that is asked for."""
@@ -147,9 +152,17 @@ def random_bytes(asked: Fields, count: str | None, source: str | None, random: C
 
 
 async def _each(
-    asked: Fields, needed: str, missing: str, work: Callable[[Fields], Awaitable[dict[str, Any]]]
+    asked: Fields,
+    needed: str,
+    missing: str,
+    work: Callable[[Fields], Awaitable[dict[str, Any]]],
+    *,
+    failed: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[int, dict[str, Any]]:
-    """One item, or each of ``batch_input``: a bad one is told in its place, and costs the others nothing."""
+    """One item, or each of ``batch_input``: a bad one is told in its place, and costs the others nothing.
+
+    ``failed``: what stands beside the error, as Vault has it.
+    """
     batch = asked.take("batch_input")
     partial = asked.number("partial_failure_response_code", 0)
     if batch is None:
@@ -164,6 +177,7 @@ async def _each(
     if len(batch) > BATCH_MAX:
         raise VaultError(400, f"batch_input: at most {BATCH_MAX} items, got {len(batch)}")
     results = [await _one_of(item, needed, missing, work) for item in batch]
+    results = [{**failed, **result} if "error" in result else result for result in results]
     bad = sum("error" in result for result in results)
     status = 400 if bad else 200
     if bad and bad < len(results) and 200 <= partial <= 599:
