@@ -47,6 +47,7 @@ from keymesh.model.errors import KeymeshError, Refused
 from keymesh.model.time import Instant
 
 MOUNT: Final = "transit"
+LOGIN_MAX_BYTES: Final = 8 * 1024
 _OPERATIONS: Final = frozenset({"encrypt", "decrypt", "rewrap", "datakey", "random", "keys"})
 _BEARER: Final = "Bearer "
 _UNSAFE: Final = re.compile(r"[^\x20-\x7e]")
@@ -110,8 +111,8 @@ class VaultFace:
         open_to_all = self._without_token(method, path, query)
         if open_to_all is not None:
             return open_to_all
-        asked = Fields.of(request.body)
         if path[:1] == ("auth",) and path[2:] == ("login",) and method == "POST":
+            asked = Fields.of(request.body, max_bytes=LOGIN_MAX_BYTES)
             peer, certificate = request.peer, request.certificate
             auth, token = self._auth.login(path[1:], asked, certificate=certificate, peer=peer, now=self._now())
             try:
@@ -123,6 +124,7 @@ class VaultFace:
         secret = _token_of(request)
         token = self._tokens.find(secret, now=self._now())
         _check_namespace(request, token)
+        asked = Fields.of(request.body)  # read for who has a token alone
         match path:
             case ("auth", "token", own):
                 return self._own(method, own, secret, token, asked)

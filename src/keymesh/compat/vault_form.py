@@ -107,12 +107,12 @@ class Fields:
         self._left = dict(value)
 
     @classmethod
-    def of(cls, body: bytes) -> Fields:
+    def of(cls, body: bytes, *, max_bytes: int = BODY_MAX_BYTES) -> Fields:
         """Raises VaultError where ``body`` is no JSON object.  An empty one has no fields."""
         if not body.strip():
             return cls({})
         try:
-            value = strict_json.loads(body, max_bytes=BODY_MAX_BYTES)
+            value = strict_json.loads(body, max_bytes=max_bytes)
         except Refused as bad:
             raise VaultError(400, f"failed to decode JSON input: {bad.message}") from bad
         if not isinstance(value, dict):

@@ -305,10 +305,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def look(self, ticks: int) -> None:
         """Once a second: end what takes too long."""
-        if self._is_slow or self._closing:
+        transport = self._transport
+        if transport is not None and (self._is_slow or transport.is_closing()):
             if ticks - self._slow_since > ANSWER_TICKS:
                 self.abort()
-        elif self._slots:
+        elif self._slots or self._closing:
             return
         elif self._in_request and ticks - self._since > REQUEST_TICKS:
             self._fail(408, "timeout", f"the request took more than {REQUEST_TICKS} seconds to arrive")

@@ -65,6 +65,15 @@ async def test_without_a_token_or_with_another_everything_is_one_answer() -> Non
             assert await world.error("POST", path, {}, token=token) == DENIED, (token, path)
 
 
+async def test_a_body_is_read_for_who_has_a_token_and_little_of_it_for_a_login() -> None:
+    world = World()
+    for body in (b"{bad", b"[" * 100_000):
+        assert (await world.raw("POST", "transit/encrypt/orders", body, token="wrong"))[0] == 403
+    long = json.dumps({**LOGIN, "more": "x" * 10_000}).encode()
+    status, answer = await world.raw("POST", "auth/approle/login", long, token=None)
+    assert status == 400 and "at most 8192 bytes" in answer["errors"][0]
+
+
 async def test_a_token_comes_in_either_header_and_once() -> None:
     world = World()
     bearer = (("authorization", f"Bearer {ROOT}"),)

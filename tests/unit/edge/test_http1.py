@@ -419,3 +419,21 @@ async def test_of_all_that_is_unread_the_most_is_given_up_first(bed: Bed, monkey
     little.writer.transport.resume_reading()  # type: ignore[attr-defined]
     for _ in range(10):
         assert len((await little.answer())[2]) == 100_000
+
+
+async def test_a_last_answer_that_is_being_written_is_not_cut_off(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However old its connection is."""
+    monkeypatch.setattr(http1, "WRITE_BYTES", 1_000)
+    bed.big = 1_000_000
+    peer = await bed.connect()
+    peer.send(get("/a"))
+    await peer.answer()
+    bed.server.ticks = http1.ANSWER_TICKS + 20
+    peer.send(b"GET /big HTTP/1.1\r\nConnection: close\r\n\r\n")
+    answering = asyncio.create_task(peer.answer())
+    while not answering.done():
+        for connection in list(bed.server.connections):
+            connection.look(bed.server.ticks)
+        await asyncio.sleep(0)
+    assert len((await answering)[2]) == 1_000_000
+    assert await peer.ended() == b""
