@@ -35,7 +35,7 @@ async def start(mesh: LiveMesh, words: list[str], where: Path) -> asyncio.subpro
     words = [word.replace("acme", US).replace("https://10.0.0.2:7601", core) for word in words]
     assert words[0] == "keymesh"
     words[0] = str(Path(sys.executable).parent / "keymesh")
-    if words[1] == "edge" and words[2] in ("k8s-kms", "aws-kms", "vault-transit"):
+    if words[1:3] in (["edge", "k8s-kms"], ["edge", "aws-kms"]):
         words.append("--allow-unlocked-memory")
     environment = {**os.environ, "KEYMESH_DIR": str(mesh.layout.root)}
     return await asyncio.create_subprocess_exec(
@@ -121,39 +121,6 @@ async def test_aws_kms(mesh: LiveMesh) -> None:
         assert program is not None
         client = await asyncio.create_subprocess_exec(
             sys.executable, "-c", program[1], cwd=where, env=environment, stderr=asyncio.subprocess.PIPE
-        )
-        _, why = await client.communicate()
-        assert client.returncode == 0, why
-    finally:
-        face.terminate()
-        await face.communicate()
-    assert face.returncode == 0
-
-
-async def test_vault_transit(mesh: LiveMesh) -> None:
-    """The page's own program."""
-    *before, serve = commands("vault-transit.md")
-    where = mesh.layout.root.parent / "vault-page"
-    where.mkdir()
-    for words in before:
-        words, file = (words[:-2], words[-1]) if words[-2] == ">" else (words, "")
-        process = await start(mesh, words, where)
-        said, why = await process.communicate()
-        assert process.returncode == 0, (words, why)
-        if file:
-            (where / file).write_bytes(said)
-    port = free_port()
-    face = await start(mesh, [word.replace("8200", str(port)) for word in serve], where)
-    assert face.stderr is not None
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while b"serving vault-transit" not in await face.stderr.readline():
-                assert face.returncode is None
-        program = re.search(r"```python\n(.*?)```", (PAGES / "vault-transit.md").read_text(), re.DOTALL)
-        assert program is not None
-        asserting = program[1].replace("8200", str(port)) + "assert opened == 'aGVsbG8=', opened\n"
-        client = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", asserting, cwd=where, stderr=asyncio.subprocess.PIPE
         )
         _, why = await client.communicate()
         assert client.returncode == 0, why
