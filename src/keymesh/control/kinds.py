@@ -204,8 +204,8 @@ class AdoptedRestriction(Args):
 class AdoptTail(Args):
     """What validly signed tails had and this log lacks: restrictions by scope, key versions by row name.
 
-    It only takes away: versions come in deactivated, a restriction in force stays.  Empty, it is the first entry of a
-    namespace in a new epoch: the word of that epoch on what went before.
+    It only takes away: versions come in deactivated, a restriction in force stays.  Without restrictions it is the
+    first entry of a namespace in a new epoch, that epoch's word on what went before, and none for voters to remember.
     """
 
     restrictions: dict[str, AdoptedRestriction] = {}

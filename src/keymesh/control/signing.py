@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from keymesh.crypto import dsse
-from keymesh.crypto.dsse import Envelope, Signature
+from keymesh.crypto.dsse import ENVELOPE_MAX_BYTES, Envelope, Signature
 from keymesh.model import strict_json
 from keymesh.model.errors import Integrity, KeymeshError, Refused
 from keymesh.model.ids import KeyId
@@ -23,6 +23,8 @@ from keymesh.model.limits import HTTP_BODY_MAX_BYTES
 T = TypeVar("T")
 
 SEALED_MAX_BYTES: Final = HTTP_BODY_MAX_BYTES
+_FRAME_MAX_BYTES: Final = 1_024
+"""Of a sealed message's JSON, beside its payload: the type's name and one signature."""
 
 
 class Suite(Protocol):
@@ -65,6 +67,11 @@ def to_plain(envelope: Envelope) -> dict[str, Any]:
 def from_plain(value: Any) -> Envelope:
     """Raises Refused naming the field.  Nothing is verified."""
     return dsse.envelope_from_plain(value, max_bytes=SEALED_MAX_BYTES)
+
+
+def fits(message: Any, *, sealed_max_bytes: int = ENVELOPE_MAX_BYTES) -> bool:
+    """Whether ``message`` can be sealed, within so many bytes of JSON; a suite raises where it can't."""
+    return len(strict_json.dumps(message)) * 4 <= (sealed_max_bytes - _FRAME_MAX_BYTES) * 3
 
 
 def public_keys(keys: Mapping[KeyId, str]) -> dict[KeyId, bytes]:

@@ -20,8 +20,6 @@ from keymesh.model.ids import ZERO_DIGEST
 from keymesh.model.time import Instant
 
 MISSED_HEARTBEATS: Final = 3
-HEADS_MAX: Final = 2_500
-"""As many heads as a signed grant can show within one message; a voter that has stored more grants nothing."""
 
 
 class StandbyLie(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

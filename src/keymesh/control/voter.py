@@ -21,19 +21,28 @@ from keymesh.control.messages import (
     CountersignRequest,
     Poll,
     PollAnswer,
-    ReadVote,
     StandbyGrantMessage,
     StandbyRefused,
     StandbyRequest,
     VoterLog,
     VoterRead,
 )
+from keymesh.control.signing import fits
 from keymesh.control.voter_state import BLINDS_MAX as BLINDS_MAX
 from keymesh.control.voter_state import PROMISE_RECORD as PROMISE_RECORD
 from keymesh.control.voter_state import READ_RETRY_MS as READ_RETRY_MS
 from keymesh.control.voter_state import RECORD_TYPES as RECORD_TYPES
 from keymesh.control.voter_state import SEAL_RECORD as SEAL_RECORD
 from keymesh.control.voter_state import SEAT_RECORD as SEAT_RECORD
+from keymesh.control.voter_state import (
+    TOO_MANY_HEADS,
+    EpochReply,
+    is_forgotten,
+    overflow,
+    stored_heads,
+    vote_name,
+    vote_of,
+)
 from keymesh.control.voter_state import VOTE_PREFIX as VOTE_PREFIX
 from keymesh.control.voter_state import VOTES_PER_BLIND as VOTES_PER_BLIND
 from keymesh.control.voter_state import EpochOffered as EpochOffered
@@ -45,7 +54,6 @@ from keymesh.control.voter_state import SetOffered as SetOffered
 from keymesh.control.voter_state import Vote as Vote
 from keymesh.control.voter_state import VoterConfig as VoterConfig
 from keymesh.control.voter_state import VoterState as VoterState
-from keymesh.control.voter_state import is_forgotten, overflow, stored_heads
 from keymesh.control.voter_state import seat_of as seat_of
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import check_hex
@@ -131,9 +139,7 @@ def standby_refusal(state: VoterState, sender: Address, asked: StandbyRequest, n
         return "not-enrolled"
     if not has_missed(state, now):
         return "registry-answers"
-    if state.granted.get(sender) == asked.nonce:
-        return "answered"
-    return "too-many-heads" if len(state.votes) > standby.HEADS_MAX else None
+    return "answered" if state.granted.get(sender) == asked.nonce else None
 
 
 def has_missed(state: VoterState, now: Instant) -> bool:
@@ -199,22 +205,29 @@ def _mesh_applied(state: VoterState, now: Instant, event: MeshApplied) -> list[A
     Whoever has no memory of a seat reads first, and records both together.
     """
     old, new = state.seat, event.seat
-    if old is not None and (new == old or (new.epoch, new.set_id) < (old.epoch, old.set_id)):
+    if new == old or any((new.epoch, new.set_id) < (seat.epoch, seat.set_id) for seat in state.seats):
         return []
     if not needs_memory(old, new):
-        return [_persist(state, new, ((SEAT_RECORD, new),))]
+        state.wanted = new
+        return _record_seat(state)
+    state.wanted = None
     if state.recalling is not None and state.recalling.seat == new:
         return []
     if old is not None and old.set_id < new.set_id:
-        state.sealing = max(state.sealing, old.set_id)  # it has been replaced, whoever has not heard of it
+        state.replaced = max(state.replaced, old.set_id)  # it has been replaced, whoever has not heard of it
     state.n_tokens += 1
     nonce = hashlib.sha256(state.entropy + f"recall/{state.n_tokens}".encode()).hexdigest()[:32]
     state.recalling = Recollection(new, nonce)
     return _read_on(state, now)
 
 
+def _record_seat(state: VoterState) -> list[Any]:
+    seat = state.wanted
+    return [] if seat is None or seat in state.waiting.values() else [_persist(state, seat, ((SEAT_RECORD, seat),))]
+
+
 def _tick(state: VoterState, now: Instant, event: Tick) -> list[Any]:
-    return [] if state.recalling is None else _read_on(state, now)
+    return _record_seat(state) + ([] if state.recalling is None else _read_on(state, now))
 
 
 def _received(state: VoterState, now: Instant, event: Received) -> list[Any]:
@@ -234,11 +247,11 @@ def _received(state: VoterState, now: Instant, event: Received) -> list[Any]:
 
 def _standby_asked(state: VoterState, now: Instant, sender: Address, asked: StandbyRequest) -> list[Any]:
     """One answer for each nonce, of all that is stored by now."""
-    reason = standby_refusal(state, sender, asked, now)
+    grant = standby.grant_for(asked, state.config.region, serial=state.serial, heads=stored_heads(state))
+    reason = standby_refusal(state, sender, asked, now) or (None if fits(grant) else TOO_MANY_HEADS)
     if reason is not None:
         return [Send(sender, StandbyRefused(nonce=asked.nonce, voter=state.config.region, reason=reason))]
     state.granted[sender] = asked.nonce  # an enrolled node: so many there are
-    grant = standby.grant_for(asked, state.config.region, serial=state.serial, heads=stored_heads(state))
     return [Send(sender, StandbyGrantMessage(grant=state.config.suite.seal(grant)))]
 
 
@@ -265,12 +278,12 @@ def _log_came(state: VoterState, now: Instant, page: VoterLog) -> list[Any]:
     if (page.nonce, page.after) != (reading.nonce, reading.after):
         return []
     for vote in page.votes:
-        reading.votes[_name(vote.blind, vote.seq)] = vote
+        reading.votes[vote_name(vote.blind, vote.seq)] = vote
     if page.next_after:
         reading.after = page.next_after
         return _read_on(state, now)
     serial = max(state.n_serial, (page.index + 1) * COMMIT_MAX_ENTRIES)
-    puts = [(name, _vote(vote, serial)) for name, vote in sorted(reading.votes.items())]
+    puts = [(name, vote_of(vote, serial)) for name, vote in sorted(reading.votes.items())]
     return [_persist(state, (reading, serial), ((SEAT_RECORD, reading.seat), *puts))]
 
 
@@ -281,7 +294,7 @@ def _remember(state: VoterState, reading: Recollection, serial: int) -> None:
     state.recalling = None
     state.n_serial = max(state.n_serial, serial)
     for vote in reading.votes.values():
-        state.votes.setdefault(vote.blind, {})[vote.seq] = _vote(vote, serial)
+        state.votes.setdefault(vote.blind, {})[vote.seq] = vote_of(vote, serial)
     state.seat = reading.seat
 
 
@@ -301,7 +314,7 @@ def _asked(state: VoterState, sender: Address, asked: CountersignRequest) -> lis
         return [_note("countersign-refused", asked, reason)]
     votes = state.votes.get(asked.blind, {})
     vote = votes.get(asked.seq)
-    pending = next((w[1] for w in _pending(state) if (w[1].blind, w[1].seq) == (asked.blind, asked.seq)), None)
+    pending = next((w[1] for w in state.pending if (w[1].blind, w[1].seq) == (asked.blind, asked.seq)), None)
     if (vote is not None and contradicts(vote, asked)) or (pending is not None and pending != asked):
         return [_note("fork", asked, "another entry was countersigned in this place")]
     if vote is not None and vote.epoch == asked.epoch:
@@ -311,30 +324,11 @@ def _asked(state: VoterState, sender: Address, asked: CountersignRequest) -> lis
     if is_forgotten(votes, asked.seq) or (asked.blind not in state.votes and len(state.votes) >= BLINDS_MAX):
         return [_note("countersign-refused", asked, "no-memory")]
     state.n_serial += 1
-    new = _vote(asked, state.n_serial)
+    new = vote_of(asked, state.n_serial)
     deletes = overflow(votes)
-    puts = ((_name(new.blind, new.seq), new),)
+    puts = ((vote_name(new.blind, new.seq), new),)
     waits = (sender, asked, deletes, new)
-    return [_persist(state, waits, puts, tuple(_name(asked.blind, seq) for seq in deletes))]
-
-
-def _pending(state: VoterState) -> list[Any]:
-    return [w for w in state.waiting.values() if isinstance(w, tuple) and len(w) == 4]
-
-
-def _vote(asked: CountersignRequest | ReadVote, serial: int) -> Vote:
-    return Vote(
-        blind=asked.blind,
-        epoch=asked.epoch,
-        seq=asked.seq,
-        entry_hash=asked.entry_hash,
-        restriction=asked.restriction,
-        serial=serial,
-    )
-
-
-def _name(blind: str, seq: int) -> str:
-    return f"{VOTE_PREFIX}{blind}/{seq}"
+    return [_persist(state, waits, puts, tuple(vote_name(asked.blind, seq) for seq in deletes))]
 
 
 def _persist(
@@ -352,6 +346,7 @@ def _persisted(state: VoterState, now: Instant, event: Persisted) -> list[Any]:
         return []
     if isinstance(waits, Seat):
         state.seat = waits
+        state.wanted = None if state.wanted == waits else state.wanted
         state.recalling = None if not waits.seated else state.recalling
         return []
     if isinstance(waits[0], EpochOffered):
@@ -372,9 +367,14 @@ def _persisted(state: VoterState, now: Instant, event: Persisted) -> list[Any]:
 
 
 def _persist_failed(state: VoterState, now: Instant, event: PersistFailed) -> list[Any]:
-    """Nothing was promised; the Registry asks again, and a tick has the log read again."""
+    """Nothing was promised, sealed or signed: whoever wanted it asks again; a tick has the log read, or the seat
+    recorded, again."""
     waits = state.waiting.pop(event.token, None)
-    return voter_epoch.not_stored(state, waits) or voter_seal.not_stored(state, waits)
+    if isinstance(waits, Seat):
+        return [Wake(Instant(now + READ_RETRY_MS))]
+    if isinstance(waits, tuple) and isinstance(waits[0], EpochOffered | SetOffered):
+        return [EpochReply(waits[0].token, None, "storage")]
+    return []
 
 
 def _countersignature(state: VoterState, to: Address, asked: CountersignRequest, serial: int) -> Send:

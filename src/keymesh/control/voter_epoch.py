@@ -6,12 +6,23 @@ then on it countersigns nothing older.  So the union over a majority of such wor
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from keymesh.control import trust
 from keymesh.control.kinds import OPEN_EPOCH
-from keymesh.control.messages import EpochOffer, EpochStored, Sealed, SetOffer
-from keymesh.control.voter_state import EpochOffered, EpochReply, Promise, VoterState, stored_heads
+from keymesh.control.messages import EpochOffer, EpochStored, Sealed, SetOffer, SetSealed, StoredHead
+from keymesh.control.signing import fits
+from keymesh.control.voter_state import (
+    TOO_MANY_HEADS,
+    EpochOffered,
+    EpochReply,
+    Promise,
+    VoterState,
+    by_blind,
+    heads_to_be,
+    stored_heads,
+)
 from keymesh.model.errors import KeymeshError
 from keymesh.model.ids import MESH_NAMESPACE
 from keymesh.model.time import Instant
@@ -75,28 +86,32 @@ def is_sealed(state: VoterState) -> bool:
     return state.seat is not None and state.seat.set_id <= state.sealed
 
 
-def word(state: VoterState, offer: EpochOffer) -> Sealed:
-    """What this voter has stored, under its node's key."""
-    stored = EpochStored(
+def word_of(state: VoterState, offer: EpochOffer, heads: Iterable[StoredHead]) -> EpochStored:
+    return EpochStored(
         mesh=offer.mesh,
         epoch=offer.epoch,
         command_id=offer.command_id,
         voter=state.config.region,
         node=state.config.node,
-        heads=tuple(sorted(stored_heads(state), key=lambda head: head.blind)),
+        heads=by_blind(heads),
     )
-    return state.config.suite.seal(stored)
+
+
+def word(state: VoterState, offer: EpochOffer) -> Sealed:
+    """What this voter has stored, under its node's key."""
+    return state.config.suite.seal(word_of(state, offer, stored_heads(state)))
 
 
 def offered(state: VoterState, now: Instant, event: EpochOffered) -> tuple[Promise | None, list[Any]]:
     """A promise to record, or what to do instead: refuse, or say again what is stored."""
+    promise = promise_of(event.offer)
     refused = refusal_of(state, event, now)
+    if refused is None and not fits(word_of(state, event.offer, heads_to_be(state))):
+        refused = TOO_MANY_HEADS  # what can't be told is not promised
     if refused is not None:
         return None, [EpochReply(event.token, None, refused)]
-    promise = promise_of(event.offer)
     if state.promise == promise:
-        return None, [EpochReply(event.token, word(state, event.offer))]
-    state.promising = promise.epoch
+        return None, [said(state, event.token, word_of(state, event.offer, stored_heads(state)))]
     return promise, []
 
 
@@ -105,13 +120,9 @@ def stored(state: VoterState, event: EpochOffered, promise: Promise) -> list[Any
     if promise.epoch < state.epoch:
         return [EpochReply(event.token, None, "old-epoch")]
     state.promise = promise
-    return [EpochReply(event.token, word(state, event.offer))]
+    return [said(state, event.token, word_of(state, event.offer, stored_heads(state)))]
 
 
-def not_stored(state: VoterState, waits: Any) -> list[Any]:
-    """The disk refused: nothing is promised, nor anything else that waited for it."""
-    if not isinstance(waits, tuple) or not isinstance(waits[0], EpochOffered):
-        return []
-    event = waits[0]
-    state.promising = 0
-    return [EpochReply(event.token, None, "storage")]
+def said(state: VoterState, token: str, told: EpochStored | SetSealed) -> EpochReply:
+    """The reply that tells it; a refusal where no message holds it."""
+    return EpochReply(token, state.config.suite.seal(told)) if fits(told) else EpochReply(token, None, TOO_MANY_HEADS)

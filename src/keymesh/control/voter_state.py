@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -9,7 +10,7 @@ from msgspec import Struct
 
 from keymesh.control import standby
 from keymesh.control.commit import voters_of
-from keymesh.control.messages import EpochOffer, ReadVote, Sealed, SetOffer, StoredHead
+from keymesh.control.messages import CountersignRequest, EpochOffer, ReadVote, Sealed, SetOffer, StoredHead
 from keymesh.control.rows import SettingsRow, get
 from keymesh.control.signing import Suite
 from keymesh.control.state import NamespaceState
@@ -25,6 +26,7 @@ PROMISE_RECORD: Final = "promise"
 SEAL_RECORD: Final = "seal"
 VOTE_PREFIX: Final = "vote/"
 READ_RETRY_MS: Final = 2_000
+TOO_MANY_HEADS: Final = "too-many-heads"
 START: Final = Instant(0)
 
 
@@ -144,10 +146,10 @@ class VoterState:
     booted_at: Instant = START
     heard_at: Instant | None = None
     recalling: Recollection | None = None
+    wanted: Seat | None = None  # its node has applied it; its record may still be on its way, or have failed
     promise: Promise | None = None
-    promising: int = 0  # the highest epoch that was taken up; its record may still be on its way
     seal: Seal | None = None
-    sealing: int = 0  # the highest set whose seal was taken up; its record may still be on its way
+    replaced: int = 0  # the highest set that this voter was of and that its node has seen replaced
     granted: dict[Address, str] = field(default_factory=dict)  # node -> the nonce that was answered last
 
     @property
@@ -156,9 +158,31 @@ class VoterState:
         return max(0 if self.seat is None else self.seat.epoch, 0 if self.promise is None else self.promise.epoch)
 
     @property
+    def seats(self) -> list[Seat]:
+        """That it has, and those that it is about to take."""
+        reading = None if self.recalling is None else self.recalling.seat
+        return [seat for seat in (self.seat, self.wanted, reading) if seat is not None]
+
+    @property
+    def promising(self) -> int:
+        """The highest epoch that was taken up and whose record is still on its way; 0 where none."""
+        return max((w[1].epoch for w in self._offers() if isinstance(w[1], Promise)), default=0)
+
+    @property
     def sealed(self) -> int:
-        """The highest set under which it acts no more; 0 where none."""
-        return max(self.sealing, 0 if self.seal is None else self.seal.set_id)
+        """The highest set under which it acts no more, be the record still on its way; 0 where none."""
+        sealing = [w[1].set_id for w in self._offers() if isinstance(w[1], Seal)]
+        return max(self.replaced, *sealing, 0 if self.seal is None else self.seal.set_id)
+
+    def _offers(self) -> list[Any]:
+        return [
+            w for w in self.waiting.values() if isinstance(w, tuple) and isinstance(w[0], EpochOffered | SetOffered)
+        ]
+
+    @property
+    def pending(self) -> list[Any]:
+        """Votes whose record is on its way: (sender, request, deletes, vote)."""
+        return [w for w in self.waiting.values() if isinstance(w, tuple) and len(w) == 4]
 
     @property
     def serial(self) -> int:
@@ -184,16 +208,38 @@ def seat_of(mesh: NamespaceState, region: str, *, epoch: int) -> Seat:
 # --- what is remembered ----------------------------------------------------------------------------------------------
 
 
+def vote_of(asked: CountersignRequest | ReadVote, serial: int) -> Vote:
+    return Vote(
+        blind=asked.blind,
+        epoch=asked.epoch,
+        seq=asked.seq,
+        entry_hash=asked.entry_hash,
+        restriction=asked.restriction,
+        serial=serial,
+    )
+
+
+def vote_name(blind: str, seq: int) -> str:
+    return f"{VOTE_PREFIX}{blind}/{seq}"
+
+
 def stored_heads(state: VoterState) -> list[StoredHead]:
     """The newest restriction of each namespace of which any is stored."""
-    found = []
-    for votes in state.votes.values():
-        newest = newest_restriction(votes)
-        if newest is not None:
-            found.append(
-                StoredHead(blind=newest.blind, epoch=newest.epoch, seq=newest.seq, entry_hash=newest.entry_hash)
-            )
-    return found
+    newest = [newest_restriction(votes) for votes in state.votes.values()]
+    return [head_of(vote) for vote in newest if vote is not None]
+
+
+def heads_to_be(state: VoterState) -> list[StoredHead]:
+    """At least those that will be stored once all that is on its way is recorded; of one namespace perhaps two."""
+    return stored_heads(state) + [head_of(vote) for *_, vote in state.pending]
+
+
+def by_blind(heads: Iterable[StoredHead]) -> tuple[StoredHead, ...]:
+    return tuple(sorted(heads, key=lambda head: head.blind))
+
+
+def head_of(vote: Vote) -> StoredHead:
+    return StoredHead(blind=vote.blind, epoch=vote.epoch, seq=vote.seq, entry_hash=vote.entry_hash)
 
 
 def newest_restriction(votes: dict[int, Vote]) -> Vote | None:

@@ -5,7 +5,7 @@
 3. The entry that opens the epoch, with the recovery officers' word; then, for every namespace, one that adopts what
 validly signed tails beside its chain restrict, and their key versions, deactivated.
 4. A resume of which nobody has the voters' proof ends nothing; a restriction that a voter has countersigned and whose
-entry nobody has closes its tenant.
+entry nobody has, or nobody all that came before it (``unseen``), closes its tenant.
 
 The union is over what voters said when they stored the epoch, never over what was read before.  Pure.
 """
@@ -38,12 +38,11 @@ from keymesh.control.rows import (
 )
 from keymesh.control.signing import Suite
 from keymesh.control.state import AWAITED, NamespaceState
-from keymesh.control.transition import restrictions_in
 from keymesh.model.errors import KeymeshError, Refused, Unavailable
 from keymesh.model.ids import MESH_NAMESPACE, Digest
 from keymesh.model.limits import COMMIT_MAX_ENTRIES
 from keymesh.model.time import Instant
-from keymesh.registry import commands, regrow, tails
+from keymesh.registry import commands, regrow, tails, unseen
 from keymesh.registry.events import Command
 from keymesh.registry.records import CommitRecord
 from keymesh.registry.regrow import Chain, Refusal, Regrown
@@ -326,23 +325,11 @@ def _close_unseen(
         where = f"head {head.epoch}:{head.seq}"
         if namespace is None:
             log.refused.append(Refusal(voter, head.blind, where, "unknown-namespace"))
-        elif head.entry_hash not in adopted[namespace].entries and not is_seen(log, namespace, head, states):
+        elif (why := unseen.why(log, namespace, head, tails=states, adopted=adopted[namespace].entries)) is not None:
             scope = MESH_NAMESPACE if namespace == MESH_NAMESPACE else f"tenant:{namespace}"
             made = AdoptedRestriction(state="suspended", command_id=f"epoch-{epoch}-unseen-{head.entry_hash[:16]}")
             _add(adopted[namespace], scope, made)
-            log.refused.append(Refusal(voter, namespace, where, "nobody-has-the-entry"))
-
-
-def is_seen(log: Regrown, namespace: str, head: StoredHead, states: Sequence[NamespaceState]) -> bool:
-    """Whether the restriction behind ``head`` is in the chain, or among a tail's rows."""
-    if head.entry_hash in log.chain(namespace).hashes:
-        return True
-    return any(
-        row.seq == head.seq and state.head.entry.epoch == head.epoch
-        for state in states
-        if state.head.entry.namespace == namespace
-        for row in restrictions_in(state.rows).values()
-    )
+            log.refused.append(Refusal(voter, namespace, where, why))
 
 
 # --- 3. the entries of the new epoch ---------------------------------------------------------------------------------
@@ -355,7 +342,8 @@ def _append(log: Regrown, offer: EpochOffer, adopted: Mapping[str, Adoption], no
     group: list[SignedEntry] = []
     for namespace in sorted(adopted, key=lambda name: (name != MESH_NAMESPACE, name)):
         taking = adopted[namespace]
-        for n, tail in enumerate(tails.adoptions(taking.restrictions, taking.keys)):
+        restrictions = taking.restrictions or tails.in_force(log.chain(namespace).rows)
+        for n, tail in enumerate(tails.adoptions(restrictions, taking.keys)):
             command_id = commands.internal_id("adopt", offer.command_id, n)
             plain = msgspec.to_builtins(tail)
             if namespace == MESH_NAMESPACE or n or len(group) == COMMIT_MAX_ENTRIES:

@@ -85,6 +85,15 @@ def missing_keys(tail: AdoptTail, held: Rows) -> tuple[dict[str, KeyRow], list[s
     return dict(sorted(lacking.items())), sorted(other)
 
 
+def in_force(rows: Rows) -> dict[str, AdoptedRestriction]:
+    """One restriction of ``rows``, for an adoption that has no other to say; empty where none is in force.
+
+    To say it again changes no row.  But what restricts nothing voters do not remember: a holder whose lost tail had
+    lifted that restriction could stand by without having taken the new epoch's state.
+    """
+    return dict(list(of_state(rows).restrictions.items())[:1])
+
+
 def adoptions(restrictions: Mapping[str, AdoptedRestriction], keys: Mapping[str, KeyRow]) -> list[AdoptTail]:
     """Arguments of as many entries as it takes, restrictions first."""
     made, size = [AdoptTail()], 0

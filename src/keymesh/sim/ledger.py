@@ -93,7 +93,8 @@ class Ledger:
             restrictions[args["scope"]] = (state, e.seq)
         if e.kind == ADOPT_TAIL:
             for scope, row in args["restrictions"].items():
-                restrictions[scope] = (row["state"], e.seq)
+                if restrictions.get(scope, ("none", 0))[0] not in (row["state"], "revoked"):
+                    restrictions[scope] = (row["state"], e.seq)
             for name, row in args["keys"].items():
                 key, _, version = name.removeprefix("key/").rpartition("/")
                 self.kids.setdefault((e.namespace, key, int(version)), row["kid"])

@@ -160,3 +160,16 @@ def test_the_seat_of_an_older_mesh_state_takes_nothing_back() -> None:
     assert life.ask(asked(5, epoch=3, set_id=3)) == []
     life.crash()
     assert life.state.epoch == 4
+
+
+@pytest.mark.parametrize("failing", [4, 5])
+def test_a_promise_that_was_not_recorded_undoes_no_other(failing: int) -> None:
+    """Two are on their way: as long as one may yet become durable, nothing older is countersigned."""
+    life = Life()
+    on_their_way = {epoch: step(life.state, NOW, offered(epoch))[0] for epoch in (4, 5)}
+    (reply,) = step(life.state, NOW, PersistFailed(on_their_way[failing].token))
+    assert reply.refused == "storage"
+    assert life.ask(asked(1)) == []
+    other = 9 - failing
+    step(life.state, NOW, Persisted(on_their_way[other].token))
+    assert life.state.epoch == other

@@ -214,15 +214,6 @@ def test_nobody_who_is_not_enrolled_and_nobody_from_without_a_seat() -> None:
     assert away.ask() == "not-a-voter"
 
 
-def test_more_heads_than_a_message_shows_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(standby, "HEADS_MAX", 1)
-    life = Life()
-    life.countersign(1)
-    life.countersign(1, blind="cd" * 32)
-    life.silence()
-    assert life.ask() == "too-many-heads"
-
-
 def test_the_newest_restriction_is_never_what_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voter_state, "VOTES_PER_BLIND", 4)
     life = Life()

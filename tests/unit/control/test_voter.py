@@ -31,6 +31,8 @@ from keymesh.model.machine import (
     PersistFailed,
     Received,
     Send,
+    Tick,
+    Wake,
     node_address,
 )
 from keymesh.model.time import Instant
@@ -48,6 +50,7 @@ class Life:
         self.disk: dict[str, Any] = {} if seat is None else {voter.SEAT_RECORD: seat}
         self.sent: list[Any] = []
         self.notes: list[str] = []
+        self.failed: list[Any] = []
         self.state: VoterState
         self.crash()
 
@@ -64,7 +67,7 @@ class Life:
                     if disk == "lost":
                         break
                     if disk == "bad":
-                        assert self.feed(PersistFailed(effect.token)) == []
+                        self.failed = self.feed(PersistFailed(effect.token))
                         break
                     self.disk |= dict(effect.puts)
                     for name in effect.deletes:
@@ -277,3 +280,32 @@ def test_no_place_ever_gets_two_signatures(steps: list[tuple[str, int, str, str]
             assert f"vote/{digest('ns')}/{seq}" in life.disk
         if disk == "lost":
             life.crash()
+
+
+# --- a seat that could not be recorded -------------------------------------------------------------------------------
+
+
+def test_a_seat_whose_record_failed_is_recorded_by_a_tick_and_not_taken_before() -> None:
+    life = Life()
+    new = Seat(epoch=4, set_id=2, seated=True)
+    life.feed(MeshApplied(new), disk="bad")
+    assert life.state.seat == SEAT
+    assert life.ask(asked(epoch=4)) == []
+    (wake,) = life.failed
+    assert isinstance(wake, Wake)
+    life.feed(Tick(), disk="bad")
+    assert life.state.seat == SEAT
+    life.feed(Tick())
+    assert life.disk[voter.SEAT_RECORD] == life.state.seat == new
+    assert len(life.ask(asked(epoch=4))) == 1
+    assert life.feed(Tick()) == []
+
+
+def test_of_two_seats_that_failed_the_newer_is_recorded() -> None:
+    life = Life()
+    newer = Seat(epoch=5, set_id=2, seated=True)
+    life.feed(MeshApplied(Seat(epoch=4, set_id=2, seated=True)), disk="bad")
+    life.feed(MeshApplied(newer), disk="bad")
+    life.feed(MeshApplied(Seat(epoch=4, set_id=2, seated=True)), disk="bad")
+    life.feed(Tick())
+    assert life.state.seat == newer

@@ -181,3 +181,14 @@ def test_the_seal_survives_on_a_real_disk() -> None:
     seal(life, offered())
     record = life.disk[voter.SEAL_RECORD]
     assert codec.decode(codec.encode(record), max_bytes=1_000) == record
+
+
+def test_a_seal_that_was_not_recorded_undoes_nothing_newer() -> None:
+    """Its node heard meanwhile that the set was replaced: it answers no poll under it, whatever the disk says."""
+    life = Life()
+    (persist,) = step(life.state, NOW, offered())
+    step(life.state, NOW, MeshApplied(Seat(epoch=3, set_id=3, seated=True)))
+    (reply,) = step(life.state, NOW, PersistFailed(persist.token))
+    assert reply.refused == "storage"
+    assert not voter.answers_poll(life.state, Poll(mesh=MESH, epoch=3, set_id=2, poll_id=1))
+    assert life.ask(asked(1)) == []

@@ -17,6 +17,7 @@ from keymesh.control.signing import to_plain
 from keymesh.control.state import NamespaceState
 from keymesh.model.errors import Integrity, KeymeshError, Refused, Unavailable
 from keymesh.model.time import Instant
+from keymesh.registry import spaces
 from keymesh.registry.regrow import Regrown
 from keymesh.registry.restore import Base, Handed, plan_base
 from tests.unit.control.world import FAR, MESH, Mesh, digest, resigned
@@ -256,7 +257,8 @@ def test_a_damaged_copy_of_a_restriction_does_not_count_as_seen() -> None:
     for order in (("eu-west", "us-west"), ("us-west", "eu-west")):
         copies = {"eu-west": damaged(head), "us-west": head}
         log = backed_up(mesh, n)
-        restored(mesh, log, *(Handed(r, (), (copies[r],)) for r in order), offer=offer, words=words)
+        before = entries_of(mesh.history["acme"][n:-1])
+        restored(mesh, log, *(Handed(r, (), (*before, copies[r])) for r in order), offer=offer, words=words)
         assert row(log, f"restriction/{SERVICE}", RestrictionRow).state == "suspended"
         assert row(log, "restriction/tenant:acme", RestrictionRow) is None
 
@@ -327,3 +329,86 @@ def test_what_the_registry_did_not_sign_chooses_no_branch(on_top: int) -> None:
     assert tuple(log.chain("acme").entries[: len(whole)]) == whole
     assert base.from_regions["eu-west"]["entries"] == 0
     assert {(r.region, r.reason) for r in base.refused} == {("eu-west", "bad-signature")}
+
+
+# --- a head stands for what came before it ---------------------------------------------------------------------------
+
+
+def two_restrictions() -> tuple[Mesh, int, list[NamespaceState]]:
+    """Backed up before either: the whole tenant is suspended, then one of its services."""
+    mesh, n = world(tail=False)
+    return mesh, n, [mesh.restrict("suspend", "tenant:acme"), mesh.restrict("suspend", SERVICE)]
+
+
+def restored_with(mesh: Mesh, n: int, *handed: Handed) -> tuple[Regrown, Base]:
+    """Each voter shows the newest restriction alone."""
+    log, offer = backed_up(mesh, n), offer_of(mesh)
+    words = [word(mesh, region, offer, mesh.states["acme"].head) for region in ("us-east", "us-west")]
+    return log, restored(mesh, log, *handed, offer=offer, words=words)
+
+
+def test_a_newer_entry_alone_does_not_stand_for_the_older_restriction() -> None:
+    mesh, n, (_, newer) = two_restrictions()
+    log, base = restored_with(mesh, n, Handed("us-east", (), (newer.head,)))
+    assert row(log, f"restriction/{SERVICE}", RestrictionRow).state == "suspended"
+    assert row(log, "restriction/tenant:acme", RestrictionRow).state == "suspended"
+    assert "older-entries-missing" in [r.reason for r in base.refused]
+
+
+def test_a_state_with_a_row_left_out_does_not_stand_for_it_either() -> None:
+    mesh, n, (_, newer) = two_restrictions()
+    cut = replace(newer, rows={k: v for k, v in newer.rows.items() if k != "restriction/tenant:acme"})
+    log, base = restored_with(mesh, n, Handed("us-east", (cut,)))
+    assert row(log, "restriction/tenant:acme", RestrictionRow).state == "suspended"
+    assert {"state-mismatch", "older-entries-missing"} <= {r.reason for r in base.refused}
+
+
+def test_an_older_entry_that_does_not_hold_is_as_good_as_missing() -> None:
+    mesh, n, (older, newer) = two_restrictions()
+    log, base = restored_with(mesh, n, Handed("us-east", (), (damaged(older.head), newer.head)))
+    assert row(log, "restriction/tenant:acme", RestrictionRow).state == "suspended"
+    assert {"bad-signature", "older-entries-missing"} <= {r.reason for r in base.refused}
+
+
+def test_a_head_whose_every_predecessor_is_there_closes_nothing_more() -> None:
+    """The tail rests on another head of the mesh, so it comes in beside the chain: by its entries, or by a state."""
+    for with_state in (False, True):
+        mesh, n = world(tail=False)
+        mesh.do("mesh", "region.rotate-ivk", {"region": "us-east", "generation": 2})
+        older = mesh.restrict("suspend", "service:acme/mail")
+        newer = mesh.restrict("suspend", SERVICE)
+        handed = (
+            Handed("us-east", (older,), (newer.head,))
+            if with_state
+            else Handed("us-east", (), entries_of([older, newer]))
+        )
+        log, base = restored_with(mesh, n, handed)
+        assert row(log, "restriction/tenant:acme", RestrictionRow) is None
+        assert row(log, "restriction/service:acme/mail", RestrictionRow).state == "suspended"
+        assert row(log, f"restriction/{SERVICE}", RestrictionRow).state == "suspended"
+        assert "older-entries-missing" not in [r.reason for r in base.refused]
+
+
+# --- what voters are asked to remember of a restore ------------------------------------------------------------------
+
+
+def test_an_adoption_that_restricts_nothing_is_none_for_the_voters() -> None:
+    mesh, n = world(tail=False)
+    log = backed_up(mesh, n)
+    restored(mesh, log)
+    (first,) = [s for s in log.commits[-1] if s.entry.namespace == "acme"]
+    assert (first.entry.kind, first.entry.epoch) == ("epoch.adopt", 2), "the new epoch's word on what went before"
+    assert not spaces.needs_commit(first)
+
+
+def test_an_adoption_says_a_restriction_in_force_again_and_is_committed() -> None:
+    """Else a holder whose lost tail had lifted it could stand by without the new epoch's state."""
+    mesh, _ = world()
+    log = backed_up(mesh, len(mesh.history["acme"]))
+    before = row(log, f"restriction/{SERVICE}", RestrictionRow)
+    base = restored(mesh, log)
+    (first,) = [s for s in log.commits[-1] if s.entry.namespace == "acme"]
+    assert list(first.entry.body.args["restrictions"]) == [SERVICE]
+    assert spaces.needs_commit(first)
+    assert row(log, f"restriction/{SERVICE}", RestrictionRow) == before
+    assert base.from_regions == {}
