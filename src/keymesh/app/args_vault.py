@@ -6,7 +6,7 @@ from typing import Any
 
 from keymesh.app.args_common import Later
 from keymesh.app.args_face import add_face
-from keymesh.compat.vault_tokens import RIGHTS, TTL_DEFAULT_S, TTL_MAX_S
+from keymesh.compat.vault_limits import RIGHTS, TTL_DEFAULT_S, TTL_MAX_S
 
 
 def register(actions: Any) -> None:

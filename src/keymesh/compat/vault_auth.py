@@ -9,7 +9,8 @@ from typing import Any, Final
 
 from keymesh.access.identity import Identity
 from keymesh.compat.vault_form import UNSUPPORTED_PATH, Fields, VaultError
-from keymesh.compat.vault_tokens import SECRET_MAX_CHARS, TTL_MAX_S, Denied, Token, Tokens
+from keymesh.compat.vault_limits import TTL_MAX_S
+from keymesh.compat.vault_tokens import SECRET_MAX_CHARS, Denied, Token, Tokens
 from keymesh.model.time import Instant
 
 BAD_APPROLE: Final = "invalid role or secret ID"

@@ -21,14 +21,12 @@ from typing import Final
 from msgspec import Struct
 
 from keymesh.access.identity import ClientIdentity, EdgeIdentity, Identity
+from keymesh.compat.vault_limits import RIGHTS, TTL_DEFAULT_S, TTL_MAX_S
 from keymesh.model.errors import Refused
 from keymesh.model.ids import check_hex, check_label, check_service, check_tenant
 from keymesh.model.time import Instant, is_live
 
-RIGHTS: Final = ("encrypt", "decrypt", "rewrap", "datakey", "read", "create", "rotate")
 EVERY: Final = "*"
-TTL_DEFAULT_S: Final = 3_600
-TTL_MAX_S: Final = 32 * 24 * 3_600
 TOKENS_MAX: Final = 10_000
 TOKENS_OF_ROLE_MAX: Final = 1_000
 ROLES_MAX: Final = 1_000

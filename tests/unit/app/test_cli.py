@@ -210,12 +210,14 @@ def test_every_command_leads_to_a_function() -> None:
 
 HEAVY = ("aiohttp", "asyncio", "cryptography", "msgspec", "prometheus_client", "rich", "sqlalchemy", "sqlite3")
 ROOMS = ("adapters", "control", "core", "edge", "registry", "sim")
+EDGE = tuple(f"keymesh.edge.{part}" for part in ("client", "hot", "machine", "sidecar"))
+"""All of the Edge but for where a server listens, which every role's server uses."""
 # What a process imports before it does anything -> what is none of its business.
 STRANGERS = {
     "cli": (*HEAVY, *(f"keymesh.{room}" for room in ROOMS)),
     "supervisor": ("aiohttp", "prometheus_client", "sqlalchemy", "rich", "keymesh.core", "keymesh.edge", "keymesh.sim"),
-    "registry_app": ("rich", "keymesh.core", "keymesh.edge", "keymesh.sim", "keymesh.app.cli"),
-    "core_app": ("rich", "sqlalchemy", "keymesh.registry", "keymesh.edge", "keymesh.sim", "keymesh.app.cli"),
+    "registry_app": ("rich", "keymesh.core", *EDGE, "keymesh.sim", "keymesh.app.cli"),
+    "core_app": ("rich", "sqlalchemy", "keymesh.registry", *EDGE, "keymesh.sim", "keymesh.app.cli"),
     "edge_app": ("rich", "sqlalchemy", "sqlite3", "keymesh.core", "keymesh.registry", "keymesh.sim", "keymesh.app.cli"),
     "cli_status": ("sqlalchemy", "sqlite3", "keymesh.core", "keymesh.edge", "keymesh.registry", "keymesh.sim"),
     "cli_verify": ("aiohttp", "asyncio", "sqlite3", "keymesh.core", "keymesh.edge", "keymesh.registry", "keymesh.sim"),

@@ -206,6 +206,7 @@ def test_an_edge_is_told_everything_of_its_file(
         "tcp": "127.0.0.1:8444",
         "tcp_identity": "acme/files",
         "workers": 2,
+        "connections": 10_240,
         "worker": None,
         "listen_fd": None,
         "allow_unlocked_memory": True,

@@ -12,7 +12,8 @@ from keymesh.access.identity import ClientIdentity, EdgeIdentity, Identity
 from keymesh.app.fuzz.ring import MemoryRing
 from keymesh.compat.face import FaceRequest
 from keymesh.compat.vault_face import VaultFace
-from keymesh.compat.vault_tokens import RIGHTS, AppRole, CertificateRole, Tokens, VaultLogins, WrittenToken
+from keymesh.compat.vault_limits import RIGHTS
+from keymesh.compat.vault_tokens import AppRole, CertificateRole, Tokens, VaultLogins, WrittenToken
 from keymesh.model.ids import MeshName, RegionId, ServiceName, TenantId
 from keymesh.model.time import Instant
 

@@ -17,7 +17,8 @@ from keymesh.app.fuzz.ring import MemoryRing
 from keymesh.app.fuzz.target import Fault
 from keymesh.compat.face import FaceAnswer, FaceRequest
 from keymesh.compat.vault_face import VaultFace
-from keymesh.compat.vault_tokens import RIGHTS, AppRole, Tokens, VaultLogins, WrittenToken
+from keymesh.compat.vault_limits import RIGHTS
+from keymesh.compat.vault_tokens import AppRole, Tokens, VaultLogins, WrittenToken
 from keymesh.model.time import Instant
 
 NOW: Final = Instant(1_796_000_000_000)
