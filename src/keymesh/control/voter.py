@@ -247,10 +247,12 @@ def _received(state: VoterState, now: Instant, event: Received) -> list[Any]:
 
 def _standby_asked(state: VoterState, now: Instant, sender: Address, asked: StandbyRequest) -> list[Any]:
     """One answer for each nonce, of all that is stored by now."""
-    grant = standby.grant_for(asked, state.config.region, serial=state.serial, heads=stored_heads(state))
-    reason = standby_refusal(state, sender, asked, now) or (None if fits(grant) else TOO_MANY_HEADS)
+    reason, region = standby_refusal(state, sender, asked, now), state.config.region
+    if reason is None:
+        grant = standby.grant_for(asked, region, serial=state.serial, heads=stored_heads(state))
+        reason = None if fits(grant) else TOO_MANY_HEADS
     if reason is not None:
-        return [Send(sender, StandbyRefused(nonce=asked.nonce, voter=state.config.region, reason=reason))]
+        return [Send(sender, StandbyRefused(nonce=asked.nonce, voter=region, reason=reason))]
     state.granted[sender] = asked.nonce  # an enrolled node: so many there are
     return [Send(sender, StandbyGrantMessage(grant=state.config.suite.seal(grant)))]
 
@@ -367,8 +369,7 @@ def _persisted(state: VoterState, now: Instant, event: Persisted) -> list[Any]:
 
 
 def _persist_failed(state: VoterState, now: Instant, event: PersistFailed) -> list[Any]:
-    """Nothing was promised, sealed or signed: whoever wanted it asks again; a tick has the log read, or the seat
-    recorded, again."""
+    """Nothing was promised, sealed or signed: who wanted it asks again, and a tick records the seat or reads again."""
     waits = state.waiting.pop(event.token, None)
     if isinstance(waits, Seat):
         return [Wake(Instant(now + READ_RETRY_MS))]

@@ -11,6 +11,8 @@ from collections.abc import Container, Iterable
 from typing import Final
 
 from keymesh.control import commit
+from keymesh.control.entry import Entry
+from keymesh.control.kinds import KINDS
 from keymesh.control.messages import StoredHead
 from keymesh.control.state import NamespaceState
 from keymesh.control.transition import restrictions_in
@@ -34,6 +36,9 @@ def why(
     ``tails``: verified states beside the chain, whose restrictions are adopted.  ``adopted``: entries beside it of
     which the same holds.
     """
+    chain = log.chain(namespace)
+    if head.entry_hash in chain.hashes:
+        return None
     mine = [state for state in tails if state.head.entry.namespace == namespace]
     if any(
         row.seq == head.seq and state.head.entry.epoch == head.epoch
@@ -41,11 +46,16 @@ def why(
         for row in restrictions_in(state.rows).values()
     ):
         return None
-    grounds = log.chain(namespace).hashes | {state.head.hash for state in mine} | {ZERO_DIGEST}
+    grounds = {state.head.hash for state in mine} | {ZERO_DIGEST}
     at = head.entry_hash
-    while at not in grounds:
+    while at not in chain.hashes and at not in grounds:
         signed = log.beside[at][1] if at in log.beside else None
-        if signed is None or (commit.is_restriction(signed.entry) and at not in adopted):
+        if signed is None or (_may_restrict(signed.entry) and at not in adopted):
             return NOBODY_HAS_IT if at == head.entry_hash else OLDER_MISSING
         at = signed.entry.prev
     return None
+
+
+def _may_restrict(entry: Entry) -> bool:
+    """A kind of a later release may be anything."""
+    return entry.kind not in KINDS or commit.is_restriction(entry)

@@ -389,6 +389,17 @@ def test_a_head_whose_every_predecessor_is_there_closes_nothing_more() -> None:
         assert "older-entries-missing" not in [r.reason for r in base.refused]
 
 
+def test_a_predecessor_of_a_kind_that_nobody_knows_may_have_been_a_restriction() -> None:
+    mesh, n, (older, newer) = two_restrictions()
+    odd = resigned(older, mesh.registry, kind="freeze")
+    after = resigned(newer, mesh.registry, prev=odd.head.hash)
+    log, offer = backed_up(mesh, n), offer_of(mesh)
+    words = [word(mesh, region, offer, after.head) for region in ("us-east", "us-west")]
+    base = restored(mesh, log, Handed("us-east", (), (odd.head, after.head)), offer=offer, words=words)
+    assert row(log, "restriction/tenant:acme", RestrictionRow).state == "suspended"
+    assert "older-entries-missing" in [r.reason for r in base.refused]
+
+
 # --- what voters are asked to remember of a restore ------------------------------------------------------------------
 
 
