@@ -248,9 +248,9 @@ def _received(state: VoterState, now: Instant, event: Received) -> list[Any]:
 def _standby_asked(state: VoterState, now: Instant, sender: Address, asked: StandbyRequest) -> list[Any]:
     """One answer for each nonce, of all that is stored by now."""
     reason, region = standby_refusal(state, sender, asked, now), state.config.region
-    if reason is None:
-        grant = standby.grant_for(asked, region, serial=state.serial, heads=stored_heads(state))
-        reason = None if fits(grant) else TOO_MANY_HEADS
+    grant = standby.grant_for(asked, region, serial=state.serial, heads=[] if reason else stored_heads(state))
+    if reason is None and not fits(grant):
+        reason = TOO_MANY_HEADS
     if reason is not None:
         return [Send(sender, StandbyRefused(nonce=asked.nonce, voter=region, reason=reason))]
     state.granted[sender] = asked.nonce  # an enrolled node: so many there are
