@@ -72,6 +72,7 @@ _TENANT_HEADS: Final = frozenset(
 )
 _BINDING_ORDER: Final = ("active", "retiring", "retired")
 _RESTRICTED: Final = ("suspended", "revoked")
+_NEVER: Final = RestrictionRow(state="none", seq=0, command_id="")
 
 A = TypeVar("A", bound=Args)
 
@@ -108,7 +109,8 @@ def check_transition(
     3. Numbers that only rise have not fallen; names that never change have not; key states move forwards.
     4. Rows that reach beyond the Registry's word are given, exactly, by an entry with that word.
     5. Nothing lifts a revocation.
-    6. Each suspension that is gone has its later resume, committed.  (Last: see ``view``.)
+    6. Each suspension that is gone has its later resume, committed, also one that the holder never saw.  (Last: see
+    ``view``.)
 
     ``seq`` is of the entry that the new rows are after.  The holder may know restrictions beyond it: of them these
     rows can't speak, so they lift nothing.
@@ -137,6 +139,7 @@ def check_transition(
     if new_epoch:
         return msgspec.structs.replace(change, abandoned=_abandoned(before, after, new, proofs))
     _check_lifts(before, after, new, proofs, seq)
+    _check_passed_over(old, new, proofs)
     return change
 
 
@@ -291,6 +294,17 @@ def _check_lifts(
             scope, before[scope], get(new, f"restriction/{scope}", RestrictionRow), proofs
         ):
             raise Refused("unproven-lift", f"no committed resume of {scope}", field=f"restriction/{scope}")
+
+
+def _check_passed_over(old: Rows, new: Rows, proofs: Proofs) -> None:
+    """A suspension that the holder never saw may have been committed; that it is over is for voters to say as well."""
+    for name in sorted([n for n in new if shape_of(n) is RestrictionRow and old.get(n) != new[n]]):
+        row = decode_as(name, new[name], RestrictionRow)
+        was = get(old, name, RestrictionRow)
+        if row.state == "none" and (was is None or was.state == "none"):
+            scope = parts_of(name)[1]
+            if not _lifted(scope, was or _NEVER, row, proofs):
+                raise Refused("unproven-lift", f"no committed resume of {scope}", field=name)
 
 
 def _abandoned(

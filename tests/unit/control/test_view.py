@@ -414,7 +414,18 @@ def test_a_suspension_needs_its_committed_resume(mesh: Mesh) -> None:
         outcome = accepted(mesh.offer(held, mesh.commit(resumed, *proof)))
         assert outcome.lifts == ("tenant:acme",)
         assert not outcome.is_restriction
-    assert isinstance(mesh.offer(mesh.history["acme"][-3], resumed), Accepted), "nothing to lift there"
+    for late in (mesh.history["acme"][-3], None):  # it never saw the suspension; nobody has said that it is over
+        assert code(mesh.offer(late, resumed)) == "unproven-lift"
+        assert isinstance(mesh.offer(late, mesh.commit(resumed, "us-east", "us-west")), Accepted)
+
+
+def test_a_suspension_and_resume_that_were_passed_over_again_need_the_newest_proof(mesh: Mesh) -> None:
+    mesh.restrict("suspend", "tenant:acme")
+    held = mesh.restrict("resume", "tenant:acme")
+    mesh.restrict("suspend", "tenant:acme")
+    resumed = mesh.restrict("resume", "tenant:acme", committed=False)
+    assert code(mesh.offer(held, replace(resumed, support=(*held.support, *resumed.support)))) == "unproven-lift"
+    assert isinstance(mesh.offer(held, mesh.commit(resumed, "us-east", "us-west")), Accepted)
 
 
 def test_a_resume_counts_for_its_own_suspension_only(mesh: Mesh) -> None:
