@@ -8,6 +8,7 @@ Environment, cookies, redirects and compression are not followed.
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -171,7 +172,7 @@ class PeerClient:
         except (aiohttp.ClientConnectorError, ssl.SSLError) as failed:
             raise Unavailable("unreachable", f"no connection to the peer: {_reason(failed)}") from failed
         except (aiohttp.ClientError, OSError, asyncio.IncompleteReadError) as failed:
-            raise Unavailable("no-answer", f"the connection broke: {type(failed).__name__}") from failed
+            raise Unavailable("no-answer", f"the connection broke: {_reason(failed)}") from failed
 
     async def _read(self, answer: aiohttp.ClientResponse) -> bytes:
         content = bytearray()
@@ -233,6 +234,26 @@ def _headers(
     return headers
 
 
+_REASONS: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (ssl.SSLError, "TLS failed"),
+    (ConnectionRefusedError, "connection refused"),
+    (TimeoutError, "timed out"),
+    (socket.gaierror, "name not known"),
+    (ConnectionResetError, "connection reset"),
+    (BrokenPipeError, "connection reset"),
+    (aiohttp.ServerDisconnectedError, "hung up"),
+    (aiohttp.ClientPayloadError, "ended in the middle of the answer"),
+    (asyncio.IncompleteReadError, "ended in the middle of the answer"),
+    (FileNotFoundError, "no such socket"),
+)
+
+
 def _reason(failed: BaseException) -> str:
+    """In words; what no row names has the system's own."""
+    if isinstance(failed, aiohttp.ClientSSLError | ssl.SSLError):
+        return "TLS failed"
     inner = failed.os_error if isinstance(failed, aiohttp.ClientConnectorError) else failed
-    return type(inner).__name__
+    for kind, words in _REASONS:
+        if isinstance(inner, kind):
+            return words
+    return (inner.strerror if isinstance(inner, OSError) else None) or "not as agreed"

@@ -21,6 +21,7 @@ from keymesh.app.layout import Layout, MeshPlan, load_plan, resolve_dir
 from keymesh.app.registry_client import RegistryClient
 from keymesh.app.renewal import renew_if_due
 from keymesh.app.signing_keys import load_signer
+from keymesh.app.supervisor_client import NOT_RUNNING, ask_supervisor
 from keymesh.control.trust import make_authority
 from keymesh.crypto.dsse import envelope_to_json
 from keymesh.crypto.jws import JWS_MAX_CHARS, parse_jws
@@ -195,7 +196,19 @@ def run_with_client(directory: str | None, work: Callable[[AdminClient], Awaitab
         async with AdminClient(layout, plan, token_file=path) as client:
             return await work(client)
 
-    return asyncio.run(go())
+    with saying_what_runs(layout, plan):
+        return asyncio.run(go())
+
+
+@contextlib.contextmanager
+def saying_what_runs(layout: Layout, plan: MeshPlan) -> Iterator[None]:
+    """Of a mesh on this machine that is not running, say that; not which of its processes did not answer."""
+    try:
+        yield
+    except Unavailable as away:
+        if away.code == "unreachable" and plan.hosts is None and ask_supervisor(layout, {"do": "status"}) is None:
+            raise Unavailable("unreachable", NOT_RUNNING) from away
+        raise
 
 
 async def wait_for_key(client: AdminClient, tenant: str, key: str, *, version: int = 1, timeout_s: float = 60) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import Final
+from contextvars import ContextVar
+from typing import Final, NoReturn
 
 from keymesh import __version__
 from keymesh.app import (
@@ -29,7 +30,8 @@ from keymesh.app import (
     args_voters,
 )
 from keymesh.app.args_common import choose_token_file
-from keymesh.app.cli_errors import guarded
+from keymesh.app.cli_errors import BadUsage, guarded, report_error
+from keymesh.model.errors import ExitCode
 
 _EPILOG: Final = """\
 exit codes: 0 done, 1 refused or check failed, 2 usage, 3 unavailable, 4 integrity
@@ -43,9 +45,22 @@ example:
 """
 
 
+_for_machines: ContextVar[bool] = ContextVar("whether --json is among the words", default=False)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of a command and those below it: a usage error is also an object for machines, where they asked for one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say it, and exit with code 2."""
+        if _for_machines.get():
+            report_error(argparse.Namespace(json=True), BadUsage("usage", message))
+        super().error(message)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Every command and its arguments."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="keymesh",
         description="A sovereign key-management mesh: customers hold the root key, and can end every use of it.",
         epilog=_EPILOG,
@@ -80,7 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script.  Returns the exit code."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    _for_machines.set("--json" in words)
+    try:
+        args = build_parser().parse_args(words)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return int(ExitCode.INTERRUPTED)
     choose_token_file(args)
     return guarded(args.run, args)
 

@@ -13,9 +13,9 @@ from keymesh.app import ask_plot
 from keymesh.app.args_common import show_ms
 from keymesh.app.ask_faults import with_faults
 from keymesh.app.cli_common import emit, stderr, table
-from keymesh.app.cli_errors import BadUsage
+from keymesh.app.cli_errors import BadUsage, usage
 from keymesh.app.config_ask import EXAMPLE, AskConfig, load_ask
-from keymesh.model.errors import ExitCode, Refused
+from keymesh.model.errors import ExitCode
 from keymesh.sim.ask.figures import report
 from keymesh.sim.ask.question import Question
 from keymesh.sim.ask.run import ask_seeds
@@ -48,12 +48,15 @@ def _config(args: argparse.Namespace) -> AskConfig:
     """The file, and over it what the command line says."""
     for name, value, high in (("start", args.start, _SEED_MAX), ("procs", args.procs, 64)):
         if not (0 if name == "start" else 1) <= value <= high:
-            raise Refused.bad_field(name, f"{0 if name == 'start' else 1} to {high}")
+            raise BadUsage.bad_field(name, f"{0 if name == 'start' else 1} to {high}")
     config = load_ask(Path(args.config))
     said = {name: getattr(args, name) for name in ("hours", "seeds") if getattr(args, name) is not None}
     config = structs.replace(config, **said)
     config.check()
-    return config if args.faults is None else with_faults(config, args.faults)
+    if args.faults is None:
+        return config
+    with usage():
+        return with_faults(config, args.faults)
 
 
 def _ask(question: Question, seeds: range, procs: int) -> list[Seen]:
@@ -69,6 +72,8 @@ def _ask(question: Question, seeds: range, procs: int) -> list[Seen]:
         for one in ask_seeds(question, seeds, procs):
             seen.append(one)
             progress.update(bar, completed=len(seen))
+            if not stderr.is_terminal:
+                stderr.print(f"seed {len(seen)} of {len(seeds)}")
     return seen
 
 

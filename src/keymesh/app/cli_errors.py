@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from keymesh.model.errors import ExitCode, KeymeshError, Refused, Unavailable
 
@@ -14,6 +16,17 @@ class BadUsage(Refused):
     """What the command line asks for cannot be done from here; nothing was asked of anybody."""
 
     exit_code = ExitCode.USAGE
+
+
+@contextmanager
+def usage() -> Iterator[None]:
+    """Around what reads the command line's own words: a malformed one is bad usage."""
+    try:
+        yield
+    except BadUsage:
+        raise
+    except Refused as bad:
+        raise BadUsage(bad.code, bad.message, field=bad.field) from bad
 
 
 def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) -> int:
@@ -25,22 +38,28 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
         return int(bad.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return int(ExitCode.REFUSED)
-    except (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError) as bad:
-        report_error(args, Refused("file", f"{bad.strerror}: {bad.filename}", field="file"))
-        return int(ExitCode.REFUSED)
-    except OSError as bad:
-        report_error(args, Unavailable("system", str(bad.strerror or bad)))
-        return int(ExitCode.UNAVAILABLE)
+    except OSError as failed:
+        told = of_system(failed)
+        report_error(args, told)
+        return int(told.exit_code)
 
 
-def report_error(args: argparse.Namespace, bad: KeymeshError) -> None:
-    """One line for people, one object for machines."""
+def of_system(failed: OSError) -> KeymeshError:
+    """What the operating system refused, as an error of a command."""
+    match failed:
+        case FileNotFoundError() | FileExistsError() | PermissionError() | IsADirectoryError() | NotADirectoryError():
+            return Refused("file", f"{failed.strerror}: {failed.filename}", field="file")
+    return Unavailable("system", str(failed.strerror or failed))
+
+
+def report_error(args: argparse.Namespace, bad: KeymeshError, **more: Any) -> None:
+    """One line for people, one object for machines, which has ``more`` beside the error."""
     if getattr(args, "json", False):
-        print(json.dumps({"ok": False, "error": plain_error(bad)}))
+        print(json.dumps({"ok": False, "error": plain_error(bad), **more}))
     else:
         print(f"error: {_one_line(bad.message)} [{bad.code}]", file=sys.stderr)
 

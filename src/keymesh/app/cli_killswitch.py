@@ -13,7 +13,7 @@ import msgspec
 from keymesh.adapters.files import PUBLIC_MODE, check_writable, write_file
 from keymesh.app.admin_client import AdminClient, new_command_id, run_with_client
 from keymesh.app.cli_common import check_output, emit, facts, show_utc, stderr, stdout
-from keymesh.app.cli_errors import plain_error, report_error
+from keymesh.app.cli_errors import plain_error, report_error, usage
 from keymesh.control.kinds import ScopeArgs
 from keymesh.model import strict_json
 from keymesh.model.errors import ExitCode, Refused, Unavailable
@@ -108,7 +108,8 @@ def run_kill(args: argparse.Namespace) -> int:
 
     The file decides the exit code only where it was asked for: by its name, or by fetching it.
     """
-    scope = parse_scope(args.scope)
+    with usage():
+        scope = parse_scope(args.scope)
     output = Path(args.output or f"{str(scope).replace(':', '-').replace('/', '-')}.cert.json")
     is_wanted = args.output is not None or args.command_id is not None
     if not args.no_wait:
@@ -240,12 +241,15 @@ def _show_kill(shown: Any) -> None:
         values["no use after"] = show_utc(shown["t"])
     for key in ("command_id", "holders", "elapsed_ms", "file"):
         if key in shown:
-            values[key.replace("_", " ")] = shown[key]
+            values[key.removesuffix("_ms").replace("_", " ")] = (
+                f"{shown[key]} ms" if key == "elapsed_ms" else shown[key]
+            )
     facts(f"{shown['action']} {shown['scope']}", values)
 
 
 def run_resume(args: argparse.Namespace) -> int:
-    scope = parse_scope(args.scope)
+    with usage():
+        scope = parse_scope(args.scope)
 
     async def work(client: AdminClient) -> Any:
         done = await _commit(client, "resume", scope, args)

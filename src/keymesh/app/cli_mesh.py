@@ -244,4 +244,5 @@ def _show_up(layout: Layout, shown: dict[str, Any]) -> None:
         "[yellow]Development keys: root, officer, tenant-admin and seal keys lie unencrypted in that directory "
         "(keys/DEVELOPMENT-KEYS.txt).[/yellow]"
     )
-    stdout.print(f"next: keymesh tenant create acme --home {shown['registry_region']}", markup=False)
+    if shown["made"]:
+        stdout.print(f"next: keymesh tenant create acme --home {shown['registry_region']}", markup=False)

@@ -12,6 +12,7 @@ from keymesh.app.args_common import show_ms
 from keymesh.app.args_tenant import NO_BUDGET
 from keymesh.app.cli_budget import alarm, limits
 from keymesh.app.cli_common import emit, facts, stderr, table
+from keymesh.app.cli_errors import usage
 from keymesh.control.kinds import SetService
 from keymesh.control.rows import ServiceRow
 from keymesh.model.errors import Refused
@@ -37,8 +38,9 @@ def _edge_ttl(args: argparse.Namespace) -> int | None:
 
 def run_create(args: argparse.Namespace) -> int:
     """A service, and wait until its first key is active."""
-    tenant, service = _service_name(args)
-    edge_ttl = _edge_ttl(args)
+    with usage():
+        tenant, service = _service_name(args)
+        edge_ttl = _edge_ttl(args)
 
     async def work(client: AdminClient) -> Any:
         row = ServiceRow(

@@ -9,7 +9,7 @@ from typing import Any
 from keymesh.app.admin_client import AdminClient
 from keymesh.app.cli_common import emit, facts, stdout, table
 from keymesh.app.layout import Layout, load_plan, resolve_dir
-from keymesh.app.supervisor_client import ask_supervisor, stop_mesh
+from keymesh.app.supervisor_client import NOT_RUNNING, ask_supervisor, stop_mesh
 from keymesh.model.errors import ExitCode, Refused, Unavailable
 
 
@@ -27,7 +27,7 @@ def run_status(args: argparse.Namespace) -> int:
     processes = ask_supervisor(layout, {"do": "status"}) if is_embedded else {}
     shown: dict[str, Any] = {"running": processes is not None, "processes": (processes or {}).get("children", {})}
     if processes is None:
-        emit(args, shown, lambda: stdout.print("the mesh is not running; `keymesh up` starts it"))
+        emit(args, shown, lambda: stdout.print(NOT_RUNNING))
         return int(ExitCode.UNAVAILABLE)
     shown |= asyncio.run(_collect(layout))
     emit(args, shown, lambda: _show_status(shown))

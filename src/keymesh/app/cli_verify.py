@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from keymesh.app.cli_common import emit, facts, show_utc
+from keymesh.app.cli_common import emit, facts, show_utc, stdout
+from keymesh.app.cli_errors import BadUsage
 from keymesh.app.layout import Layout, resolve_dir
 from keymesh.app.trust_file import load_trust
 from keymesh.control import destruction
@@ -21,6 +23,8 @@ def run_verify(args: argparse.Namespace) -> int:
     if len(raw) > CERTIFICATE_MAX_BYTES:
         raise Refused.bad_field("file", f"at most {CERTIFICATE_MAX_BYTES} bytes")
     root_file = Path(args.root) if args.root else Layout(resolve_dir(args.dir)).trust
+    if args.root is None and not root_file.is_file():
+        raise BadUsage("no-trust", "no trust.json here: give the mesh's root keys with --root FILE", field="root")
     trust = load_trust(root_file)
     try:
         verified = verify_certificate(raw, root=trust.root, mesh=trust.mesh)
@@ -40,5 +44,11 @@ def run_verify(args: argparse.Namespace) -> int:
         "command_id": verified.statement.command_id,
         "not_covered": list(verified.statement.not_covered),
     }
-    emit(args, shown, lambda: facts("certificate verified", {k: v for k, v in shown.items() if k != "ok"}))
+    emit(args, shown, lambda: _show(shown))
     return int(ExitCode.DONE)
+
+
+def _show(shown: dict[str, Any]) -> None:
+    facts("certificate verified", {k: v for k, v in shown.items() if k not in ("ok", "t", "not_covered")})
+    for n, one in enumerate(shown["not_covered"]):
+        stdout.print(f"  {'' if n else 'not_covered':<11}  {one}", markup=False)

@@ -58,6 +58,8 @@ class Report:
 
 def find_cases(directory: Path) -> dict[str, Path]:
     """The XML files under ``directory``, by their path in it.  Raises Refused where there are none, or too many."""
+    if not directory.exists():
+        raise Refused.bad_field("dir", f"{directory} does not exist")
     if not directory.is_dir():
         raise Refused.bad_field("dir", f"a directory of cases, got {directory}")
     found = {path.relative_to(directory).as_posix(): path for path in sorted(directory.rglob("*.xml"))}

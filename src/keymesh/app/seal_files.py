@@ -87,7 +87,7 @@ def open_source(job: Job) -> Iterator[tuple[BinaryIO, int | None, int]]:
     with Path(job.source).open("rb") as file:
         status = os.fstat(file.fileno())
         if stat.S_ISDIR(status.st_mode):
-            raise Refused("file", f"{job.source} is a directory", field="file")
+            raise Refused("file", "is a directory", field="file")
         size = status.st_size if stat.S_ISREG(status.st_mode) else None
         yield file, size, status.st_mode & SOURCE_MODE_MASK
 
@@ -100,7 +100,11 @@ def open_target(job: Job, *, force: bool, mode: int) -> Iterator[BinaryIO]:
         sys.stdout.buffer.flush()
         return
     target = Path(job.target)
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False) as file:
+    try:
+        made = tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name[:64]}.", delete=False)  # noqa: SIM115
+    except OSError as failed:  # which names a file that nobody knows
+        raise Refused("file", f"{target} cannot be written ({failed.strerror})", field="output") from failed
+    with made as file:
         try:
             yield cast(BinaryIO, file)
             file.flush()

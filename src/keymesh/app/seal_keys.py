@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 from keymesh.adapters.http_client import PeerClient
-from keymesh.app.admin_client import AdminClient
+from keymesh.app.admin_client import AdminClient, saying_what_runs
 from keymesh.app.enrol import ensure_identity, sidecar_client
 from keymesh.app.l1_url import known_kms, parse_l1
 from keymesh.app.layout import Layout, load_plan
@@ -20,11 +20,12 @@ from keymesh.crypto.kid import kid_hex
 from keymesh.crypto.pages import KeyPages
 from keymesh.crypto.xaes import XaesKey
 from keymesh.model import strict_json
-from keymesh.model.errors import Refused, Unavailable
+from keymesh.model.errors import Integrity, Refused, Unavailable
 from keymesh.orbital.edge_wire import from_base64, to_base64
 
 ANSWER_MAX_BYTES: Final = 1024 * 1024
 PATIENCE_S: Final = 15.0
+_UNKNOWN: Final = "unknown-key"
 _SOON: Final = frozenset({"starting", "not-loaded", "no-certificate", "no-wrapping-key"})
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class MeshKeys:
         if region is not None and region not in self._plan.regions:
             raise Refused.bad_field("region", f"one of {', '.join(self._plan.regions)}")
         self._region = region
+        self._layout = layout
         self._runner = asyncio.Runner()
         self._client = AdminClient(layout, self._plan)
         self._sidecars: dict[str, PeerClient] = {}
@@ -72,7 +74,8 @@ class MeshKeys:
     def mint(self, tenant: str, service: str, context: Mapping[str, str]) -> tuple[bytes, bytes]:
         """See ``KeySource``."""
         body = {"context": dict(context), "plaintext": True}
-        made = self._runner.run(self._first(tenant, service, "create-key", body))
+        with saying_what_runs(self._layout, self._plan):
+            made = self._runner.run(self._first(tenant, service, "create-key", body))
         return (
             from_base64("blob", made["blob"], max_bytes=L4_BLOB_BYTES),
             from_base64("plaintext", made["plaintext"], max_bytes=L4_BYTES),
@@ -81,26 +84,35 @@ class MeshKeys:
     def unwrap(self, tenant: str, service: str, blob: bytes, context: Mapping[str, str]) -> bytes:
         """See ``KeySource``."""
         body = {"blob": to_base64(blob), "context": dict(context)}
-        opened = self._runner.run(self._opened(tenant, service, blob, body))
+        with saying_what_runs(self._layout, self._plan):
+            opened = self._runner.run(self._opened(tenant, service, blob, body))
         return from_base64("plaintext", opened["plaintext"], max_bytes=L4_BYTES)
 
     async def _opened(self, tenant: str, service: str, blob: bytes, body: dict[str, Any]) -> Any:
-        """An Edge without that key version cannot tell why; the Registry can, where it was restricted."""
+        """An Edge that has asked its Core cannot tell why it has no such key; the Registry can.
+
+        A key that is restricted is refused, one that is only on its way there may come: Unavailable.  One that nobody
+        knows never comes: Integrity.
+        """
         try:
             return await self._first(tenant, service, "decrypt-key", body)
         except Unavailable as unknown:
-            if unknown.code == "unknown-key":
-                await self._refuse_if_restricted(tenant, service, kid_hex(blob_kid(blob)))
+            if unknown.code != _UNKNOWN:
+                raise
+            if not await self._is_on_its_way(tenant, service, kid_hex(blob_kid(blob))):
+                raise Integrity.opaque() from unknown
             raise
 
-    async def _refuse_if_restricted(self, tenant: str, service: str, kid: str) -> None:
+    async def _is_on_its_way(self, tenant: str, service: str, kid: str) -> bool:
+        """Whether the Registry has a key that a region has not.  Raises Refused where it is restricted."""
         try:
             keys = (await self._client.call("GET", f"/v1/tenants/{tenant}/keys"))["keys"]
         except (Unavailable, Refused):
-            return
+            return False
         for key in keys:
             if key["kid"] == kid and key["state"] in ("suspended", "revoked", "compromised"):
                 raise Refused("restricted", f"key:{tenant}/{service}@{key['version']} is {key['state']}")
+        return any(key["kid"] == kid for key in keys)
 
     # --- which Edge ----------------------------------------------------------------------------------------------
 
@@ -111,7 +123,8 @@ class MeshKeys:
             try:
                 answer = await _patiently(partial(self._ask, region, tenant, service, operation, body))
             except Unavailable as unavailable:
-                silent = unavailable
+                if silent is None or silent.code == _UNKNOWN:  # one that is away may have the key
+                    silent = unavailable
                 continue
             self.where = region
             return answer
@@ -182,7 +195,12 @@ class SocketKeys:
 
     def unwrap(self, tenant: str, service: str, blob: bytes, context: Mapping[str, str]) -> bytes:
         """See ``KeySource``."""
-        opened = self._ask(tenant, service, "decrypt-key", {"blob": to_base64(blob), "context": dict(context)})
+        try:
+            opened = self._ask(tenant, service, "decrypt-key", {"blob": to_base64(blob), "context": dict(context)})
+        except Unavailable as unknown:
+            if unknown.code == _UNKNOWN:
+                raise Integrity.opaque() from unknown
+            raise
         return from_base64("plaintext", opened["plaintext"], max_bytes=L4_BYTES)
 
     def close(self) -> None:
@@ -232,7 +250,12 @@ class OfflineKeys:
     def _open(self, kid: str) -> XaesKey:
         from keymesh.adapters.customer_kms import OwnerClient
 
-        path = path_to(self._chain, kid)
+        try:
+            path = path_to(self._chain, kid)
+        except Unavailable as unknown:
+            raise Integrity(
+                unknown.code, "no key in the chain is the file's: the chain is older, or the file was changed"
+            ) from unknown
 
         async def unwrap() -> bytes:
             async with OwnerClient.open(self._l1.directory) as owner:

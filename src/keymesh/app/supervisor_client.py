@@ -13,6 +13,7 @@ from keymesh.app.layout import Layout
 from keymesh.model.errors import Refused, Unavailable
 
 DOWN_TIMEOUT_S: Final = 40.0
+NOT_RUNNING: Final = "the mesh is not running; `keymesh up` starts it"
 
 
 def take_lock(layout: Layout) -> IO[str]:

@@ -307,8 +307,10 @@ class Edge:
         """
         for _ in range(2):
             older = self._shell.asking
-            if not self._shell.want_key() or not await self._shell.changed(FETCH_TIMEOUT_S):
+            if not self._shell.want_key():
                 break
+            if not await self._shell.changed(FETCH_TIMEOUT_S):  # whether there is such a key nobody has said
+                raise Unavailable("no-answer", "no key here opens that blob, and the Core has not answered yet")
             try:
                 return self.hot.decrypt_keys(blobs, context)
             except UnknownKid:

@@ -16,6 +16,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNAVAILABLE = 3
     INTEGRITY = 4
+    INTERRUPTED = 130
 
 
 class KeymeshError(Exception):

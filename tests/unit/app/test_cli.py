@@ -26,6 +26,7 @@ from keymesh.app.cli_errors import guarded
 from keymesh.app.cli_mesh import timing_of
 from keymesh.app.cli_seal import parse_context
 from keymesh.app.cli_service import _policy_of, _service_name
+from keymesh.app.config_ask import EXAMPLE
 from keymesh.app.registry_views import TenantRows, show_service
 from keymesh.control.rows import PolicyRow, ServiceRow
 from keymesh.model.errors import Integrity, Refused, Unavailable
@@ -254,16 +255,11 @@ def test_usage_errors_exit_2(words: list[str], capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     "words",
     [
-        ["suspend", "acme"],
-        ["suspend", "tenant:Acme"],
         ["key", "show", "mesh"],
         ["key", "rotate", "key:a/b@1"],
         ["key", "rewrap", "region:x"],
         ["tenant", "create", "mesh"],
         ["tenant", "show", "../x"],
-        ["service", "create", "files"],
-        ["service", "create", "a/b", "--tenant", "c"],
-        ["service", "create", "a/b", "--edge-ttl", "2h"],
         ["service", "set", "files", "--edge-ttl", "1m"],
         ["service", "set", "a/b"],
         ["service", "set", "a/b", "--edge-ttl", "61m"],
@@ -276,7 +272,6 @@ def test_usage_errors_exit_2(words: list[str], capsys: pytest.CaptureFixture[str
         ["verify", "/absent.json"],
         ["customer-kms", "status", "root", "--dir", "/absent"],
         ["customer-kms", "allow", "--dir", "/absent", "--mesh-ca", "/absent"],
-        ["open", "/absent.sealed", "--offline"],
         ["open", "/absent.sealed", "--offline", "--chain", "/absent", "--l1", "kms:x#y"],
         ["sim", "run", "--seeds", "0"],
     ],
@@ -430,3 +425,74 @@ def test_a_service_is_named_whole_or_in_two() -> None:
     ):
         with pytest.raises(Refused):
             name(service, tenant)
+
+
+# --- usage, interrupts and reasons ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["open", "/absent.sealed", "--offline"],
+        ["open", "/absent"],
+        ["seal", "x", "--tenant", "A!", "--service", "files"],
+        ["seal", "x", "--tenant", "acme", "--service", "files", "--context", "k"],
+        ["suspend", "acme"],
+        ["resume", "acme"],
+        ["service", "create", "acme"],
+        ["suspend", "tenant:Acme"],
+        ["service", "create", "files"],
+        ["service", "create", "a/b", "--tenant", "c"],
+        ["service", "create", "a/b", "--edge-ttl", "2h"],
+        ["fuzz", "run", "nope"],
+        ["sim", "ask", "--config", "ASK", "--faults", "meteor=1/h"],
+        ["verify", "CERT"],
+    ],
+    ids=" ".join,
+)
+def test_what_the_command_line_itself_has_wrong_is_exit_2(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ASK").write_text(EXAMPLE)
+    (tmp_path / "CERT").write_text("{}")
+    assert cli.main(words) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert cli.main([*words, "--json"]) == 2
+    assert json.loads(capsys.readouterr().out)["ok"] is False
+
+
+@pytest.mark.parametrize("words", [["suspend", "--json"], ["tenant", "create", "--json"], ["--json"]], ids=" ".join)
+def test_a_usage_error_is_an_object_too_where_one_was_asked_for(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"]["code"] == "usage"
+    assert json.loads(said.out)["error"]["message"] in said.err
+    with pytest.raises(SystemExit):
+        cli.main(words[:-1])
+    assert capsys.readouterr().out == ""
+
+
+def test_ctrl_c_while_the_commands_are_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> argparse.ArgumentParser:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_parser", interrupted)
+    assert cli.main(["status"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_verify_without_a_root_says_how_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.json").write_text("{}")
+    assert cli.main(["verify", "c.json"]) == 2
+    assert "no trust.json here: give the mesh's root keys with --root FILE" in capsys.readouterr().err

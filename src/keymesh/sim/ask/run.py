@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -75,5 +76,11 @@ def ask_seeds(question: Question, seeds: Sequence[int], procs: int) -> Iterator[
     if procs <= 1 or len(seeds) == 1:
         yield from map(partial(ask_seed, question), seeds)
         return
-    with ProcessPoolExecutor(min(procs, len(seeds)), mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(
+        min(procs, len(seeds)),
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    with pool:
         yield from pool.map(partial(ask_seed, question), seeds)
