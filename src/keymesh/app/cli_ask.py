@@ -52,7 +52,8 @@ def _config(args: argparse.Namespace) -> AskConfig:
     config = load_ask(Path(args.config))
     said = {name: getattr(args, name) for name in ("hours", "seeds") if getattr(args, name) is not None}
     config = structs.replace(config, **said)
-    config.check()
+    with usage():
+        config.check()
     if args.faults is None:
         return config
     with usage():
