@@ -30,8 +30,7 @@ from keymesh.app import (
     args_voters,
 )
 from keymesh.app.args_common import choose_token_file
-from keymesh.app.cli_errors import BadUsage, guarded, report_error
-from keymesh.model.errors import ExitCode
+from keymesh.app.cli_errors import INTERRUPTED, BadUsage, guarded, report_error
 
 _EPILOG: Final = """\
 exit codes: 0 done, 1 refused or check failed, 2 usage, 3 unavailable, 4 integrity
@@ -101,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
         args = build_parser().parse_args(words)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return int(ExitCode.INTERRUPTED)
+        return INTERRUPTED
     choose_token_file(args)
     return guarded(args.run, args)
 

@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from keymesh.model.errors import ExitCode, KeymeshError, Refused, Unavailable
+
+INTERRUPTED: Final = 130  # as a shell counts SIGINT
 
 
 class BadUsage(Refused):
@@ -38,7 +40,7 @@ def guarded(run: Callable[[argparse.Namespace], int], args: argparse.Namespace) 
         return int(bad.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return int(ExitCode.INTERRUPTED)
+        return INTERRUPTED
     except BrokenPipeError:
         sys.stderr.close()
         return int(ExitCode.REFUSED)

@@ -16,7 +16,6 @@ class ExitCode(IntEnum):
     USAGE = 2
     UNAVAILABLE = 3
     INTEGRITY = 4
-    INTERRUPTED = 130
 
 
 class KeymeshError(Exception):
