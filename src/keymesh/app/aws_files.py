@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,42 +13,26 @@ from msgspec import Struct
 
 from keymesh.adapters.files import write_file
 from keymesh.adapters.key_files import read_private
+from keymesh.app.watched_file import WatchedFile, taking_turns
 from keymesh.compat.aws_credentials import FILE_MAX_BYTES, Credential, dump_credentials, parse_credentials
 from keymesh.compat.aws_records import ALIASES_MAX, KEYS_MAX, KeyRecord, TenantBook
 from keymesh.model import strict_json
 from keymesh.model.errors import Refused
 
-LOOK_S: Final = 1.0
 RECORDS_MAX_BYTES: Final = 64 * 1024 * 1024
 
 
 class CredentialBook:
-    """The access keys in ``file``.  Looked at once a second at most; one that has become unreadable admits nobody.
-
-    Raises Refused where it is not right at the start.
-    """
+    """The access keys in ``file``, as ``WatchedFile``: one that has become unreadable admits nobody."""
 
     def __init__(self, file: Path, monotonic: Callable[[], float]) -> None:
-        self._file = file
-        self._monotonic = monotonic
-        self._stamp = _stamp(file)
-        self._known = read_credentials(file)
-        self._looked = monotonic()
+        self._watched: WatchedFile[dict[str, Credential]] = WatchedFile(file, read_credentials, {}, monotonic)
 
     def get(self, access_key_id: str) -> Credential | None:
-        now = self._monotonic()
-        if now >= self._looked + LOOK_S:
-            self._looked = now
-            if (stamp := _stamp(self._file)) != self._stamp:
-                self._stamp = stamp
-                try:
-                    self._known = read_credentials(self._file)
-                except Refused:
-                    self._known = {}
-        return self._known.get(access_key_id)
+        return self._watched.get().get(access_key_id)
 
     def tenants(self) -> frozenset[str]:
-        return frozenset(one.tenant for one in self._known.values())
+        return frozenset(one.tenant for one in self._watched.known.values())
 
 
 def read_credentials(file: Path) -> dict[str, Credential]:
@@ -60,19 +43,10 @@ def read_credentials(file: Path) -> dict[str, Credential]:
 @contextmanager
 def changing(file: Path) -> Iterator[dict[str, Credential]]:
     """The credentials in ``file``, to be changed; two commands at once take turns."""
-    with (file.parent / f".{file.name}.lock").open("a") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    with taking_turns(file):
         known = read_credentials(file) if file.exists() else {}
         yield known
         write_file(file, dump_credentials(known.values()))
-
-
-def _stamp(file: Path) -> tuple[int, int, int]:
-    try:
-        found = file.stat()
-    except FileNotFoundError:
-        return (0, 0, 0)
-    return (found.st_mtime_ns, found.st_ino, found.st_mode)
 
 
 class RecordsFile(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from keymesh.app import cli
-from keymesh.app.vault_files import LOOK_S, LoginBook, changing, read_logins
+from keymesh.app.vault_files import LoginBook, changing, read_logins
+from keymesh.app.watched_file import LOOK_S
 from keymesh.compat.vault_tokens import VaultLogins, WrittenToken
 from keymesh.model.errors import Refused
 
