@@ -79,7 +79,7 @@ def test_the_command_says_so(
     said = json.loads(capsys.readouterr().out)
     assert (said["ok"], said["inputs"], said["crashes"], said["hangs"]) == (False, COUNT, 1, 0)
     assert Path(said["failures"][0]["file"]).is_file()
-    assert cli.main(["fuzz", "run", "nothing", "--json"]) == 1
+    assert cli.main(["fuzz", "run", "nothing", "--json"]) == 2
     assert "ttlv" in json.loads(capsys.readouterr().out)["error"]["message"]
-    assert cli.main(["fuzz", "run", "ttlv", "--n", "0", "--json"]) == 1
+    assert cli.main(["fuzz", "run", "ttlv", "--n", "0", "--json"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["field"] == "n"

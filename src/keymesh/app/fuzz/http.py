@@ -226,6 +226,12 @@ class _Recorded(asyncio.Transport):
     def abort(self) -> None:
         self.closed = True
 
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def get_write_buffer_size(self) -> int:
+        return 0  # everything is taken at once
+
     def pause_reading(self) -> None:
         self.paused = True
 
