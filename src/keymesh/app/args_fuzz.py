@@ -18,7 +18,7 @@ def register(commands: Any) -> None:
         help="valid inputs, changed where their form says that it hurts, the same for the same seed",
         epilog="example: keymesh fuzz run ttlv --n 20000 --json",
     )
-    run.add_argument("target", metavar="TARGET", help="blob, http, kmip or ttlv")
+    run.add_argument("target", metavar="TARGET", help="aws, blob, http, kmip, transit or ttlv")
     run.add_argument("--n", type=int, default=20_000, metavar="N", help="so many inputs (default 20000)")
     run.add_argument("--seed", type=int, default=1, metavar="S", help="(default 1)")
     run.add_argument(
