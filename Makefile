@@ -44,15 +44,17 @@ unit: dev
 check: static unit  ## format, lint, types, import contracts, unit and vector tests, some seeds (about a minute)
 	$(call SIM,$(CHECK_SEEDS))
 
-test: servers static  ## everything: check, contract, integration and simulation tests (about half an hour)
+test: servers static  ## everything: check, contract, integration and simulation tests (35 to 40 minutes on two cores)
 	$(PYTEST) -n $(JOBS) --durations=10 -m "not live and not serial" tests
 	@$(BIN)/python .ci/live.py $(TEST_SEEDS) --durations=$(DURATIONS)
 
 soak: servers dev  ## the same tests with their full counts; prints one JSON object at the end
 	@SOAK_PARTS="$(SOAK_PARTS)" $(BIN)/python .ci/soak.py
 
-bench: servers setup  ## measure Edge, kill switch and its bounds, control log, dispatch, manifests and scale
+bench: servers dev  ## measure Edge, sidecar, KMIP, kill switch and its bounds, control log, dispatch, manifests and scale
 	@$(BIN)/keymesh bench edge --json
+	@$(BIN)/keymesh bench sidecar --json --seconds 50
+	@$(BIN)/keymesh bench kmip --json
 	@$(BIN)/keymesh bench killswitch --json
 	@$(BIN)/keymesh bench control --json
 	@$(BIN)/keymesh bench orbital --json

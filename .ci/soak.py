@@ -71,7 +71,7 @@ def parts() -> tuple[dict[str, Callable[[], Part]], ...]:
     }
     benches = {
         f"bench-{name}": lambda name=name: json_part("bench", name)
-        for name in ("edge", "killswitch", "control", "orbital", "manifest", "scale")
+        for name in ("edge", "sidecar", "kmip", "killswitch", "control", "orbital", "manifest", "scale")
     }
     return tests, beside, benches
 
