@@ -81,7 +81,7 @@ async def restore(client: AdminClient, args: argparse.Namespace) -> tuple[dict[s
         if is_supervised:
             for name in processes:
                 ask_supervisor(layout, {"do": "release", "name": name})
-    is_serving = is_supervised and await _comes_up(client)
+    is_serving = is_supervised and await comes_up(client)
     return report(base, found, written, is_serving=is_serving), is_supervised and not is_serving
 
 
@@ -246,7 +246,7 @@ async def _hold(layout: Layout, processes: list[str]) -> None:
     raise Unavailable("still-running", "the Registry's process did not end")
 
 
-async def _comes_up(client: AdminClient) -> bool:
+async def comes_up(client: AdminClient) -> bool:
     """Whether the Registry serves before long: a large log takes a while to be read and verified."""
     try:
         await client.until(lambda: _serves(client), what="the Registry serving", timeout_s=START_WAIT_S)

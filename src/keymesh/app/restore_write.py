@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -166,21 +167,21 @@ def _write_records(config: RegistryConfig, kept: dict[str, AnyRecord], base: Bas
         records.write((kept | proofs).items())
     finally:
         records.close()
-    _forget_projection(config)
+    forget_projection(config)
     aside = set_aside(path, f"{path.name}.before-epoch-{base.epoch}")
     made.replace(path)
     return aside
 
 
-def _forget_projection(config: RegistryConfig) -> None:
-    """A shared one that is away is found to be wrong when it is verified."""
+def forget_projection(config: RegistryConfig) -> None:
+    """A shared one that is away, or that we have no way into, is found to be wrong when it is verified."""
     _unlink(Path(config.data_dir) / "projection.db")
-    if config.database is not None and config.database.kind != "sqlite":
+    if config.database is None or config.database.kind == "sqlite":
+        return
+    with suppress(KeymeshError):
         projection = SqlProjection(*database_urls(config.database, Path(config.data_dir)), mesh=config.mesh)
         try:
             projection.discard()
-        except KeymeshError:
-            pass
         finally:
             projection.close()
 

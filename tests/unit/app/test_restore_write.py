@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from tests.unit.registry.test_restore import backed_up, restored
 
 from keymesh.adapters.sqlite_log import SqliteControlLog
 from keymesh.adapters.sqlite_records import SqliteRecords
+from keymesh.app.cli_restore import comes_up
 from keymesh.app.config import RegistryConfig
+from keymesh.app.config_database import DatabaseConfig
 from keymesh.app.config_endpoint import Endpoint
 from keymesh.app.config_log import LogConfig
 from keymesh.app.config_parts import IdentityFiles, Listen
 from keymesh.app.layout import Layout
-from keymesh.app.restore_write import check_lost, check_replicas, prefix_of, write
+from keymesh.app.restore_write import check_lost, check_replicas, forget_projection, prefix_of, write
 from keymesh.control.standby import StandbyLie, lie_name
 from keymesh.model.errors import Refused, Unavailable
 from keymesh.orbital.wire import Codec
@@ -249,3 +252,34 @@ def test_replicas_share_one_log_and_nothing_else(layout: Layout) -> None:
     ):
         with pytest.raises(Refused):
             check_replicas([first, other])
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644], ids=["away", "no-way-in"])
+def test_a_shared_projection_that_is_away_keeps_nobody_from_restoring(layout: Layout, mode: int) -> None:
+    """It is found to be wrong when it is verified."""
+    (layout.registry / "projection.db").write_bytes(b"of the lost history")
+    (layout.registry / "password").write_text("secret")
+    (layout.registry / "password").chmod(mode)
+    with socket.socket() as taken:  # bound and not listening: nobody else's, and it refuses
+        taken.bind(("127.0.0.1", 0))
+        ends = Endpoint(
+            url=f"postgresql://localhost:{taken.getsockname()[1]}/keymesh",
+            username="keymesh",
+            password_file=str(layout.registry / "password"),
+        )
+        forget_projection(registry(layout, database=DatabaseConfig(kind="postgresql", endpoints=(ends,))))
+    assert not (layout.registry / "projection.db").exists()
+
+
+async def test_a_registry_that_reads_on_is_told_from_one_that_serves() -> None:
+    class Client:
+        def __init__(self, late: bool) -> None:
+            self.late = late
+
+        async def until(self, check: Any, *, what: str, timeout_s: float) -> None:
+            if self.late:
+                raise Unavailable("timeout", f"{what} did not happen in {timeout_s} s")
+
+    for late in (True, False):
+        client: Any = Client(late)
+        assert await comes_up(client) is not late
